@@ -1,0 +1,95 @@
+"""What each token of a batch is, and the one rule for who sees whom."""
+
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+
+class Medium(IntEnum):
+    """What a token carries."""
+
+    TEXT = 0
+    IMAGE = 1
+    VIDEO = 2
+    AUDIO = 3
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Five integers per token, each of shape [batch, length].
+
+    document: which sample the token belongs to; -1 is padding.
+    block: tokens of one block see each other and every earlier block of their document.
+    position: what rotary or learned positions count; [batch, length], or [batch, length, 3] for time-height-width.
+    medium: a `Medium`.
+    item: how many media items have begun by this token, in its document (0 before the first).
+    causal: the writer's promise that every block holds one token and no row is padded or packed, so the
+    attention kernel's own causal path may be used.
+    """
+
+    document: Tensor
+    block: Tensor
+    position: Tensor
+    medium: Tensor
+    item: Tensor
+    causal: bool = False
+
+    @property
+    def batch(self) -> int:
+        return self.document.shape[0]
+
+    @property
+    def length(self) -> int:
+        return self.document.shape[1]
+
+    def to(self, device: torch.device | str) -> "Layout":
+        return replace(self, **{name: getattr(self, name).to(device) for name in COLUMNS})
+
+    def rows(self, index: Tensor) -> "Layout":
+        """The layout of some rows of the batch, in the order of `index`."""
+        return replace(self, **{name: getattr(self, name)[index] for name in COLUMNS})
+
+    def span(self, start: int, stop: int) -> "Layout":
+        """The layout of tokens start to stop of every row."""
+        return replace(self, **{name: getattr(self, name)[:, start:stop] for name in COLUMNS})
+
+    def then(self, other: "Layout") -> "Layout":
+        """This layout followed by another of the same batch."""
+        joined = {name: torch.cat([getattr(self, name), getattr(other, name)], dim=1) for name in COLUMNS}
+        return replace(self, **joined, causal=self.causal and other.causal)
+
+    def next(self) -> "Layout":
+        """The layout of one further text token per row: a block and a position past the row's largest.
+
+        The next position is the maximum plus one, not the length: image tokens may share positions.
+        """
+        real = self.document >= 0
+        last = (real * torch.arange(1, self.length + 1, device=real.device)).argmax(dim=1, keepdim=True)
+        position = self.position if self.position.dim() == 2 else self.position.amax(dim=2)
+        step = torch.where(real, position, -1).amax(dim=1, keepdim=True) + 1
+        return Layout(
+            document=self.document.gather(1, last),
+            block=torch.where(real, self.block, -1).amax(dim=1, keepdim=True) + 1,
+            position=step if self.position.dim() == 2 else step[:, :, None].expand(-1, -1, self.position.shape[2]),
+            medium=torch.zeros_like(last),
+            item=self.item.gather(1, last),
+            causal=self.causal,
+        )
+
+
+COLUMNS = ("document", "block", "position", "medium", "item")
+
+
+def visible(query: Layout, key: Layout) -> Tensor:
+    """Who sees whom: same document, and the key's block has begun by the query's. Boolean [batch, queries, keys]."""
+    same = (query.document[:, :, None] == key.document[:, None, :]) & (key.document[:, None, :] >= 0)
+    return same & (key.block[:, None, :] <= query.block[:, :, None])
+
+
+def causal_layout(batch: int, length: int, device: torch.device | str = "cpu") -> Layout:
+    """Plain left-to-right text: every token its own block, no padding."""
+    counted = torch.arange(length, device=device).expand(batch, -1)
+    zero = torch.zeros_like(counted)
+    return Layout(document=zero, block=counted, position=counted, medium=zero, item=zero, causal=True)

@@ -1,0 +1,68 @@
+"""Packed patch vectors with a (time, height, width) grid per item."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+Grid = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Vectors of all items one after the other, each item in row-major order of its grid.
+
+    values: [sum of t*h*w, width]; raw pixels in (channel, row, column) order before an encoder, features after it.
+    grids: (time, height, width) of each item; their products add up to len(values).
+    """
+
+    values: Tensor
+    grids: tuple[Grid, ...]
+
+    def __post_init__(self) -> None:
+        total = sum(t * h * w for t, h, w in self.grids)
+        if total != self.values.shape[0]:
+            raise ValueError(f"{self.values.shape[0]} patch vectors for grids that hold {total}")
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all items have the same grid, so that they can be computed as one dense batch."""
+        return len(set(self.grids)) <= 1
+
+    def dense(self) -> Tensor:
+        """[items, t*h*w, width]; only for a uniform batch."""
+        return self.values.unflatten(0, (len(self.grids), -1))
+
+    def items(self) -> list[Tensor]:
+        """One tensor [t*h*w, width] per item."""
+        return list(self.values.split([t * h * w for t, h, w in self.grids]))
+
+    def with_values(self, values: Tensor) -> "Patches":
+        return replace(self, values=values)
+
+    def to(self, *args: torch.device | torch.dtype | str) -> "Patches":
+        return replace(self, values=self.values.to(*args))
+
+
+def patchify(pixels: Tensor, patch: int) -> Patches:
+    """Cut pictures [items, channels, height, width] into patch vectors; what does not fill a patch is dropped.
+
+    Dropping the remainder is what a convolution without padding does (SigLIP at 384 with patch 14 keeps 27x27).
+    """
+    items, channels, height, width = pixels.shape
+    rows, columns = height // patch, width // patch
+    kept = pixels[:, :, : rows * patch, : columns * patch]
+    cut = kept.reshape(items, channels, rows, patch, columns, patch).permute(0, 2, 4, 1, 3, 5)
+    return Patches(cut.reshape(items * rows * columns, channels * patch * patch), ((1, rows, columns),) * items)
+
+
+def unpatchify(patches: Patches, patch: int) -> Tensor:
+    """The pictures [items, channels, height, width] of a uniform batch of single-frame patch vectors."""
+    _, rows, columns = patches.grids[0]
+    cut = patches.values.reshape(len(patches.grids), rows, columns, -1, patch, patch)
+    return cut.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+
+def join(batches: list[Patches]) -> Patches:
+    """Several packs as one."""
+    return Patches(torch.cat([b.values for b in batches]), tuple(grid for b in batches for grid in b.grids))

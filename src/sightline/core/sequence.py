@@ -1,0 +1,109 @@
+"""An interleaved conversation as values: parts, messages, conversations. Equal by content, so they can key a cache."""
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import PIL.Image
+
+from .geometry import Box, Point
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of text as its author typed it; it can never become a control token."""
+
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """A decoded, upright RGB picture; two images are equal when size and pixels are."""
+
+    picture: PIL.Image.Image
+    source: str = ""  # where it came from, for messages only
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over mode, size and pixels, in hexadecimal."""
+        head = f"{self.picture.mode} {self.picture.size}".encode()
+        return hashlib.sha256(head + self.picture.tobytes()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Image) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+
+@dataclass(frozen=True)
+class Video:
+    """Frames of a film with their times in seconds, in order."""
+
+    frames: tuple[Image, ...]
+    times: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Audio:
+    """Mono samples in [-1, 1] at `rate` Hz."""
+
+    samples: Any  # float32 array [n]
+    rate: int
+
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.sha256(f"{self.rate}".encode() + self.samples.tobytes()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Audio) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+
+@dataclass(frozen=True)
+class Region:
+    """A place in an image of the same conversation, referred to or answered with."""
+
+    shape: Box | Point
+    image: int = 0  # which image of the conversation, counted from 0
+
+
+Part = Text | Image | Video | Audio | Region
+
+
+@dataclass(frozen=True)
+class Message:
+    """What one role says in one turn."""
+
+    role: Role
+    parts: tuple[Part, ...] = field(default=())
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.parts if isinstance(part, Text))
+
+
+Conversation = tuple[Message, ...]
+
+
+def ask(question: str, *images: Image, answer: str | None = None) -> Conversation:
+    """The conversation of one question about some images, with its answer when it is known."""
+    user = Message("user", (*images, Text(question)))
+    return (user,) if answer is None else (user, Message("assistant", (Text(answer),)))
+
+
+def images_of(conversation: Conversation) -> tuple[Image, ...]:
+    """Every image of a conversation, in order; a video's frames count one by one."""
+    found: list[Image] = []
+    for message in conversation:
+        for part in message.parts:
+            if isinstance(part, Image):
+                found.append(part)
+            elif isinstance(part, Video):
+                found.extend(part.frames)
+    return tuple(found)
