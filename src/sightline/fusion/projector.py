@@ -1,0 +1,86 @@
+"""Features to the decoder's width: linear, multi-layer perceptron, or one that folds squares of patches together."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..core.config import config
+from ..core.errors import ConfigError
+from ..core.patches import Grid, Patches
+from ..language.decoder import DecoderConfig, plain_blocks
+from ..layers.feedforward import activation
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """What a fusion hands to the decoder.
+
+    tokens: [n, width], written into the sequence's slots in order; memory: what cross-attention blocks look at.
+    """
+
+    tokens: Tensor | None = None
+    memory: Tensor | None = None
+
+
+@config
+class ProjectorConfig:
+    """Sizes and settings of a projector."""
+
+    inputs: int  # width of the features
+    width: int  # width of the decoder
+    kind: Literal["projector"] = "projector"
+    layers: int = 2
+    hidden: int | None = None  # between two layers; None: the decoder's width
+    activation: str = "gelu"
+    bias: bool = True
+    shuffle: int = 1  # side of the square of patches that becomes one token
+    norm: bool = False  # a norm over the folded features (InternVL)
+
+
+class Projector(nn.Module):
+    """LLaVA's linear map or MLP (arXiv:2304.08485, 2310.03744); with `shuffle`, InternVL's (arXiv:2404.16821)."""
+
+    def __init__(self, cfg: ProjectorConfig) -> None:
+        super().__init__()
+        if cfg.layers < 1:
+            raise ConfigError(f"a projector has at least one layer, not {cfg.layers}")
+        self.config = cfg
+        inputs, hidden = cfg.inputs * cfg.shuffle**2, cfg.hidden or cfg.width
+        sizes = [inputs, *[hidden] * (cfg.layers - 1), cfg.width]
+        self.norm = nn.LayerNorm(inputs) if cfg.norm else None
+        self.layers = nn.ModuleList(nn.Linear(a, b, bias=cfg.bias) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.act = activation(cfg.activation)
+
+    def num_tokens(self, grid: Grid) -> int:
+        """How many slots of the sequence an item with this grid takes."""
+        frames, rows, columns = grid
+        side = self.config.shuffle
+        if rows % side or columns % side:
+            raise ConfigError(f"a grid of {rows}x{columns} patches cannot be folded in squares of {side}")
+        return frames * (rows // side) * (columns // side)
+
+    def forward(self, features: Patches) -> Bridge:
+        """Features [n, inputs] to tokens [m, width]."""
+        x = features.values if self.config.shuffle == 1 else fold(features, self.config.shuffle)
+        if self.norm is not None:
+            x = self.norm(x)
+        x = self.layers[0](x)
+        for layer in self.layers[1:]:
+            x = layer(self.act(x))
+        return Bridge(tokens=x)
+
+    def blocks(self, decoder: DecoderConfig) -> list[nn.Module]:
+        """A projector leaves the decoder as it is."""
+        return plain_blocks(decoder)
+
+
+def fold(features: Patches, side: int) -> Tensor:
+    """Squares of `side` x `side` patches as one vector, row by row within the square, on every frame."""
+    if features.uniform:
+        frames, rows, columns = features.grids[0]
+        x = features.values.reshape(-1, frames, rows // side, side, columns // side, side, features.values.shape[1])
+        return x.permute(0, 1, 2, 4, 3, 5, 6).flatten(4).flatten(0, 3)
+    items = zip(features.items(), features.grids, strict=True)
+    return torch.cat([fold(Patches(item, (grid,)), side) for item, grid in items])

@@ -1,0 +1,89 @@
+"""Keys and values of what a decoder has read, owned by the caller, with the layout of what it holds."""
+
+import torch
+from torch import Tensor
+
+from ..core.layout import Layout
+
+
+class LayerCache:
+    """Keys and values [batch, kv_heads, capacity, dim] of one layer; the first `length` are filled."""
+
+    def __init__(self, capacity: int = 0) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self.key: Tensor | None = None
+        self.value: Tensor | None = None
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new keys and values; return views of all of them so far."""
+        stop = self.length + key.shape[2]
+        if self.key is None or self.value is None or stop > self.key.shape[2]:
+            self.grow(key, stop)
+        assert self.key is not None and self.value is not None
+        self.key[:, :, self.length : stop] = key
+        self.value[:, :, self.length : stop] = value
+        self.length = stop
+        return self.key[:, :, :stop], self.value[:, :, :stop]
+
+    def grow(self, like: Tensor, needed: int) -> None:
+        """Make room, doubling so that appending one by one stays linear in time."""
+        room = max(needed, self.capacity, 2 * self.length)
+        shape = (like.shape[0], like.shape[1], room, like.shape[3])
+        key, value = like.new_empty(shape), like.new_empty(shape)
+        if self.key is not None and self.value is not None:
+            key[:, :, : self.length] = self.key[:, :, : self.length]
+            value[:, :, : self.length] = self.value[:, :, : self.length]
+        self.key, self.value = key, value
+
+    def rows(self, index: Tensor) -> "LayerCache":
+        """A copy that holds these rows, in this order."""
+        out = LayerCache(self.capacity)
+        out.length = self.length
+        if self.key is not None and self.value is not None:
+            out.key, out.value = self.key[index], self.value[index]
+        return out
+
+
+class Cache:
+    """One `LayerCache` per block and the layout of every token they hold.
+
+    `capacity` is how many tokens to make room for at once; more are taken when needed.
+    """
+
+    def __init__(self, depth: int, capacity: int = 0) -> None:
+        self.layers = [LayerCache(capacity) for _ in range(depth)]
+        self.layout: Layout | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens held per row, padding included."""
+        return 0 if self.layout is None else self.layout.length
+
+    def read(self, layout: Layout) -> Layout:
+        """Remember the layout of tokens about to be read; return that of all keys they may look at."""
+        self.layout = layout if self.layout is None else self.layout.then(layout)
+        return self.layout
+
+    def keep(self, rows: Tensor) -> "Cache":
+        """A copy with only these rows [n] of the batch, in this order; a row may be named several times."""
+        out = Cache(0)
+        out.layers = [layer.rows(rows) for layer in self.layers]
+        out.layout = None if self.layout is None else self.layout.rows(rows)
+        return out
+
+    def copy(self, times: int) -> "Cache":
+        """A copy with every row repeated: one prefill, many continuations."""
+        if self.layout is None:
+            raise ValueError("an empty cache has no rows to copy")
+        return self.keep(torch.arange(self.layout.batch).repeat_interleave(times))
+
+    def cut(self, length: int) -> "Cache":
+        """The same storage seen as holding only its first tokens; appending to it overwrites the rest."""
+        out = Cache(0)
+        for layer in self.layers:
+            short = LayerCache(layer.capacity)
+            short.key, short.value, short.length = layer.key, layer.value, length
+            out.layers.append(short)
+        out.layout = None if self.layout is None else self.layout.span(0, length)
+        return out

@@ -1,0 +1,141 @@
+"""One decoder whose settings are LLaMA/Vicuna, Qwen2 and Gemma; its blocks are given, so it never imports fusion.
+
+- LLaMA (arXiv:2302.13971): RMSNorm before each branch, half-split rotary positions, SwiGLU, no biases.
+- Qwen2 (arXiv:2407.10671): the same with biases on queries, keys and values.
+- Gemma (arXiv:2403.08295): norm weights stored minus one, tanh-GELU gate, embeddings times sqrt(width), tied head.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..core.config import config
+from ..core.layout import Layout, visible
+from ..layers.attention import Attention, KeyValueStore
+from ..layers.feedforward import GatedFeedForward
+from ..layers.norms import RMSNorm
+from ..layers.rotary import rotary_table
+from .cache import Cache, LayerCache
+
+
+@config
+class DecoderConfig:
+    """Sizes and settings of a decoder."""
+
+    vocab_size: int
+    width: int
+    depth: int
+    heads: int
+    mlp: int
+    kv_heads: int | None = None  # None: as many as heads
+    head_dim: int | None = None  # None: width / heads
+    activation: str = "silu"
+    eps: float = 1e-6
+    norm_offset: bool = False  # norm weights are stored as their difference from one
+    rope_theta: float = 10_000.0
+    qkv_bias: bool = False
+    out_bias: bool = False
+    tied: bool = False  # the head is the embedding table
+    scale_embedding: bool = False  # embeddings times sqrt(width)
+    max_length: int = 2048  # tokens of context the model was trained for
+
+    @property
+    def rotary_dim(self) -> int:
+        return self.head_dim or self.width // self.heads
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every block needs, computed once per step.
+
+    mask: [batch, 1, queries, keys], True where seen; None where `causal` or nothing is hidden.
+    rotary: cosines and sines [batch, 1, queries, head_dim].
+    memory: what cross-attention blocks look at.
+    """
+
+    layout: Layout
+    mask: Tensor | None
+    causal: bool
+    rotary: tuple[Tensor, Tensor] | None
+    memory: Tensor | None = None
+
+
+class Block(Protocol):
+    """What the decoder asks of a block."""
+
+    def __call__(self, x: Tensor, context: Context, cache: KeyValueStore | None) -> Tensor:
+        """x [batch, length, width] to the same shape."""
+        ...
+
+
+class SelfBlock(nn.Module):
+    """Self-attention and gated feed-forward, a norm before each."""
+
+    def __init__(self, cfg: DecoderConfig) -> None:
+        super().__init__()
+        self.norm1 = RMSNorm(cfg.width, cfg.eps, cfg.norm_offset)
+        self.attention = Attention(cfg.width, cfg.heads, cfg.kv_heads, cfg.head_dim, cfg.qkv_bias, cfg.out_bias)
+        self.norm2 = RMSNorm(cfg.width, cfg.eps, cfg.norm_offset)
+        self.feedforward = GatedFeedForward(cfg.width, cfg.mlp, cfg.activation)
+
+    def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
+        x = x + self.attention(self.norm1(x), context.mask, context.causal, context.rotary, cache)
+        return x + self.feedforward(self.norm2(x))
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks, final norm and head."""
+
+    def __init__(self, cfg: DecoderConfig, blocks: Sequence[nn.Module] | None = None) -> None:
+        super().__init__()
+        self.config = cfg
+        self.embedding = nn.Embedding(cfg.vocab_size, cfg.width)
+        self.blocks = nn.ModuleList(plain_blocks(cfg) if blocks is None else blocks)
+        self.norm = RMSNorm(cfg.width, cfg.eps, cfg.norm_offset)
+        self.head = None if cfg.tied else nn.Linear(cfg.width, cfg.vocab_size, bias=False)
+        self.reset()
+
+    def reset(self) -> None:
+        """Random start: normal of 0.02, biases zero."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids [batch, length] to vectors [batch, length, width]."""
+        x = self.embedding(ids)
+        if self.config.scale_embedding:  # the factor is rounded to the weights' precision, as Gemma's code does
+            x = x * torch.tensor(self.config.width**0.5, dtype=x.dtype)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores over the vocabulary in float32, [..., vocab_size]."""
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        return F.linear(hidden, weight.to(hidden.dtype)).float()
+
+    def context(self, layout: Layout, keys: Layout, memory: Tensor | None, dtype: torch.dtype) -> Context:
+        """Masks and rotary tables of one step."""
+        cos, sin = rotary_table(layout.position, self.config.rotary_dim, self.config.rope_theta, dtype)
+        rotary = cos[:, None], sin[:, None]
+        if keys.causal and (layout.length == keys.length or layout.length == 1):
+            return Context(layout, None, layout.length > 1, rotary, memory)
+        return Context(layout, visible(layout, keys)[:, None], False, rotary, memory)
+
+    def forward(self, x: Tensor, layout: Layout, memory: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """Vectors [batch, length, width] to normed hidden states of the same shape."""
+        keys = cache.read(layout) if cache else layout
+        context = self.context(layout, keys, memory, x.dtype)
+        for i, block in enumerate(self.blocks):
+            x = block(x, context, cache.layers[i] if cache else None)
+        return self.norm(x)
+
+
+def plain_blocks(cfg: DecoderConfig) -> list[nn.Module]:
+    """The blocks of a decoder that nothing is fused into."""
+    return [SelfBlock(cfg) for _ in range(cfg.depth)]

@@ -1,0 +1,79 @@
+"""A vision-language model: an encoder sees, a fusion bridges, a decoder reads and writes."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .core.config import config
+from .core.patches import Patches
+from .data.batch import Batch
+from .encoders.vit import ViT, ViTConfig
+from .fusion.projector import Bridge, Projector, ProjectorConfig
+from .language.cache import Cache
+from .language.decoder import Decoder, DecoderConfig
+
+
+@config
+class VLMConfig:
+    """The three parts and how the text looks at the image.
+
+    look: "causal", or "prefix" where image and question see themselves whole (PaliGemma).
+    """
+
+    image: ViTConfig
+    fusion: ProjectorConfig
+    decoder: DecoderConfig
+    look: Literal["causal", "prefix"] = "causal"
+
+
+class VLM(nn.Module):
+    """Encoder, fusion and decoder; stateless, the caller owns batch and cache."""
+
+    def __init__(self, cfg: VLMConfig) -> None:
+        super().__init__()
+        self.config = cfg
+        self.encoder = ViT(cfg.image)
+        self.fusion = Projector(cfg.fusion)
+        self.decoder = Decoder(cfg.decoder, self.fusion.blocks(cfg.decoder))
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.embedding.weight.dtype
+
+    def see(self, patches: Patches) -> Bridge:
+        """Pixel patches to what the decoder is given of them."""
+        bridge: Bridge = self.fusion(self.encoder(patches))
+        return bridge
+
+    def embed(self, ids: Tensor, slots: Tensor, bridge: Bridge | None) -> Tensor:
+        """Token vectors [batch, length, width] with the bridge's tokens in their slots (flat indices)."""
+        x = self.decoder.embed(ids)
+        if bridge is None or bridge.tokens is None:
+            return x
+        if len(slots) != len(bridge.tokens):
+            raise ValueError(
+                f"{len(bridge.tokens)} image tokens for {len(slots)} slots; features would land on the wrong tokens"
+            )
+        return x.flatten(0, 1).index_copy(0, slots, bridge.tokens.to(x.dtype)).view_as(x)
+
+    def forward(self, batch: Batch, cache: Cache | None = None, bridge: Bridge | None = None) -> Tensor:
+        """Normed hidden states [batch, length, width]; a `bridge` computed before replaces the batch's patches."""
+        if bridge is None and batch.patches is not None:
+            bridge = self.see(batch.patches)
+        x = self.embed(batch.ids, batch.slots, bridge)
+        memory = None if bridge is None else bridge.memory
+        hidden: Tensor = self.decoder(x, batch.layout, memory, cache)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores over the vocabulary in float32."""
+        return self.decoder.logits(hidden)
+
+    def new_cache(self, capacity: int = 0) -> Cache:
+        """An empty cache for this model."""
+        return Cache(len(self.decoder.blocks), capacity)
