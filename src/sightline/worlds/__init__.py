@@ -1,0 +1,18 @@
+"""Synthetic worlds: seeded pictures with exact truth."""
+
+from .scene_questions import KINDS, Question, questions
+from .scenes import COLORS, SHAPES, SIZES, TEXTURES, Object, Scene, SceneConfig, scene
+
+__all__ = [
+    "COLORS",
+    "KINDS",
+    "SHAPES",
+    "SIZES",
+    "TEXTURES",
+    "Object",
+    "Question",
+    "Scene",
+    "SceneConfig",
+    "questions",
+    "scene",
+]
