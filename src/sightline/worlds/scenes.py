@@ -40,8 +40,8 @@ TEXTURES = ("solid", "striped", "dotted", "hollow")
 Xyxy = tuple[int, int, int, int]
 
 _EXTENTS = {
-    "small": (14, 15, 16, 17, 18),
-    "large": (28, 30, 32, 34, 36, 38),
+    "small": (18, 19, 20, 21, 22),
+    "large": (30, 32, 34, 36, 38),
 }  # the longer side, in pixels of a canvas whose shorter side is 128
 _SPACING = 16  # least distance of two centres along x or y, same unit: no two in one patch of 16
 _VISIBLE = 0.65  # least visible part of an object
