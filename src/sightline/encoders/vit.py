@@ -93,14 +93,15 @@ class ConvStem(nn.Module):
             raise ConfigError(f"a stem of {len(stem)} halvings needs a patch size divisible by {2 ** len(stem)}, not {patch}")
         sizes = (channels, *stem)
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(sizes, stem, strict=False))
+        self.norms = nn.ModuleList(nn.GroupNorm(1, b) for b in stem)  # without them shapes are learned much later
         self.patch = patch
         self.rest = patch // 2 ** len(stem)
 
     def forward(self, patches: Patches) -> Tensor:
         """Pixels of a uniform batch to vectors [items, patches, channels * rest * rest]."""
         x = unpatchify(patches, self.patch).contiguous(memory_format=torch.channels_last)
-        for conv in self.convs:
-            x = F.gelu(conv(x))
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = F.gelu(norm(conv(x)))
         items, channels, rows, columns = x.shape
         cut = x.reshape(items, channels, rows // self.rest, self.rest, columns // self.rest, self.rest)
         return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
