@@ -1,6 +1,7 @@
 """Synthetic worlds: seeded pictures with exact truth."""
 
-from .scene_questions import KINDS, Question, questions
+from .scene_asking import Question
+from .scene_questions import KINDS, questions
 from .scenes import COLORS, SHAPES, SIZES, TEXTURES, Object, Scene, SceneConfig, scene
 
 __all__ = [

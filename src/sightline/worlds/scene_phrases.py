@@ -48,15 +48,15 @@ class Phrase:
         )
 
     def singular(self, generic: str = "object") -> str:
-        """ "small red circle"; `generic` stands where no shape is said."""
+        """As in "small red circle"; `generic` stands where no shape is said."""
         return " ".join(word for word in (self.size, self.texture, self.color, self.shape or generic) if word)
 
     def plural(self, generic: str = "object") -> str:
-        """ "small red circles"."""
+        """As in "small red circles"."""
         return plural(self.singular(generic))
 
     def counted(self, count: int, generic: str = "object") -> str:
-        """ "a red circle", "three red circles"."""
+        """As in "a red circle" or "three red circles"."""
         return article(self.singular(generic)) if count == 1 else f"{number(count)} {self.plural(generic)}"
 
 

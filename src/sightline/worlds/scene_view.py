@@ -5,7 +5,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
+from itertools import pairwise, product
 
 from .scene_phrases import GENERIC, Phrase
 from .scenes import Object, Scene
@@ -84,6 +84,7 @@ class View:
         self.textured = scene.textured
         self.margin = _MARGIN * min(scene.size)
         self._counts: dict[Phrase, int] = {}
+        self._named: dict[int, list[tuple[tuple[str, ...], Phrase]]] = {}
 
     def count(self, phrase: Phrase) -> int:
         """How many objects match."""
@@ -133,13 +134,13 @@ class View:
             present = [phrase for phrase in phrases if self.count(phrase)]
             pool = phrases if rng.random() < 0.25 else present
             unequal = self._unequal(pool)
-            same = next(((a, b) for a, b in zip(present, present[1:]) if self.count(a) == self.count(b)), None)
+            same = next(((a, b) for a, b in pairwise(present) if self.count(a) == self.count(b)), None)
             if unequal and (same or not equal):
                 return Compared(unequal, same)
         return None
 
     def _unequal(self, phrases: Sequence[Phrase]) -> tuple[Phrase, Phrase] | None:
-        for first, second in zip(phrases, phrases[1:]):
+        for first, second in pairwise(phrases):
             if self.count(first) != self.count(second):
                 return (first, second) if self.count(first) > self.count(second) else (second, first)
         return None
@@ -151,7 +152,8 @@ class View:
         if rng.random() < 0.5:
             return self._about_all(rng)
         by, name = rng.choice((("shape", "color"), ("color", "size"), ("shape", "size")))
-        alike, mixed = [], []
+        alike: list[tuple[Phrase, str]] = []
+        mixed: list[tuple[Phrase, str]] = []
         for phrase in self.kinds[by]:
             values = [getattr(each, name) for each in self.objects if phrase.matches(each)]
             if len(values) > 1:
@@ -177,18 +179,21 @@ class View:
         """Words that fit `thing` alone, none of them about the attribute `without`."""
         if len(self.objects) == 1 and rng.random() < 0.3:
             return Reference(f"the {rng.choice(GENERIC)}", Phrase(), thing)
-        fitting = [
-            attributes
-            for attributes in _NAMINGS
-            if without not in attributes
-            and (self.textured or "texture" not in attributes)
-            and self.count(Phrase.of(thing, attributes)) == 1
-        ]
+        fitting = {named: phrase for named, phrase in self._names(thing) if without not in named}
         if not fitting:
             return None
-        chosen = rng.choices(fitting, [_NAMINGS[attributes] for attributes in fitting])[0]
-        phrase = Phrase.of(thing, chosen)
+        chosen = rng.choices(list(fitting), [_NAMINGS[named] for named in fitting])[0]
+        phrase = fitting[chosen]
         return Reference(f"the {phrase.singular(rng.choice(GENERIC))}", phrase, thing)
+
+    def _names(self, thing: Object) -> list[tuple[tuple[str, ...], Phrase]]:
+        """The attributes that tell `thing` from all others, with the phrases that say them."""
+        known = self._named.get(id(thing))
+        if known is None:
+            allowed = [named for named in _NAMINGS if self.textured or "texture" not in named]
+            phrases = [(named, Phrase.of(thing, named)) for named in allowed]
+            known = self._named[id(thing)] = [each for each in phrases if self.count(each[1]) == 1]
+        return known
 
     def any_reference(self, rng: random.Random, without: str = "") -> Reference | None:
         """Words for some object, by its attributes or, now and then or in need, as the outermost on one side."""

@@ -39,10 +39,9 @@ TEXTURES = ("solid", "striped", "dotted", "hollow")
 
 Xyxy = tuple[int, int, int, int]
 
-_EXTENTS = {
-    "small": (18, 19, 20, 21, 22),
-    "large": (30, 32, 34, 36, 38),
-}  # the longer side, in pixels of a canvas whose shorter side is 128
+# The longer side, in pixels of a canvas whose shorter side is 128: small enough for twelve, large enough to be told
+# apart, and a gap between the two sizes.
+_EXTENTS = {"small": (18, 19, 20, 21, 22), "large": (30, 32, 34, 36, 38)}
 _SPACING = 16  # least distance of two centres along x or y, same unit: no two in one patch of 16
 _VISIBLE = 0.65  # least visible part of an object
 _TRIES = 60
@@ -105,7 +104,7 @@ class Object:
 
     @property
     def label(self) -> str:
-        """ "red circle"."""
+        """Colour and shape, as in "red circle"."""
         return f"{self.color} {self.shape}"
 
     def stamp(self) -> Stamp:

@@ -21,7 +21,7 @@ def number(value: int) -> str:
 
 
 def series(items: Sequence[str]) -> str:
-    """ "a", "a and b", "a, b and c"."""
+    """Items in a row: "a", "a and b", "a, b and c"."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
