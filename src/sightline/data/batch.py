@@ -1,0 +1,126 @@
+"""Examples made of ids and media, and how several become one batch: padded on a side, or packed into rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..core.geometry import Transform
+from ..core.layout import Layout
+from ..core.patches import Patches, join, patchify
+
+IGNORE = -100  # a label that teaches nothing
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sequence; every column has its length.
+
+    ids, block, position, medium, item: int64 [length], as in `core.layout`.
+    labels: int64 [length]; labels[t] is the id to predict after token t, -100 where nothing is learned.
+    slots: int64 [n], where image tokens go, in order; pixels: one float tensor [3, height, width] per image.
+    transforms: one per image, from the original picture to what the model sees.
+    """
+
+    ids: Tensor
+    block: Tensor
+    position: Tensor
+    medium: Tensor
+    item: Tensor
+    labels: Tensor
+    slots: Tensor
+    pixels: tuple[Tensor, ...] = ()
+    transforms: tuple[Transform, ...] = ()
+    causal: bool = True
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a model reads in one step.
+
+    ids, labels: [batch, length]; slots: flat indices row * length + t of image tokens; patches: raw pixel vectors.
+    """
+
+    ids: Tensor
+    layout: Layout
+    slots: Tensor
+    patches: Patches | None = None
+    labels: Tensor | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        return replace(
+            self,
+            ids=self.ids.to(device),
+            layout=self.layout.to(device),
+            slots=self.slots.to(device),
+            patches=None if self.patches is None else self.patches.to(device),
+            labels=None if self.labels is None else self.labels.to(device),
+        )
+
+
+_FILL = {"document": -1, "block": 0, "position": 0, "medium": 0, "item": 0, "labels": IGNORE}
+
+
+def collate(
+    examples: Sequence[Example], patch: int, pad_id: int, side: Literal["left", "right"] = "right", multiple: int = 1
+) -> Batch:
+    """One example per row, padded on one side to the longest length rounded up to `multiple`.
+
+    Causal rows padded on the right keep the promise of `Layout.causal`: no real token comes after the padding.
+    """
+    longest = max(example.length for example in examples)
+    length = -(-longest // multiple) * multiple
+    offsets = [length - example.length if side == "left" else 0 for example in examples]
+    rows = [[(example, offset)] for example, offset in zip(examples, offsets, strict=True)]
+    plain = all(example.causal for example in examples) and not any(offsets)
+    return _assemble(rows, length, patch, pad_id, causal=plain)
+
+
+def pack(examples: Sequence[Example], patch: int, pad_id: int, length: int) -> Batch:
+    """Several examples per row of `length`, each its own document; longest first into the first row with room."""
+    too_long = max(example.length for example in examples)
+    if too_long > length:
+        raise ValueError(f"an example of {too_long} tokens does not fit rows of {length}")
+    rows: list[list[tuple[Example, int]]] = []
+    used: list[int] = []
+    for example in sorted(examples, key=lambda each: -each.length):
+        row = next((i for i, n in enumerate(used) if n + example.length <= length), len(rows))
+        if row == len(rows):
+            rows.append([])
+            used.append(0)
+        rows[row].append((example, used[row]))
+        used[row] += example.length
+    return _assemble(rows, length, patch, pad_id, causal=all(len(row) == 1 and row[0][0].causal for row in rows))
+
+
+def _assemble(rows: list[list[tuple[Example, int]]], length: int, patch: int, pad_id: int, causal: bool) -> Batch:
+    """Write every example into its row at its offset."""
+    ids = torch.full((len(rows), length), pad_id)
+    columns = {name: torch.full((len(rows), length), fill) for name, fill in _FILL.items()}
+    slots, patches = [], []
+    for r, row in enumerate(rows):
+        for document, (example, offset) in enumerate(row):
+            span = slice(offset, offset + example.length)
+            ids[r, span] = example.ids
+            columns["document"][r, span] = document
+            for name in ("block", "position", "medium", "item", "labels"):
+                columns[name][r, span] = getattr(example, name)
+            slots.append(example.slots + r * length + offset)
+            patches += [patchify(pixels[None], patch) for pixels in example.pixels]
+    labels = columns.pop("labels")
+    return Batch(
+        ids=ids,
+        layout=Layout(**columns, causal=causal),
+        slots=torch.cat(slots) if slots else torch.zeros(0, dtype=torch.int64),
+        patches=join(patches) if patches else None,
+        labels=labels,
+        extra={"examples": [[example.extra for example, _ in row] for row in rows]},
+    )

@@ -1,0 +1,162 @@
+"""Text to ids and back, where text can never become a control token.
+
+A published tokenizer looks for its control tokens inside whatever text it is given, so a user who types `<image>`
+forges one. Here the tokens that control a model are taken out of the text tokenizer altogether; a template names them
+and their ids are joined with those of the text around them.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from ..core.config import nearest
+from ..core.errors import CheckpointError, ConfigError
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of decoded output: ordinary text, or one control token by its name."""
+
+    text: str
+    control: bool = False
+
+
+class Tokenizer:
+    """A `tokenizer.json` split into a text side without control tokens and a table of the control tokens."""
+
+    def __init__(self, spec: dict[str, Any], bos: str = "", eos: str = "", pad: str = "", unk: str = "") -> None:
+        added = spec.get("added_tokens") or []
+        self.spec = spec
+        self.controls: dict[str, int] = {token["content"]: token["id"] for token in added}
+        self.bos, self.eos, self.pad, self.unk = bos, eos, pad, unk
+        self._names = {index: name for name, index in self.controls.items()}
+        self._whole = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        bare = {**spec, "added_tokens": [], "post_processor": None}
+        self._text = tokenizers.Tokenizer.from_str(json.dumps(bare))
+        self._encode = lru_cache(maxsize=65_536)(self._encode_once)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "Tokenizer":
+        """Read `tokenizer.json`, and the names of its special tokens from `tokenizer_config.json`."""
+        path = folder / "tokenizer.json"
+        try:
+            spec = json.loads(path.read_text(encoding="utf-8"))
+            extra = folder / "tokenizer_config.json"
+            names = json.loads(extra.read_text(encoding="utf-8")) if extra.exists() else {}
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: cannot be read as a tokenizer ({error})".splitlines()[0]) from None
+        return cls(spec, **{key: _content(names.get(f"{key}_token")) for key in ("bos", "eos", "pad", "unk")})
+
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.json` and `tokenizer_config.json`."""
+        (folder / "tokenizer.json").write_text(json.dumps(self.spec, ensure_ascii=False), encoding="utf-8")
+        names = {f"{key}_token": getattr(self, key) for key in ("bos", "eos", "pad", "unk") if getattr(self, key)}
+        (folder / "tokenizer_config.json").write_text(json.dumps(names, indent=1), encoding="utf-8")
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids in use, control tokens included."""
+        return int(self._whole.get_vocab_size(with_added_tokens=True))
+
+    def control(self, name: str) -> int:
+        """The id of a control token; ConfigError tells the nearest known one."""
+        if name not in self.controls:
+            raise ConfigError(f"the tokenizer has no control token {name!r}{nearest(name, self.controls)}")
+        return self.controls[name]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text; none of them is a control token, whatever the text says."""
+        return list(self._encode(text))
+
+    def _encode_once(self, text: str) -> tuple[int, ...]:
+        ids = self._text.encode(text, add_special_tokens=False).ids
+        forged = [i for i, index in enumerate(ids) if index in self._names and self._names[index] != self.unk]
+        if not forged:
+            return tuple(ids)
+        # a vocabulary may also hold a control token as an ordinary entry; then its letters are read one by one
+        return tuple(index for letter in text for index in self._letter(letter))
+
+    def _letter(self, letter: str) -> list[int]:
+        return [i for i in self._text.encode(letter, add_special_tokens=False).ids if i not in self._names]
+
+    def trusted(self, text: str) -> list[int]:
+        """Ids of text that this program wrote itself, where control tokens count as such."""
+        ids: list[int] = []
+        for piece in self.split(text):
+            ids += [self.controls[piece.text]] if piece.control else self.encode(piece.text)
+        return ids
+
+    def split(self, text: str) -> list[Piece]:
+        """Cut text at the names of control tokens, longest name first."""
+        found: list[Piece] = []
+        start = 0
+        for place, name in _occurrences(text, tuple(self.controls)):
+            if place < start:
+                continue
+            if place > start:
+                found.append(Piece(text[start:place]))
+            found.append(Piece(name, control=True))
+            start = place + len(name)
+        return found + ([Piece(text[start:])] if start < len(text) else [])
+
+    def pieces(self, ids: Sequence[int]) -> list[Piece]:
+        """Decoded output with control tokens kept apart from text that merely looks like them."""
+        out: list[Piece] = []
+        run: list[int] = []
+        for index in [*ids, None]:
+            if index is not None and index not in self._names:
+                run.append(index)
+                continue
+            if run:
+                out.append(Piece(self._text.decode(run, skip_special_tokens=False)))
+                run = []
+            if index is not None:
+                out.append(Piece(self._names[index], control=True))
+        return out
+
+    def decode(self, ids: Sequence[int], skip_control: bool = True) -> str:
+        """Text of ids; control tokens are left out, or shown by name."""
+        return "".join(piece.text for piece in self.pieces(ids) if not (piece.control and skip_control))
+
+
+def _occurrences(text: str, names: tuple[str, ...]) -> list[tuple[int, str]]:
+    """Where names begin in text, by place, the longest first at one place."""
+    found = []
+    for name in names:
+        place = text.find(name)
+        while place >= 0:
+            found.append((place, name))
+            place = text.find(name, place + 1)
+    return sorted(found, key=lambda each: (each[0], -len(each[1])))
+
+
+def _content(token: Any) -> str:
+    """The string of a special token, which files give plainly or as a record."""
+    if isinstance(token, dict):
+        return str(token.get("content", ""))
+    return str(token or "")
+
+
+def train_tokenizer(texts: Iterable[str], size: int, controls: Sequence[str], **names: str) -> Tokenizer:
+    """Learn a byte-level BPE of at most `size` ids: any text can be written, common words are one token.
+
+    `names` are the bos, eos and pad among `controls`. (Byte-level BPE: Radford et al. 2019, GPT-2.)
+    """
+    built = tokenizers.Tokenizer(models.BPE())
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    built.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=list(controls),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        min_frequency=20,
+        show_progress=False,
+    )
+    built.train_from_iterator(texts, trainer)
+    return Tokenizer(json.loads(built.to_str()), **names)
