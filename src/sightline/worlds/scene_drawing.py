@@ -283,8 +283,8 @@ def paint(canvas: Image.Image, made: Stamp, at: tuple[int, int], color: str, rgb
         canvas.paste(_mixed(rgb, (255, 255, 255), 0.45), at, made.glow)
     if made.pattern is not None:
         canvas.paste(_tint(color, rgb), at, made.pattern)
-    if style in ("bordered", "sketchy") and made.border is not None:
-        canvas.paste((110, 110, 110) if color == "black" else _mixed(rgb, (0, 0, 0), 0.65), at, made.border)
+    if style in ("bordered", "sketchy") and made.border is not None and color != "black":
+        canvas.paste(_mixed(rgb, (0, 0, 0), 0.65), at, made.border)
 
 
 def _mixed(rgb: Rgb, other: Rgb, amount: float) -> Rgb:

@@ -275,14 +275,16 @@ class _Board:
                     return
 
     def _clear(self, box: Xyxy, color: str) -> bool:
-        """Centres far enough apart, and boxes too unless these two may overlap."""
+        """Centres far enough apart, and boxes too unless these two may overlap; alike colours never run together."""
         spacing = _SPACING * self.unit * 2
         for other in self.objects:
             x1, y1, x2, y2 = other.box
             if abs(box[0] + box[2] - x1 - x2) < spacing and abs(box[1] + box[3] - y1 - y2) < spacing:
                 return False
-            apart = box[0] > x2 or box[1] > y2 or box[2] < x1 or box[3] < y1
-            if not apart and (not self.overlap or color == other.color):
+            alike = color == other.color
+            gap = 2 if alike else 0
+            apart = box[0] > x2 + gap or box[1] > y2 + gap or box[2] + gap < x1 or box[3] + gap < y1
+            if not apart and (alike or not self.overlap):
                 return False
         return True
 
