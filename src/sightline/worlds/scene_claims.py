@@ -120,6 +120,7 @@ def _same(view: View, rng: random.Random) -> Question | None:
     return ask("comparison", f"same {name}", _SAME[name], yes(truth), rng, a=three[0].text, b=other.text)
 
 
+# How often each form is tried first.
 _COMPARISONS: dict[Builder, float] = {_more: 5.0, _equal: 1.5, _which: 1.5, _larger: 1.0, _same: 1.0}
 
 

@@ -28,8 +28,10 @@ def presence(view: View, rng: random.Random) -> tuple[Phrase, bool]:
 
 
 def _single(name: str, values: Sequence[str], truth: bool, view: View, rng: random.Random) -> Phrase:
+    """One colour or shape; a colour with a shape where all of them are there and an absent one is wanted."""
     present = {getattr(each, name) for each in view.objects}
-    return Phrase(**{name: rng.choice([value for value in values if (value in present) == truth])})
+    fitting = [value for value in values if (value in present) == truth]
+    return Phrase(**{name: rng.choice(fitting)}) if fitting else _pair(truth, view, rng)
 
 
 def _pair(truth: bool, view: View, rng: random.Random) -> Phrase:
@@ -196,11 +198,13 @@ def _label(phrase: Phrase, each: Object) -> str:
     return phrase.singular() if phrase.shape else each.label
 
 
-def _sought(view: View, rng: random.Random, most: int) -> tuple[Phrase, list[Object]]:
-    """What to search for, and all of it, left to right; fewer are likelier."""
+def _sought(view: View, rng: random.Random, most: int) -> tuple[Phrase, list[Object]] | None:
+    """What to search for, and all of it, left to right; None where everything comes in more than `most`."""
     if rng.random() < _ABSENT:
         return _pair(False, view, rng), []
     numbers = [value for value in view.by_count if 1 <= value <= most]
+    if not numbers:
+        return None
     wanted = rng.choices(numbers, [1.0 if value > 1 else 0.6 for value in numbers])[0]
     phrase = rng.choice(view.by_count[wanted])
     return phrase, reading_order([each for each in view.objects if phrase.matches(each)])
@@ -214,7 +218,9 @@ def _search(kind: str, one: Sequence[str], every: Sequence[str]) -> Builder:
             things, phrase, form = [found.target], found.phrase, "one"
             text = rng.choice(one).format(x=found.text)
         else:
-            phrase, things = _sought(view, rng, 6)
+            if (sought := _sought(view, rng, 6)) is None:
+                return None
+            phrase, things = sought
             generic, form = rng.choice(GENERIC), "all"
             text = rng.choice(every).format(many=phrase.plural(generic), one=phrase.singular(generic))
         labels = [_label(phrase, each) for each in things]

@@ -48,7 +48,6 @@ _BETWEEN = (
     "does {x} lie between {a} and {b}?",
     "is {x} located between {a} and {b}?",
     "can {x} be found between {a} and {b}?",
-    "between {a} and {b}, is there {x}?",
 )
 _WHAT_BETWEEN = (
     "what is between {a} and {b}?",
@@ -151,7 +150,7 @@ def _between(view: View, rng: random.Random) -> Question | None:
             inner, outer = (middle, end) if truth else (end, middle)
             pair = [outer.text, other.text]
             rng.shuffle(pair)
-            return ask("relation", "between", _BETWEEN[:4], yes(truth), rng, x=inner.text, a=pair[0], b=pair[1])
+            return ask("relation", "between", _BETWEEN, yes(truth), rng, x=inner.text, a=pair[0], b=pair[1])
     return None
 
 
@@ -177,7 +176,7 @@ def _closer(view: View, rng: random.Random) -> Question | None:
     return ask("relation", "closer", _CLOSER, yes(closer), rng, **words)
 
 
-_RELATIONS: dict[Builder, float] = {
+_RELATIONS: dict[Builder, float] = {  # how often each form is tried first
     _relation_direct: 4.0,
     _relation_some: 1.5,
     _either: 0.8,
