@@ -1,0 +1,148 @@
+"""A conversation to an Example: segments to ids, images to pixels and slots, places to text; and answers back."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import PIL.Image
+import torch
+from torch import Tensor
+
+from ..core.errors import CapacityError, InputError
+from ..core.geometry import Transform
+from ..core.layout import Medium
+from ..core.patches import Grid
+from ..core.sequence import Conversation, images_of
+from ..grounding.codecs import Codec, Grounded
+from ..language.tokenizer import Tokenizer
+from .batch import IGNORE, Example
+from .template import End, Places, Segment, Slot, Template, Words
+
+
+class ImagePipeline(Protocol):
+    """What turns a picture into what the encoder reads."""
+
+    def __call__(self, picture: PIL.Image.Image) -> tuple[Tensor, Transform]:
+        """An upright RGB picture to float pixels [3, height, width] and the way its coordinates went."""
+        ...
+
+
+@dataclass
+class _Columns:
+    """The columns of an example while it is written."""
+
+    ids: list[int]
+    block: list[int]
+    learned: list[bool]
+    medium: list[int]
+    item: list[int]
+    slots: list[int]
+
+    def add(self, ids: Sequence[int], block: int, step: int, learned: bool, medium: Medium, item: int) -> int:
+        """Append tokens whose block goes up by `step` each, from `block` on; return the next block."""
+        self.ids += ids
+        self.block += [block + step * i for i in range(len(ids))]
+        self.learned += [learned] * len(ids)
+        self.medium += [medium] * len(ids)
+        self.item += [item] * len(ids)
+        return block + step * len(ids)
+
+
+class Processor:
+    """Everything between a person's conversation and a model's numbers, for one checkpoint.
+
+    num_tokens(grid) is the fusion's own count of slots; patch is the encoder's. `image_token` fills the slots' ids,
+    which the model replaces.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: Template,
+        pixels: ImagePipeline,
+        num_tokens: Callable[[Grid], int],
+        patch: int,
+        image_token: str,
+        codec: Codec | None = None,
+        look: Literal["causal", "prefix"] = "causal",
+        max_length: int = 2048,
+    ) -> None:
+        self.tokenizer, self.template, self.pixels = tokenizer, template, pixels
+        self.num_tokens, self.patch, self.codec = num_tokens, patch, codec
+        self.image_id = tokenizer.control(image_token)
+        self.look, self.max_length = look, max_length
+
+    def __call__(self, conversation: Conversation) -> Example:
+        """A prompt when the conversation ends with the user, a training example when it ends with an answer.
+
+        Raises CapacityError when a prompt is longer than the context; a training example loses its last turns.
+        """
+        pictures = images_of(conversation)
+        seen = [self.pixels(image.picture) for image in pictures]
+        while True:
+            example = self._write(self.template(conversation), seen)
+            if example.length <= self.max_length:
+                return example
+            if conversation[-1].role == "user" or len(conversation) <= 2:
+                slots = len(example.slots)
+                raise CapacityError(
+                    f"{example.length} tokens ({slots} of images) for a context of {self.max_length}; shorten the text"
+                )
+            conversation = conversation[:-2]
+
+    def _write(self, segments: list[Segment], seen: list[tuple[Tensor, Transform]]) -> Example:
+        found = sum(isinstance(segment, Slot) for segment in segments)
+        if found != len(seen):
+            raise InputError(f"{len(seen)} images for {found} places in the conversation")
+        out = _Columns([], [], [], [], [], [])
+        prefix = self.look == "prefix"
+        block, item = 0, 0
+        for segment in segments:
+            ids, learned, medium = self._ids(segment, seen)
+            if isinstance(segment, Slot):
+                item += 1
+                out.slots += range(len(out.ids), len(out.ids) + len(ids))
+            if prefix and learned and block == 0:
+                block = 1
+            block = out.add(ids, block, 0 if prefix and not learned else 1, learned, medium, item)
+        return self._example(out, seen)
+
+    def _ids(self, segment: Segment, seen: list[tuple[Tensor, Transform]]) -> tuple[list[int], bool, Medium]:
+        if isinstance(segment, Slot):
+            pixels = seen[segment.index][0]
+            grid = (1, pixels.shape[1] // self.patch, pixels.shape[2] // self.patch)
+            return [self.image_id] * self.num_tokens(grid), False, Medium.IMAGE
+        if isinstance(segment, Places):
+            if self.codec is None:
+                raise InputError("this model has no way to write places, but the conversation names some")
+            if segment.image >= len(seen):
+                raise InputError(f"a place in image {segment.image + 1} of a conversation with {len(seen)}")
+            text = self.codec.encode(segment.places, seen[segment.image][1])
+            return self.tokenizer.trusted(text), segment.learned, Medium.TEXT
+        if isinstance(segment, Words):
+            return self.tokenizer.encode(segment.text), segment.learned, Medium.TEXT
+        return [self.tokenizer.control(segment.name)], isinstance(segment, End), Medium.TEXT
+
+    def _example(self, out: _Columns, seen: list[tuple[Tensor, Transform]]) -> Example:
+        ids = torch.tensor(out.ids)
+        labels = torch.full_like(ids, IGNORE)
+        labels[:-1] = torch.where(torch.tensor(out.learned[1:], dtype=torch.bool), ids[1:], IGNORE)
+        return Example(
+            ids=ids,
+            block=torch.tensor(out.block),
+            position=torch.arange(len(ids)),
+            medium=torch.tensor(out.medium),
+            item=torch.tensor(out.item),
+            labels=labels,
+            slots=torch.tensor(out.slots, dtype=torch.int64),
+            pixels=tuple(pixels for pixels, _ in seen),
+            transforms=tuple(transform for _, transform in seen),
+            causal=self.look == "causal",
+        )
+
+    def read(self, ids: Sequence[int], transforms: Sequence[Transform]) -> Grounded:
+        """An answer's ids as text and places in pixels of the last image's original."""
+        pieces = self.tokenizer.pieces(ids)
+        if self.codec is None or not transforms:
+            return Grounded("".join(piece.text for piece in pieces if not piece.control).strip())
+        return self.codec.decode(pieces, transforms[-1])

@@ -1,0 +1,216 @@
+"""How a family lays out a conversation: control tokens, words and image places, as values instead of one long string.
+
+Words of a template and of a user that stand side by side are tokenised together, as the published processors do;
+control tokens and image slots are never text, so nobody can type them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ..core.errors import InputError
+from ..core.sequence import Conversation, Image, Message, Region, Text, Video
+from ..grounding.codecs import Place
+
+
+@dataclass(frozen=True)
+class Control:
+    """A control token by its name."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Words:
+    """Plain text; `learned` when the model is to write it."""
+
+    text: str
+    learned: bool = False
+
+
+@dataclass(frozen=True)
+class Places:
+    """Regions that the model is to write, or that a user refers to, of one image of the conversation."""
+
+    places: tuple[Place, ...]
+    image: int
+    learned: bool = False
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where the tokens of one image go."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class End:
+    """The token that ends an answer; learned."""
+
+    name: str
+
+
+Segment = Control | Words | Places | Slot | End
+Template = Callable[[Conversation], list[Segment]]
+
+
+@dataclass
+class _Writer:
+    """Segments in the making, images counted as they come."""
+
+    segments: list[Segment] = field(default_factory=list)
+    images: int = 0
+
+    def control(self, name: str) -> None:
+        self.segments.append(Control(name))
+
+    def words(self, text: str, learned: bool = False) -> None:
+        last = self.segments[-1] if self.segments else None
+        if isinstance(last, Words) and last.learned == learned:
+            self.segments[-1] = Words(last.text + text, learned)
+        elif text:
+            self.segments.append(Words(text, learned))
+
+    def image(self) -> None:
+        self.segments.append(Slot(self.images))
+        self.images += 1
+
+    def parts(self, message: Message, learned: bool = False, before: str = "") -> None:
+        """All parts of a message; `before` precedes its first words."""
+        for part in message.parts:
+            if isinstance(part, Text):
+                self.words(before + part.text, learned)
+                before = ""
+            elif isinstance(part, Image):
+                self.image()
+            elif isinstance(part, Video):
+                for _ in part.frames:
+                    self.image()
+            elif isinstance(part, Region):
+                last = self.segments[-1] if self.segments else None
+                if isinstance(last, Places) and last.image == part.image and last.learned == learned:
+                    joined = Places((*last.places, part.shape), part.image, learned)
+                    self.segments[-1] = joined
+                else:
+                    self.segments.append(Places((part.shape,), part.image, learned))
+            else:
+                raise InputError(f"this model reads text and images, not {type(part).__name__.lower()}")
+
+
+def turns(conversation: Conversation) -> Sequence[Message]:
+    """The messages after checking that user and assistant alternate and a user begins."""
+    talk = [message for message in conversation if message.role != "system"]
+    for i, message in enumerate(talk):
+        expected = "assistant" if i % 2 else "user"
+        if message.role != expected:
+            raise InputError(f"message {i + 1} is from the {message.role}, expected the {expected}")
+    if not talk:
+        raise InputError("the conversation is empty, expected a message from the user")
+    return talk
+
+
+def sightline_template(conversation: Conversation) -> list[Segment]:
+    """This project's own: `<bos>`, the images, then `<user>` question `<assistant>` answer `<eos>` in turn.
+
+    Images come first wherever they stand in the conversation, so that several questions share one prefix. An answer's
+    words start with a space, which gives them the same tokens as the words of a question.
+    """
+    out = _Writer()
+    out.control("<bos>")
+    talk = turns(conversation)
+    for message in talk:
+        for part in message.parts:
+            for _ in range(len(part.frames) if isinstance(part, Video) else int(isinstance(part, Image))):
+                out.image()
+    for message in talk:
+        words = Message(message.role, tuple(part for part in message.parts if not isinstance(part, (Image, Video))))
+        out.control("<user>" if message.role == "user" else "<assistant>")
+        if message.role == "user":
+            out.parts(words)
+        else:
+            out.parts(words, learned=True, before=" ")
+            out.segments.append(End("<eos>"))
+    if talk[-1].role == "user":
+        out.control("<assistant>")
+    return out.segments
+
+
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
+)
+
+
+def vicuna_template(system: str = VICUNA_SYSTEM, newline: bool = True) -> Template:
+    """LLaVA's conversation format "v1" (haotian-liu/LLaVA, llava/conversation.py); llava-hf's has no system text."""
+
+    def template(conversation: Conversation) -> list[Segment]:
+        out = _Writer()
+        out.control("<s>")
+        said = "".join(message.text + " " for message in conversation if message.role == "system") or system
+        out.words(said)
+        talk = turns(conversation)
+        for i, message in enumerate(talk):
+            if message.role == "user":
+                out.words("USER: ")
+                _user(out, message, newline)
+                out.words(" ASSISTANT:")
+            else:
+                out.parts(message, learned=True, before=" ")
+                out.segments.append(End("</s>"))
+        return out.segments
+
+    return template
+
+
+def _user(out: _Writer, message: Message, newline: bool) -> None:
+    """A user's parts; an image is followed by a line break before the words, as in LLaVA's data."""
+    parts = message.parts
+    for i, part in enumerate(parts):
+        out.parts(Message("user", (part,)))
+        if newline and isinstance(part, Image) and i + 1 < len(parts):
+            out.words("\n")
+
+
+def llava_plain_template(conversation: Conversation) -> list[Segment]:
+    """LLaVA's first stage: the image, then its caption and a line break; the caption is learned."""
+    out = _Writer()
+    out.control("<s>")
+    for message in turns(conversation):
+        if message.role == "user":
+            for part in message.parts:
+                if isinstance(part, Image):
+                    out.image()
+        else:
+            out.parts(message, learned=True)
+            out.words("\n", learned=True)
+    return out.segments
+
+
+def paligemma_template(conversation: Conversation) -> list[Segment]:
+    """PaliGemma (arXiv:2407.07726): images, `<bos>`, prefix, a line break; then the suffix and `<eos>`."""
+    out = _Writer()
+    talk = turns(conversation)
+    if len(talk) > 2:
+        raise InputError(f"this model answers one question, the conversation has {len(talk)} messages")
+    for part in talk[0].parts:
+        if isinstance(part, Image):
+            out.image()
+    out.control("<bos>")
+    for part in talk[0].parts:
+        if not isinstance(part, Image):
+            out.parts(Message("user", (part,)))
+    out.words("\n")
+    if len(talk) == 2:
+        out.parts(talk[1], learned=True)
+        out.segments.append(End("<eos>"))
+    return out.segments
+
+
+TEMPLATES: dict[str, Template] = {
+    "sightline": sightline_template,
+    "llava-v1": vicuna_template(),
+    "llava-hf": vicuna_template(system=""),
+    "llava-plain": llava_plain_template,
+    "paligemma": paligemma_template,
+}
