@@ -1,0 +1,90 @@
+"""Batches of a stage: batch k is a pure function of (seed, stage, k), whoever makes it and wherever a run resumes."""
+
+import random
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ..core.config import nearest
+from ..core.errors import ConfigError
+from ..data.batch import Batch, Example, collate
+from ..data.processor import Processor
+from .recipe import Stage
+from .sources import Sample, ScenesSource
+
+
+class Batches(Dataset[Batch]):
+    """The micro-batches of one stage, by their number."""
+
+    def __init__(
+        self, stage: Stage, number: int, seed: int, sources: Mapping[str, ScenesSource], processor: Processor
+    ) -> None:
+        for name in stage.data:
+            if name not in sources:
+                raise ConfigError(f"stage {stage.name!r} has no source {name!r}{nearest(name, sources)}")
+        self.stage, self.number, self.seed = stage, number, seed
+        self.sources, self.processor = sources, processor
+
+    def __len__(self) -> int:
+        return self.stage.steps * self.stage.accumulate
+
+    def __getitem__(self, k: int) -> Batch:
+        if k >= len(self):
+            raise IndexError(k)
+        return assemble([self.sample(k * self.stage.batch + j) for j in range(self.stage.batch)], self.processor)
+
+    def sample(self, index: int) -> Sample:
+        """Sample `index` of the stage: a source drawn by its weight, asked for that index."""
+        names, weights = list(self.stage.data), list(self.stage.data.values())
+        chosen = names[0]
+        if len(names) > 1:
+            chosen = random.Random(f"{self.seed} {self.number} {index}").choices(names, weights)[0]
+        return self.sources[chosen](self.seed, 0, index)
+
+
+def assemble(samples: list[Sample], processor: Processor) -> Batch:
+    """Samples as one batch; pictures without a conversation become patches without text."""
+    examples = [processor(s.conversation) if s.conversation else _picture(s, processor) for s in samples]
+    batch = collate(examples, processor.patch, processor.tokenizer.control(processor.tokenizer.pad))
+    extra = {"names": [sample.name for sample in samples]}
+    if samples[0].dense:
+        extra["dense"] = {k: torch.from_numpy(np.stack([s.dense[k] for s in samples])) for k in samples[0].dense}
+    if samples[0].caption:
+        extra["captions"] = _captions([s.caption for s in samples], processor)
+    return Batch(batch.ids, batch.layout, batch.slots, batch.patches, batch.labels, extra)
+
+
+def _picture(sample: Sample, processor: Processor) -> Example:
+    assert sample.image is not None
+    pixels, transform = processor.pixels(sample.image.picture)
+    none = torch.zeros(0, dtype=torch.int64)
+    return Example(none, none, none, none, none, none, none, (pixels,), (transform,))
+
+
+def _captions(texts: list[str], processor: Processor) -> torch.Tensor:
+    """Caption ids [batch, longest], padded on the right."""
+    rows = [processor.tokenizer.encode(" " + text) for text in texts]
+    out = torch.full((len(rows), max(map(len, rows))), processor.tokenizer.control(processor.tokenizer.pad))
+    for row, ids in enumerate(rows):
+        out[row, : len(ids)] = torch.tensor(ids)
+    return out
+
+
+def batches(data: Batches, start: int, workers: int) -> Iterator[Batch]:
+    """Micro-batches from number `start` on, made ahead of time by `workers` processes, in order."""
+    loader = DataLoader(
+        data,
+        batch_size=None,
+        sampler=range(start, len(data)),  # type: ignore[arg-type]
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_one_thread if workers else None,
+    )
+    return iter(loader)
+
+
+def _one_thread(worker: int) -> None:
+    """A worker that shares the machine with a training step must not start threads of its own."""
+    torch.set_num_threads(1)

@@ -1,0 +1,179 @@
+"""What a step minimises. Every term returns (sum, count), so that it is divided once, by the global count."""
+
+import math
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..core.config import nearest
+from ..core.errors import ConfigError
+from ..data.batch import IGNORE, Batch
+from ..model import VLM
+
+Term = tuple[Tensor, Tensor]  # sum over what is learned, and how many that is
+
+
+class Objective(Protocol):
+    """A term of the loss; one that has weights of its own is a module and is trained along."""
+
+    def __call__(self, model: VLM, batch: Batch) -> dict[str, Term]:
+        """Named terms for one batch."""
+        ...
+
+
+class NextToken(nn.Module):
+    """Cross-entropy on learned positions only; the head is applied to nothing else.
+
+    Ids in [first, first + count) are places on a line: their target is a Gaussian of `sigma` bins over the
+    neighbours, so that a near miss costs less than a far one.
+    """
+
+    def __init__(self, first: int = 0, count: int = 0, sigma: float = 1.5, chunk: int = 8192) -> None:
+        super().__init__()
+        self.first, self.count, self.sigma, self.chunk = first, count, sigma, chunk
+
+    def forward(self, model: VLM, batch: Batch) -> dict[str, Term]:
+        hidden = model(batch)
+        assert batch.labels is not None
+        learned = batch.labels != IGNORE
+        chosen, labels = hidden[learned], batch.labels[learned]
+        total = hidden.new_zeros((), dtype=torch.float32)
+        for start in range(0, len(labels), self.chunk):
+            part = slice(start, start + self.chunk)
+            total = total + self.loss(model.logits(chosen[part]), labels[part])
+        return {"next-token": (total, learned.sum())}
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Sum over positions [n] of logits [n, vocabulary] in float32."""
+        place = (labels >= self.first) & (labels < self.first + self.count)
+        if not bool(place.any()):
+            return F.cross_entropy(logits, labels, reduction="sum")
+        plain = F.cross_entropy(logits[~place], labels[~place], reduction="sum")
+        scores = logits[place].log_softmax(-1)[:, self.first : self.first + self.count]
+        return plain - (smoothed(labels[place] - self.first, self.count, self.sigma) * scores).sum()
+
+
+def smoothed(bins: Tensor, count: int, sigma: float) -> Tensor:
+    """Targets [n, count] that fall off around each bin [n] as a Gaussian and sum to one."""
+    away = torch.arange(count, device=bins.device) - bins[:, None].float()
+    return torch.softmax(-((away / sigma) ** 2) / 2, dim=-1)
+
+
+class SigLIP(nn.Module):
+    """Every picture against every caption of the batch, each pair a yes or no (arXiv:2303.15343).
+
+    Pictures are mean-pooled features; captions the mean of their token vectors. Scale and bias start at 10 and -10.
+    """
+
+    def __init__(self, features: int, vocabulary: int, pad_id: int) -> None:
+        super().__init__()
+        self.pad_id = pad_id
+        self.embedding = nn.Embedding(vocabulary, features)
+        self.text = nn.Linear(features, features)
+        self.image = nn.Linear(features, features)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.bias = nn.Parameter(torch.tensor(-10.0))
+
+    def forward(self, model: VLM, batch: Batch) -> dict[str, Term]:
+        return self.on_features(features_of(model, batch), batch)
+
+    def on_features(self, features: Tensor, batch: Batch) -> dict[str, Term]:
+        captions = batch.extra["captions"]
+        real = (captions != self.pad_id)[..., None].float()
+        texts = self.text((self.embedding(captions) * real).sum(1) / real.sum(1).clamp(min=1))
+        return {"siglip": siglip_loss(self.image(features.mean(1)), texts, self.log_scale, self.bias)}
+
+
+def siglip_loss(images: Tensor, texts: Tensor, log_scale: Tensor, bias: Tensor) -> Term:
+    """Pairwise sigmoid loss of n pictures and n texts, summed over all pairs, and n."""
+    scores = F.normalize(images.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T
+    sign = 2 * torch.eye(len(scores), device=scores.device) - 1
+    loss = -F.logsigmoid(sign * (scores * log_scale.exp() + bias)).sum()
+    return loss, torch.tensor(len(scores), device=scores.device)
+
+
+def features_of(model: VLM, batch: Batch) -> Tensor:
+    """Encoder features [items, patches, width] of a batch of pictures."""
+    assert batch.patches is not None
+    features: Tensor = model.encoder(batch.patches).dense()
+    return features
+
+
+BINS = 128
+DENSE_WEIGHTS = {
+    "object": 2.0,
+    "color": 1.0,
+    "shape": 1.0,
+    "size": 1.0,
+    "texture": 0.5,
+    "cover_color": 0.5,
+    "cover_shape": 0.5,
+    "box": 1.0,
+}
+
+
+class Dense(nn.Module):
+    """A linear reading of every patch: is an object's centre here, and its attributes and box.
+
+    classes: how many values each attribute of the truth has. A truth of -1 is not learned, except for `cover_*`,
+    where it means background. Boxes are four smoothed choices among 128 bins.
+    """
+
+    def __init__(self, features: int, classes: Mapping[str, int]) -> None:
+        super().__init__()
+        sizes = {"object": 2, **classes, **{f"cover_{k}": classes[k] + 1 for k in ("color", "shape")}}
+        self.heads = nn.ModuleDict({name: nn.Linear(features, count) for name, count in sizes.items()})
+        self.heads["box"] = nn.Linear(features, 4 * BINS)
+
+    def forward(self, model: VLM, batch: Batch) -> dict[str, Term]:
+        return self.on_features(features_of(model, batch), batch)
+
+    def on_features(self, features: Tensor, batch: Batch) -> dict[str, Term]:
+        truth = {name: value.flatten(1, 2) for name, value in batch.extra["dense"].items()}
+        there = truth["object"] == 1
+        features = features.float()
+        terms: dict[str, Term] = {}
+        for name, head in self.heads.items():
+            if name == "box":
+                continue
+            everywhere = name == "object" or name.startswith("cover_")
+            labels = truth[name] + int(name.startswith("cover_"))
+            seen, labels = (features.flatten(0, 1), labels.flatten()) if everywhere else (features[there], labels[there])
+            terms[name] = self._term(name, F.cross_entropy(head(seen), labels, reduction="sum"), len(labels))
+        scores = self.heads["box"](features[there]).unflatten(-1, (4, BINS)).log_softmax(-1)
+        bins = (truth["box"][there] * BINS - 0.5).flatten()
+        target = smoothed(bins, BINS, 1.5).view_as(scores)
+        terms["box"] = self._term("box", -(target * scores).sum(), len(scores))
+        return terms
+
+    def _term(self, name: str, total: Tensor, count: int) -> Term:
+        """Weighted sum and count; a batch without objects teaches nothing instead of dividing by zero."""
+        return total * DENSE_WEIGHTS[name], torch.tensor(count)
+
+
+class Total(nn.Module):
+    """A weighted sum of terms; those that read the encoder share one pass through it."""
+
+    def __init__(self, terms: Mapping[str, Objective], weights: Mapping[str, float]) -> None:
+        super().__init__()
+        for name in weights:
+            if name not in terms:
+                raise ConfigError(f"unknown objective {name!r}{nearest(name, terms)}")
+        self.weights = dict(weights)
+        self.terms = nn.ModuleDict({name.replace("-", "_"): terms[name] for name in weights})  # type: ignore[misc]
+
+    def forward(self, model: VLM, batch: Batch) -> dict[str, Term]:
+        found: dict[str, Term] = {}
+        features = None
+        for name, weight in self.weights.items():
+            term = self.terms[name.replace("-", "_")]
+            if isinstance(term, (SigLIP, Dense)):
+                features = features_of(model, batch) if features is None else features
+                parts = term.on_features(features, batch)
+            else:
+                parts = term(model, batch)
+            found |= {key: (total * weight, count) for key, (total, count) in parts.items()}
+        return found

@@ -1,0 +1,82 @@
+"""Optimisers with one rate per parameter, and their state as named tensors."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .recipe import Stage
+
+
+class Optimizers:
+    """AdamW alone, or Muon for the weight matrices inside blocks and projections and AdamW for everything else.
+
+    Muon (Jordan et al. 2024) orthogonalises the momentum of a matrix; on the default model it reached the same dense
+    loss in about a third fewer steps than AdamW. Its rate is `MUON` times the stage's.
+    """
+
+    MUON = 10.0
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], rates: Mapping[str, float], stage: Stage) -> None:
+        self.parameters = dict(parameters)
+        matrices = [n for n, p in self.parameters.items() if stage.optimizer == "muon" and _orthogonal(n, p)]
+        others = [n for n in self.parameters if n not in set(matrices)]
+        self.names: list[list[str]] = []
+        self.optimizers: list[torch.optim.Optimizer] = []
+        self._add(torch.optim.AdamW, others, rates, stage, 1.0, betas=(0.9, 0.98))
+        self._add(torch.optim.Muon, matrices, rates, stage, self.MUON, momentum=0.95)
+
+    def _add(self, kind: type, names: list[str], rates: Mapping[str, float], stage: Stage, factor: float, **more: object) -> None:
+        """One parameter group per rate and decay; norms, biases and embeddings do not decay."""
+        groups: dict[tuple[float, float], list[str]] = {}
+        for name in names:
+            decays = self.parameters[name].dim() > 1 and "embedding" not in name
+            groups.setdefault((rates[name] * factor, stage.weight_decay if decays else 0.0), []).append(name)
+        if not groups:
+            return
+        self.names.append([name for group in groups.values() for name in group])
+        self.optimizers.append(
+            kind(
+                [
+                    {"params": [self.parameters[n] for n in group], "lr": rate, "peak": rate, "weight_decay": decay}
+                    for (rate, decay), group in groups.items()
+                ],
+                **more,
+            )
+        )
+
+    def step(self, share: float) -> None:
+        """One step at this share of every peak rate."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * share
+            optimizer.step()
+
+    def zero(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state as "parameter/field" tensors."""
+        found: dict[str, Tensor] = {}
+        for names, optimizer in zip(self.names, self.optimizers, strict=True):
+            for name in names:
+                for key, value in optimizer.state[self.parameters[name]].items():
+                    found[f"{name}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+        return found
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `tensors` gave."""
+        state: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            name, field = key.rsplit("/", 1)
+            state.setdefault(name, {})[field] = value.clone()
+        for names, optimizer in zip(self.names, self.optimizers, strict=True):
+            for name in names:
+                if name in state:
+                    optimizer.state[self.parameters[name]] = state[name]
+
+
+def _orthogonal(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is a matrix that maps vectors to vectors, not a table or a final reading."""
+    return parameter.dim() == 2 and ("blocks" in name or name.startswith("fusion."))
