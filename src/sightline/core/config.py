@@ -7,9 +7,10 @@ names the key, what was found and, for an unknown name, the nearest known one.
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast, dataclass_transform
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, cast, dataclass_transform, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -50,31 +51,60 @@ def to_dict(value: Any) -> Any:
 
 def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
     """Build a configuration from a mapping; ConfigError tells the first thing that is wrong with it."""
+    prefix = f"{where}: " if where else ""
+    _check_names(cls, data, (), prefix)
     try:
         return TypeAdapter(cls).validate_python(dict(data))
     except ValidationError as error:
-        raise ConfigError(_explain(cls, error, where)) from None
+        raise ConfigError(prefix + _explain(cls, error)) from None
 
 
-def _explain(cls: type, error: ValidationError, where: str) -> str:
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
-    prefix = f"{where}: " if where else ""
-    name = ".".join(path)
-    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"{prefix}unknown key {name!r}{nearest(path[-1], _fields_at(cls, path[:-1]))}"
+def _check_names(kind: Any, data: Any, path: tuple[str, ...], prefix: str) -> None:
+    """Refuse an unknown key or kind at any depth, where pydantic would not tell the nearest known one."""
+    kind = _member(kind, data, path, prefix)
+    inner = get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(data, Mapping):
+        fields = get_type_hints(kind)
+        for key, value in data.items():
+            if key not in fields:
+                name = ".".join((*path, str(key)))
+                raise ConfigError(f"{prefix}unknown key {name!r}{nearest(str(key), fields)}")
+            _check_names(fields[key], value, (*path, str(key)), prefix)
+    elif get_origin(kind) is dict and isinstance(data, Mapping):
+        for key, value in data.items():
+            _check_names(inner[1], value, (*path, str(key)), prefix)
+    elif get_origin(kind) in (list, tuple) and isinstance(data, (list, tuple)) and inner:
+        for i, value in enumerate(data):
+            _check_names(inner[0], value, (*path, str(i)), prefix)  # every tuple of values holds one type
+
+
+def _member(kind: Any, data: Any, path: tuple[str, ...], prefix: str) -> Any:
+    """The member of a union that plain data means by its `kind`; any other type is returned as it is."""
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    members = [m for m in get_args(kind) if dataclasses.is_dataclass(m)]
+    if get_origin(kind) not in (Union, UnionType) or not members or not isinstance(data, Mapping):
+        return kind
+    if len(members) == 1:
+        return members[0]
+    kinds = {name: m for m in members for name in get_args(get_type_hints(m).get("kind"))}
+    if (chosen := data.get("kind")) is None:
+        return kind
+    if chosen not in kinds:
+        name = ".".join((*path, "kind"))
+        raise ConfigError(f"{prefix}unknown {name} {chosen!r}{nearest(str(chosen), kinds)}")
+    return kinds[chosen]
+
+
+def _explain(cls: type, error: ValidationError) -> str:
+    found = error.errors()
+    # a union reports every member: leave out those that the data's own `kind` rules out
+    others = [e["loc"][:-1] for e in found if e["type"] == "literal_error" and e["loc"][-1] == "kind"]
+    first = next((e for e in found if not any(e["loc"][: len(o)] == o for o in others)), found[0])
+    name = ".".join(str(part) for part in first["loc"])
     if first["type"] in ("missing", "missing_argument"):
-        return f"{prefix}key {name!r} is missing from {cls.__name__}"
-    return f"{prefix}{name or cls.__name__} = {first['input']!r}: {first['msg'].lower()}"
-
-
-def _fields_at(cls: type, path: Sequence[str]) -> list[str]:
-    """Field names of the dataclass that a dotted path leads to."""
-    here: Any = cls
-    for part in path:
-        kinds = {f.name: f.type for f in dataclasses.fields(here)} if dataclasses.is_dataclass(here) else {}
-        here = kinds.get(part, here)
-    return [f.name for f in dataclasses.fields(here)] if dataclasses.is_dataclass(here) else []
+        return f"key {name!r} is missing from {cls.__name__}"
+    return f"{name or cls.__name__} = {first['input']!r}: {first['msg'].lower()}"
 
 
 def override(value: T, settings: Iterable[str]) -> T:
@@ -84,7 +114,11 @@ def override(value: T, settings: Iterable[str]) -> T:
         key, equals, text = setting.partition("=")
         if not equals or not re.fullmatch(r"[\w.]+", key):
             raise ConfigError(f"override {setting!r}: expected KEY=VALUE with a dotted key")
-        _set(data, key.split("."), yaml.safe_load(text), key)
+        try:
+            new = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"override {setting!r}: {str(error).splitlines()[0]}") from None
+        _set(data, key.split("."), new, key)
     return from_dict(type(value), data)
 
 

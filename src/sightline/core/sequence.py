@@ -91,6 +91,14 @@ class Message:
 Conversation = tuple[Message, ...]
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of decoded output: ordinary text, or one control token by its name."""
+
+    text: str
+    control: bool = False
+
+
 def ask(question: str, *images: Image, answer: str | None = None) -> Conversation:
     """The conversation of one question about some images, with its answer when it is known."""
     user = Message("user", (*images, Text(question)))

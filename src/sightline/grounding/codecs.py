@@ -14,7 +14,7 @@ from typing import Protocol
 
 from ..core.errors import InputError
 from ..core.geometry import Box, Point, Transform
-from ..language.tokenizer import Piece
+from ..core.sequence import Piece
 
 Place = Box | Point
 

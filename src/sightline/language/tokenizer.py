@@ -7,7 +7,6 @@ and their ids are joined with those of the text around them.
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from ..core.config import nearest
 from ..core.errors import CheckpointError, ConfigError
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A stretch of decoded output: ordinary text, or one control token by its name."""
-
-    text: str
-    control: bool = False
+from ..core.sequence import Piece
 
 
 class Tokenizer:
