@@ -38,6 +38,7 @@ class ViTConfig:
     final_norm: bool = True
     layer_scale: bool = False
     stem: tuple[int, ...] = ()  # channels of strided convolutions before the patch embedding
+    antialias: bool = False  # how positions are resized: DINOv2 with registers smooths them
     layer: int = -1  # whose output is taken: -1 the last block's, -2 the one before
     normed: bool = True  # whether the final norm is applied to what is taken
 
@@ -139,7 +140,7 @@ class ViT(nn.Module):
             return self.positions
         head = int(self.config.class_token)
         table = self.positions[head:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
-        table = F.interpolate(table, size=(rows, columns), mode="bicubic", align_corners=False)
+        table = F.interpolate(table, size=(rows, columns), mode="bicubic", antialias=self.config.antialias)
         return torch.cat((self.positions[:head], table[0].flatten(1).T.to(self.positions.dtype)))
 
     def embed(self, patches: Patches) -> Tensor:

@@ -1,0 +1,222 @@
+"""From conversations to answers: pictures are seen once, prefixes are shared, questions are read and answered together."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ..core.errors import SightlineError
+from ..core.sequence import Conversation, images_of
+from ..data.batch import Batch, Example, collate
+from ..data.processor import Processor
+from ..fusion.projector import Bridge
+from ..grounding.codecs import Grounded
+from ..language.cache import Cache
+from ..model import VLM
+from .sampling import Chooser, Sampling
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer: its ids, its text and places, how sure the model was, what it cost; or why there is none.
+
+    probabilities: of each id. confidence: their mean, the end token's among them. timing: seconds to the first token
+    and in all.
+    """
+
+    ids: tuple[int, ...] = ()
+    grounded: Grounded = Grounded("")
+    probabilities: tuple[float, ...] = ()
+    confidence: float = 0.0
+    usage: dict[str, int] = field(default_factory=dict)
+    timing: dict[str, float] = field(default_factory=dict)
+    error: SightlineError | None = None
+
+
+@dataclass
+class _Row:
+    """One request while it is answered."""
+
+    example: Example
+    choose: Chooser
+    ids: list[int] = field(default_factory=list)
+    sure: list[float] = field(default_factory=list)
+    done: bool = False
+    first: float = 0.0
+
+
+class Engine:
+    """Answers conversations with one model; stateless between calls."""
+
+    def __init__(self, model: VLM, processor: Processor, batch: int = 32) -> None:
+        self.model, self.processor, self.batch = model.eval(), processor, batch
+        self.end = processor.tokenizer.control(processor.tokenizer.eos)
+        self.pad = processor.tokenizer.control(processor.tokenizer.pad or processor.tokenizer.eos)
+
+    # ------------------------------------------------------------------------------------------------------- answers
+
+    def answer(self, conversations: Sequence[Conversation], sampling: Sampling | Sequence[Sampling] = Sampling()) -> list[Reply]:
+        """One reply per conversation, in order; one that cannot be read gets its error, the others their answer."""
+        settings = [sampling] * len(conversations) if isinstance(sampling, Sampling) else list(sampling)
+        replies: list[Reply] = [Reply()] * len(conversations)
+        groups: dict[tuple[str, ...], list[tuple[int, Example]]] = {}
+        for i, conversation in enumerate(conversations):
+            try:
+                example = self.processor(conversation)
+            except SightlineError as error:
+                replies[i] = Reply(error=error)
+                continue
+            key = tuple(image.digest for image in images_of(conversation))
+            groups.setdefault(key, []).append((i, example))
+        for chunk in self._chunks(groups):
+            rows = [_Row(example, Chooser(settings[i])) for i, example in chunk]
+            for (i, _), reply in zip(chunk, self._run(rows), strict=True):
+                replies[i] = reply
+        return replies
+
+    def _chunks(self, groups: dict[tuple[str, ...], list[tuple[int, Example]]]) -> Iterator[list[tuple[int, Example]]]:
+        """Questions about the same pictures together; single ones in batches of like length."""
+        single: list[tuple[int, Example]] = []
+        for members in groups.values():
+            if len(members) == 1 or self.processor.look == "prefix":
+                single += members
+                continue
+            for start in range(0, len(members), self.batch):
+                yield members[start : start + self.batch]
+        single.sort(key=lambda each: each[1].length)
+        for start in range(0, len(single), self.batch):
+            yield single[start : start + self.batch]
+
+    @torch.inference_mode()
+    def _run(self, rows: list[_Row]) -> list[Reply]:
+        began = time.perf_counter()
+        for _ in self._tokens(rows, began):
+            pass
+        return [self._reply(row, began) for row in rows]
+
+    def stream(self, conversation: Conversation, sampling: Sampling = Sampling()) -> Iterator[str | Reply]:
+        """The answer's text as it comes, then the whole reply; control tokens are not shown."""
+        row = _Row(self.processor(conversation), Chooser(sampling))
+        began, shown = time.perf_counter(), ""
+        with torch.inference_mode():
+            for _ in self._tokens([row], began):
+                text = self.processor.read(row.ids, row.example.transforms).text
+                half = text.endswith("�")  # the rest of a letter is still to come
+                if len(text) > len(shown) and text.startswith(shown) and not half and not row.done:
+                    yield text[len(shown) :]
+                    shown = text
+        reply = self._reply(row, began)
+        rest = reply.grounded.text[len(shown) :] if reply.grounded.text.startswith(shown) else ""
+        if rest:
+            yield rest
+        yield reply
+
+    def _text(self, row: _Row) -> str:
+        return self.processor.tokenizer.decode(row.ids)
+
+    def _reply(self, row: _Row, began: float) -> Reply:
+        example = row.example
+        grounded = self.processor.read(row.ids, example.transforms)
+        usage = {
+            "image_tokens": len(example.slots),
+            "prompt_tokens": example.length,
+            "completion_tokens": len(row.ids),
+        }
+        timing = {"first_token": round(row.first - began, 6), "total": round(time.perf_counter() - began, 6)}
+        sure = sum(row.sure) / len(row.sure) if row.sure else 0.0
+        return Reply(tuple(row.ids), grounded, tuple(row.sure[: len(row.ids)]), sure, usage, timing)
+
+    # ---------------------------------------------------------------------------------------------------- generation
+
+    def _tokens(self, rows: list[_Row], began: float) -> Iterator[None]:
+        """Read the prompts, then one token per unfinished row and turn."""
+        cache, hidden = self._prefill(rows)
+        logits = self.model.logits(hidden)
+        alive = list(range(len(rows)))
+        while True:
+            for place, index in enumerate(alive):
+                self._advance(rows[index], logits[place])
+            yield
+            keep = [place for place, index in enumerate(alive) if not rows[index].done]
+            if not keep:
+                return
+            if len(keep) < len(alive):
+                cache = cache.keep(torch.tensor(keep))
+                alive = [alive[place] for place in keep]
+            ids = torch.tensor([[rows[index].ids[-1]] for index in alive])
+            assert cache.layout is not None
+            step = Batch(ids, cache.layout.next(), torch.zeros(0, dtype=torch.int64))
+            logits = self.model.logits(self.model(step.to(self.model.device), cache)[:, -1])
+
+    def _advance(self, row: _Row, logits: Tensor) -> None:
+        index, sure = row.choose(logits)
+        row.first = row.first or time.perf_counter()
+        sampling = row.choose.sampling
+        if index == self.end:
+            row.sure.append(sure)
+            row.done = True
+            return
+        row.ids.append(index)
+        row.sure.append(sure)
+        if sampling.stop:
+            self._stop(row)
+        full = row.example.length + len(row.ids) >= self.model.config.decoder.max_length
+        row.done = row.done or full or len(row.ids) >= sampling.max_new_tokens
+
+    def _stop(self, row: _Row) -> None:
+        """End the row at the first stop text, which is cut off."""
+        text = self._text(row)
+        places = [place for stop in row.choose.sampling.stop if (place := text.find(stop)) >= 0]
+        if places:
+            while row.ids and len(self._text(row)) > min(places):
+                row.ids.pop()
+            row.done = True
+
+    def _prefill(self, rows: list[_Row]) -> tuple[Cache, Tensor]:
+        """Read all prompts; the hidden state [rows, width] of each one's last token."""
+        examples = [row.example for row in rows]
+        shared = self._shared(examples)
+        room = max(example.length for example in examples) + max(row.choose.sampling.max_new_tokens for row in rows)
+        if not shared:
+            cache = self.model.new_cache(room)
+            return cache, self._read(examples, cache, None)
+        cache = self.model.new_cache(room)
+        first = examples[0]
+        self._read([_part(first, 0, shared)], cache, None)
+        cache = cache.copy(len(examples))
+        return cache, self._read([_part(example, shared, example.length) for example in examples], cache, None)
+
+    def _read(self, examples: list[Example], cache: Cache, bridge: Bridge | None) -> Tensor:
+        batch = collate(examples, self.processor.patch, self.pad).to(self.model.device)
+        hidden = self.model(batch, cache, bridge)
+        last = torch.tensor([example.length - 1 for example in examples])
+        lengths = {example.length for example in examples}
+        if len(lengths) > 1 and cache.layout is not None:
+            # padding now lies between a row's prompt and its answer, where the causal promise no longer holds
+            cache.layout = replace(cache.layout, causal=False)
+        return hidden[torch.arange(len(examples)), last]
+
+    def _shared(self, examples: list[Example]) -> int:
+        """How many first tokens all prompts have in common, if these hold every picture; 0 where nothing is gained."""
+        if len(examples) < 2 or self.processor.look == "prefix" or not all(len(e.slots) for e in examples):
+            return 0
+        first = examples[0]
+        if any(len(e.pixels) != len(first.pixels) for e in examples):
+            return 0
+        alike = all(torch.equal(a, b) for e in examples[1:] for a, b in zip(first.pixels, e.pixels, strict=True))
+        if not alike:
+            return 0
+        shortest = min(e.length for e in examples) - 1  # every row keeps a token of its own to answer from
+        ids = torch.stack([e.ids[:shortest] for e in examples])
+        same = int((ids == ids[:1]).all(0).long().cumprod(0).sum())
+        return same if same > int(first.slots.max()) else 0
+
+
+def _part(example: Example, start: int, stop: int) -> Example:
+    """Some tokens of an example; its pictures go with the part that holds their slots."""
+    columns = {name: getattr(example, name)[start:stop] for name in ("ids", "block", "position", "medium", "item", "labels")}
+    inside = (example.slots >= start) & (example.slots < stop)
+    pixels = example.pixels if bool(inside.any()) else ()
+    return replace(example, **columns, slots=example.slots[inside] - start, pixels=pixels)

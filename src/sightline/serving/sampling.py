@@ -1,0 +1,56 @@
+"""How the next token is chosen: greedily, or drawn with a temperature from the likeliest, by a seed of its own."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Settings of one request. Temperature 0 is greedy; `stop` texts end an answer and are not part of it."""
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1")
+        if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 100):
+            raise InputError(f"temperature is {self.temperature}, expected 0 (greedy) to 100")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p is {self.top_p}, expected above 0 and at most 1")
+        if any(not text for text in self.stop):
+            raise InputError("a stop text is empty, expected some letters")
+
+
+class Chooser:
+    """Draws the tokens of one request; its generator is its own, so a batch does not change an answer."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self.sampling = sampling
+        self.generator = torch.Generator().manual_seed(sampling.seed % 2**63)
+
+    def __call__(self, logits: Tensor) -> tuple[int, float]:
+        """A token for float32 scores [vocabulary], and the model's probability of it at temperature 1."""
+        if self.sampling.temperature == 0:
+            index = int(logits.argmax())
+        else:
+            scores = kept(torch.softmax(logits / self.sampling.temperature, -1), self.sampling.top_p)
+            index = int(torch.multinomial(scores.cpu(), 1, generator=self.generator))
+        return index, float(torch.exp(logits[index] - logits.logsumexp(-1)))
+
+
+def kept(probabilities: Tensor, top_p: float) -> Tensor:
+    """The fewest likeliest tokens whose probabilities [vocabulary] reach `top_p`, the rest zero."""
+    if top_p >= 1:
+        return probabilities
+    ordered, order = probabilities.sort(descending=True)
+    before = ordered.cumsum(-1) - ordered
+    return torch.zeros_like(probabilities).scatter(-1, order, torch.where(before < top_p, ordered, 0.0))

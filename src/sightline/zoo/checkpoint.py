@@ -1,0 +1,115 @@
+"""Published checkpoint folders: `config.json`, safetensors in one file or several, read whole or refused in one line.
+
+Nothing is left random: a model is built without memory on the meta device, every parameter is assigned from the file,
+and `torch` itself refuses a missing or superfluous name. Pickles are never opened.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..core.errors import CheckpointError
+
+M = TypeVar("M", bound=nn.Module)
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+MAX_HEADER = 100_000_000  # safetensors' own limit
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; CheckpointError tells what else was there."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent}: no {path.name}, expected a folder with a published checkpoint") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error})".splitlines()[0]) from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    return found
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a folder by its published name, from one file or the files that an index names."""
+    if (folder / INDEX).exists():
+        index = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(index, dict) or not index:
+            raise CheckpointError(f"{folder / INDEX}: no weight_map")
+        tensors: dict[str, Tensor] = {}
+        for name in sorted(set(index.values())):
+            if not isinstance(name, str) or Path(name).name != name:
+                raise CheckpointError(f"{folder / INDEX}: {str(name)[:60]!r} is not a file of this folder")
+            tensors |= read_file(folder / name)
+        if missing := sorted(set(index) - set(tensors)):
+            raise CheckpointError(f"{folder}: {len(missing)} tensors of the index are in no file, such as {missing[0]}")
+        return tensors
+    if (folder / WEIGHTS).exists():
+        return read_file(folder / WEIGHTS)
+    if pickles := sorted(path.name for kind in PICKLES for path in folder.glob(kind)):
+        raise CheckpointError(
+            f"{folder / pickles[0]} is a pickle, which can run code and is not opened; "
+            "convert it to safetensors with the library that wrote it"
+        )
+    raise CheckpointError(f"{folder}: no {WEIGHTS}")
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors file after its header has been held against its size."""
+    check_header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged ({error})".splitlines()[0]) from None
+
+
+def check_header(path: Path) -> None:
+    """Refuse a file that is shorter than its header says before anything is mapped into memory."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(8)
+            length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+            header = json.loads(file.read(length)) if 0 < length <= min(size - 8, MAX_HEADER) else None
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: missing") from None
+    except (OSError, ValueError):
+        header = None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: {size} bytes that are no safetensors file")
+    ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+    wanted = 8 + length + max(ends, default=0)
+    if size != wanted:
+        raise CheckpointError(f"{path}: {size} bytes, its header says {wanted}; the file is cut off or damaged")
+
+
+def assign(model: M, tensors: Mapping[str, Tensor], dtype: torch.dtype, source: Path) -> M:
+    """Give a model on the meta device its weights; every parameter must be there, in its shape, and be a number."""
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    if missing := sorted(set(wanted) - set(tensors)):
+        raise CheckpointError(f"{source}: {len(missing)} tensors are missing, such as {missing[0]}")
+    if extra := sorted(set(tensors) - set(wanted)):
+        raise CheckpointError(f"{source}: {len(extra)} tensors too many, such as {extra[0]}")
+    for name, shape in wanted.items():
+        if tuple(tensors[name].shape) != shape:
+            raise CheckpointError(f"{source}: {name} is {list(tensors[name].shape)}, expected {list(shape)}")
+        if tensors[name].is_floating_point() and not bool(torch.isfinite(tensors[name]).all()):
+            raise CheckpointError(f"{source}: {name} holds values that are not numbers")
+    model.load_state_dict({name: value.to(dtype) for name, value in tensors.items()}, strict=True, assign=True)
+    return model.eval()
+
+
+def write(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Write `config.json` and `model.safetensors`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(dict(config), indent=1), encoding="utf-8")

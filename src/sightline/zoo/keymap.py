@@ -1,0 +1,130 @@
+"""Names and layouts of published checkpoints, as data that reads in both directions.
+
+A rule pairs one published name with one or more of ours. Every key must meet exactly one rule; a key without one, or a
+parameter of ours without a published name, is an error that names a few of them.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from torch import Tensor
+
+from ..core.errors import CheckpointError
+
+Tensors = list[Tensor]
+
+
+@dataclass(frozen=True)
+class Reshape:
+    """How tensors change between the two sides; back(there(x)) == x."""
+
+    there: Callable[[Tensor], Tensors]
+    back: Callable[[Tensors], Tensor]
+
+
+SAME = Reshape(there=lambda x: [x], back=lambda xs: xs[0])
+
+
+def flat_patch(channels: int, patch: int) -> Reshape:
+    """A convolution that cuts patches [width, channels, patch, patch] as the linear map that it is."""
+    return Reshape(
+        there=lambda x: [x.flatten(1)],
+        back=lambda xs: xs[0].unflatten(1, (channels, patch, patch)),
+    )
+
+
+def leading(ones: int) -> Reshape:
+    """A tensor published with `ones` leading dimensions of one."""
+    return Reshape(
+        there=lambda x: [x.reshape(x.shape[ones:])],
+        back=lambda xs: xs[0].reshape((1,) * ones + tuple(xs[0].shape)),
+    )
+
+
+def halves() -> Reshape:
+    """Two maps published as one, the first half first."""
+
+    def back(xs: Tensors) -> Tensor:
+        joined: Tensor = xs[0].new_empty((xs[0].shape[0] * 2, *xs[0].shape[1:]))
+        joined[: len(xs[0])], joined[len(xs[0]) :] = xs[0], xs[1]
+        return joined
+
+    return Reshape(there=lambda x: list(x.chunk(2)), back=back)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One published name and ours; `{i}` stands for a number, `{p}` for one word without dots."""
+
+    theirs: str
+    ours: tuple[str, ...]
+    reshape: Reshape = SAME
+
+
+def rule(theirs: str, *ours: str, reshape: Reshape = SAME) -> Rule:
+    """A rule; without a reshape it is a rename."""
+    return Rule(theirs, ours, reshape)
+
+
+@lru_cache(maxsize=4096)
+def pattern(template: str) -> re.Pattern[str]:
+    """The expression of a name with fields."""
+
+    def field(found: re.Match[str]) -> str:
+        return rf"(?P<{found[1]}>\d+)" if found[1] in "ij" else rf"(?P<{found[1]}>\w+)"
+
+    return re.compile(re.sub(r"\\\{(\w+)\\\}", field, re.escape(template)))
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """The rules of one checkpoint layout, and published keys that carry nothing this project uses."""
+
+    rules: tuple[Rule, ...]
+    ignore: tuple[str, ...] = ()
+
+    def under(self, theirs: str, ours: str) -> "KeyMap":
+        """The same map for a part that sits inside a larger model."""
+        moved = tuple(
+            replace(r, theirs=theirs + r.theirs, ours=tuple(ours + name for name in r.ours)) for r in self.rules
+        )
+        return KeyMap(moved, tuple(theirs + name for name in self.ignore))
+
+    def __add__(self, other: "KeyMap") -> "KeyMap":
+        return KeyMap(self.rules + other.rules, self.ignore + other.ignore)
+
+    def load(self, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Published tensors under our names."""
+        ours: dict[str, Tensor] = {}
+        unknown: list[str] = []
+        for key, value in theirs.items():
+            if any(pattern(name).fullmatch(key) for name in self.ignore):
+                continue
+            found = [(r, match) for r in self.rules if (match := pattern(r.theirs).fullmatch(key))]
+            if len(found) != 1:
+                unknown.append(key)
+                continue
+            chosen, match = found[0]
+            for name, tensor in zip(chosen.ours, chosen.reshape.there(value), strict=True):
+                ours[name.format(**match.groupdict())] = tensor
+        if unknown:
+            raise CheckpointError(f"{len(unknown)} tensors that this model has no place for, such as {_few(unknown)}")
+        return ours
+
+    def save(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Our tensors under their published names."""
+        theirs: dict[str, Tensor] = {}
+        left = dict(ours)
+        for r in self.rules:
+            for match in [m for key in ours if (m := pattern(r.ours[0]).fullmatch(key))]:
+                fields = match.groupdict()
+                theirs[r.theirs.format(**fields)] = r.reshape.back([left.pop(name.format(**fields)) for name in r.ours])
+        if left:
+            raise CheckpointError(f"{len(left)} parameters without a published name, such as {_few(sorted(left))}")
+        return theirs
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3])

@@ -1,0 +1,136 @@
+"""LLaVA (arXiv:2304.08485) and LLaVA-1.5 (arXiv:2310.03744): CLIP, one or two linear layers, LLaMA/Vicuna.
+
+Four layouts are read: the published llava-hf one, transformers 4.52's with everything below `model.`, a fresh save of
+transformers 5 without `vision_model.`, and the original code's, whose picture tower may lie in a folder of its own.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..core.errors import CheckpointError, ConfigError
+from ..fusion.projector import ProjectorConfig
+from ..model import VLMConfig
+from .backbones import Json, act, clip_config, clip_keys, decoder_keys, language_config, siglip_config, siglip_keys
+from .checkpoint import read_json, read_tensors
+from .keymap import KeyMap, rule
+
+# the towers that the original configurations name; sizes as published by OpenAI
+CLIP_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+TOWERS: dict[str, dict[str, Any]] = {
+    "openai/clip-vit-large-patch14": {**CLIP_L, "image_size": 224, "patch_size": 14},
+    "openai/clip-vit-large-patch14-336": {**CLIP_L, "image_size": 336, "patch_size": 14},
+}
+
+
+def config(c: Json) -> VLMConfig:
+    """Settings from a `config.json` of llava-hf."""
+    vision = c["vision_config"]
+    siglip = str(vision.get("model_type", "")).startswith("siglip")
+    wanted = "full" if siglip else "default"  # "default" drops the first token, which SigLIP does not have to spare
+    if (strategy := c.get("vision_feature_select_strategy", "default")) != wanted:
+        raise ConfigError(f"vision_feature_select_strategy {strategy!r}, expected {wanted!r} for this encoder")
+    layer = c.get("vision_feature_layer", -2)
+    if not isinstance(layer, int) or layer >= 0:
+        raise ConfigError(f"vision_feature_layer {layer!r}, expected one layer counted from the end, such as -2")
+    image = siglip_config(vision, layer) if siglip else clip_config(vision, layer)
+    decoder = language_config(c["text_config"])
+    projector = ProjectorConfig(
+        inputs=image.width,
+        width=decoder.width,
+        layers=2,
+        activation=act(c.get("projector_hidden_act", "gelu")),
+        bias=c.get("multimodal_projector_bias", True),
+    )
+    return VLMConfig(image=image, fusion=projector, decoder=decoder)
+
+
+def keys(cfg: VLMConfig) -> KeyMap:
+    """The published llava-hf names."""
+    tower = clip_keys(cfg.image) if cfg.image.class_token else siglip_keys(cfg.image)
+    return (
+        tower.under("vision_tower.vision_model.", "encoder.")
+        + decoder_keys(cfg.decoder, "language_model.model.", "language_model.lm_head.").under("", "decoder.")
+        + KeyMap(
+            (
+                rule("multi_modal_projector.linear_1.{p}", "fusion.layers.0.{p}"),
+                rule("multi_modal_projector.linear_2.{p}", "fusion.layers.1.{p}"),
+            )
+        )
+    )
+
+
+def published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of any layout that transformers writes, under the published names."""
+    return {published_name(key): value for key, value in tensors.items()}
+
+
+def published_name(key: str) -> str:
+    """One name of any layout that transformers writes, as published."""
+    if key.startswith("model.language_model."):
+        key = "language_model.model." + key.removeprefix("model.language_model.")
+    elif key.startswith("lm_head."):
+        key = "language_model." + key
+    else:
+        key = key.removeprefix("model.") if key.startswith(("model.vision_tower.", "model.multi_modal_projector.")) else key
+    return re.sub(r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", key)
+
+
+# -------------------------------------------------------------------------------------------------- original layout
+
+
+def original_config(c: Json, folder: Path) -> VLMConfig:
+    """Settings from a `config.json` of the original code: a LLaMA's, with the tower named."""
+    image = clip_config(_tower(c, folder), c.get("mm_vision_select_layer", -2))
+    decoder = language_config({**c, "model_type": "llama"})
+    kind = c.get("mm_projector_type", "linear")
+    found = re.fullmatch(r"linear|mlp(\d+)x_gelu", kind)
+    if not found:
+        raise ConfigError(f"mm_projector_type {kind!r}, expected 'linear' or 'mlp2x_gelu'")
+    layers = int(found[1] or 1)
+    return VLMConfig(image, ProjectorConfig(inputs=image.width, width=decoder.width, layers=layers), decoder)
+
+
+def _tower(c: Json, folder: Path) -> dict[str, Any]:
+    name = c.get("mm_vision_tower", "")
+    if name in TOWERS:
+        return TOWERS[name]
+    local = folder / name
+    if not name or not local.is_dir():
+        raise CheckpointError(f"{folder}: mm_vision_tower {name!r} is neither known ({', '.join(TOWERS)}) nor a folder")
+    found = read_json(local / "config.json")
+    return dict(found.get("vision_config", found))
+
+
+def original_keys(cfg: VLMConfig) -> KeyMap:
+    """Names of haotian-liu/LLaVA: one linear layer has no number, layers of an MLP skip the activation's."""
+    layers = cfg.fusion.layers
+    projector = (
+        [rule("model.mm_projector.{p}", "fusion.layers.0.{p}")]
+        if layers == 1
+        else [rule(f"model.mm_projector.{2 * k}.{{p}}", f"fusion.layers.{k}.{{p}}") for k in range(layers)]
+    )
+    return (
+        clip_keys(cfg.image).under("model.vision_tower.vision_tower.vision_model.", "encoder.")
+        + decoder_keys(cfg.decoder).under("", "decoder.")
+        + KeyMap(tuple(projector))
+    )
+
+
+def original_tensors(c: Json, folder: Path) -> dict[str, Tensor]:
+    """Tensors of the original layout; the tower's come from its own folder where the file leaves them out."""
+    tensors = read_tensors(folder)
+    inside = "model.vision_tower.vision_tower.vision_model."
+    if any(key.startswith(inside) for key in tensors):
+        return tensors
+    name = c.get("mm_vision_tower", "")
+    local = folder / name
+    if not local.is_dir():
+        raise CheckpointError(f"{folder}: the picture tower {name!r} is not in the file; put it into {local}")
+    tower = {f"vision_model.{key.removeprefix('vision_model.')}": value for key, value in read_tensors(local).items()}
+    skipped = ("vision_model.text_model.", "vision_model.visual_projection", "vision_model.text_projection")
+    kept = {key: value for key, value in tower.items() if not key.startswith((*skipped, "vision_model.logit_scale"))}
+    return tensors | {inside + key.removeprefix("vision_model."): value for key, value in kept.items()}

@@ -1,0 +1,238 @@
+"""A published checkpoint by its folder: what its `config.json` says it is, its weights, and the inputs it is known by."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.config import nearest
+from ..core.errors import CheckpointError, ConfigError, InputError
+from ..core.layout import Layout
+from ..core.patches import patchify
+from ..data.batch import Batch
+from ..encoders.vit import ViT
+from ..language.cache import Cache
+from ..language.decoder import Decoder
+from ..model import VLM
+from . import backbones, llava, paligemma
+from .backbones import Json
+from .checkpoint import assign, read_json, read_tensors, write
+from .keymap import KeyMap
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one family's folder becomes a model: its settings, the map of its names, its tensors in the map's layout."""
+
+    build: Callable[[Json, Path], nn.Module]
+    keys: Callable[[Any], KeyMap]
+    tensors: Callable[[Json, Path], Mapping[str, Tensor]]
+
+
+def _plain(c: Json, folder: Path) -> Mapping[str, Tensor]:
+    return read_tensors(folder)
+
+
+def _tower(c: Json, folder: Path) -> Mapping[str, Tensor]:
+    """Tensors of an encoder, with `vision_model.` before each name whichever way it was saved; text towers left out."""
+    skipped = ("text_model.", "text_projection", "visual_projection", "logit_")
+    found = {key: value for key, value in read_tensors(folder).items() if not key.startswith(skipped)}
+    return {f"vision_model.{key.removeprefix('vision_model.')}": value for key, value in found.items()}
+
+
+def _llava_tensors(c: Json, folder: Path) -> Mapping[str, Tensor]:
+    return llava.published(read_tensors(folder))
+
+
+def _vision(c: Json) -> Json:
+    """The vision half of a two-tower configuration, or the configuration itself."""
+    found: Json = c.get("vision_config", c)
+    return found
+
+
+FAMILIES: dict[str, Family] = {
+    "llava": Family(lambda c, f: VLM(llava.config(c)), llava.keys, _llava_tensors),
+    "llava_llama": Family(lambda c, f: VLM(llava.original_config(c, f)), llava.original_keys, llava.original_tensors),
+    "paligemma": Family(lambda c, f: VLM(paligemma.config(c)), paligemma.keys, _llava_tensors),
+    "clip": Family(
+        lambda c, f: ViT(backbones.clip_config(_vision(c))),
+        lambda cfg: backbones.clip_keys(cfg).under("vision_model.", ""),
+        _tower,
+    ),
+    "siglip": Family(
+        lambda c, f: ViT(backbones.siglip_config(_vision(c))),
+        lambda cfg: backbones.siglip_keys(cfg).under("vision_model.", ""),
+        _tower,
+    ),
+    "dinov2": Family(lambda c, f: ViT(backbones.dinov2_config(c)), backbones.dinov2_keys, _plain),
+    **{
+        name: Family(lambda c, f: Decoder(backbones.language_config(c)), backbones.decoder_keys, _plain)
+        for name in backbones.LANGUAGES
+    },
+}
+FAMILIES["clip_vision_model"] = FAMILIES["clip"]
+FAMILIES["siglip_vision_model"] = FAMILIES["siglip"]
+FAMILIES["dinov2_with_registers"] = FAMILIES["dinov2"]
+
+
+def family_of(c: Json) -> str:
+    """The family that a configuration names; ConfigError tells the nearest known one."""
+    kind = str(c.get("model_type", ""))
+    original = "mm_vision_tower" in c or "LlavaLlamaForCausalLM" in (c.get("architectures") or [])
+    if original and kind in ("llava", "llava_llama", "llama"):
+        return "llava_llama"
+    if kind not in FAMILIES:
+        raise ConfigError(f"config.json names the model type {kind!r}, which is not known{nearest(kind, FAMILIES)}")
+    return kind
+
+
+class Published:
+    """A loaded checkpoint that answers the keyword inputs of its published model.
+
+    model: a VLM, a bare Decoder or a bare ViT. config: its `config.json`. loaded_from: each parameter's source.
+    """
+
+    def __init__(self, model: nn.Module, config: Json, family: str, folder: Path) -> None:
+        self.model, self.config, self.family, self.folder = model, config, family, folder
+        self.loaded_from = {name: str(folder) for name in model.state_dict()}
+
+    @property
+    def image_token(self) -> int:
+        """The id that stands for one image token in `input_ids`."""
+        for name in ("image_token_index", "image_token_id"):
+            if name in self.config:
+                return int(self.config[name])
+        return -200 if self.family == "llava_llama" else -1
+
+    @torch.inference_mode()
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """Patch features [items, patches, width] of a bare encoder or of a model's own."""
+        encoder = self.model if isinstance(self.model, ViT) else getattr(self.model, "encoder", None)
+        if not isinstance(encoder, ViT):
+            raise InputError(f"a {self.family} model has no vision encoder")
+        return encoder(patchify(pixel_values, encoder.config.patch_size)).dense()
+
+    @torch.inference_mode()
+    def logits(self, **inputs: Tensor) -> Tensor:
+        """Scores [batch, length, vocabulary] in float32 for inputs by their published names.
+
+        input_ids [batch, length], already expanded; pixel_values [images, 3, height, width]; attention_mask and
+        token_type_ids [batch, length] as the published model takes them.
+        """
+        batch = self.batch(**inputs)
+        if isinstance(self.model, VLM):
+            return self.model.logits(self.model(batch))
+        decoder = self._decoder()
+        return decoder.logits(decoder(decoder.embed(batch.ids), batch.layout))
+
+    @torch.inference_mode()
+    def generate_ids(self, max_new_tokens: int, **inputs: Tensor) -> Tensor:
+        """The greedy continuation [batch, at most max_new_tokens]; rows that ended are filled up with the end token."""
+        batch = self.batch(**inputs)
+        decoder = self._decoder()
+        if not bool((batch.layout.document[:, -1] >= 0).all()):
+            raise InputError("a prompt is padded on the right, expected padding on the left for generation")
+        cache = Cache(len(decoder.blocks), batch.ids.shape[1] + max_new_tokens)
+        hidden = self._read(batch, cache)
+        ends = self._ends()
+        done = torch.zeros(len(batch.ids), dtype=torch.bool)
+        written: list[Tensor] = []
+        for _ in range(max_new_tokens):
+            chosen = decoder.logits(hidden[:, -1]).argmax(-1)
+            if ends:
+                chosen = torch.where(done, ends[0], chosen)
+                done |= torch.isin(chosen, torch.tensor(ends))
+            written.append(chosen)
+            if bool(done.all()):
+                break
+            assert cache.layout is not None
+            step = Batch(chosen[:, None], cache.layout.next(), torch.zeros(0, dtype=torch.int64))
+            hidden = self._read(step, cache)
+        return torch.stack(written, dim=1)
+
+    def save(self, folder: Path) -> None:
+        """Write the model in its published layout, with its configuration as it was read."""
+        keys = FAMILIES[self.family].keys(self.model.config)
+        write(folder, keys.save(self.model.state_dict()), self.config)
+
+    def batch(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        **other: Any,
+    ) -> Batch:
+        """The published inputs as a batch; InputError where pictures and their places do not match."""
+        if other:
+            known = ("input_ids", "pixel_values", "attention_mask", "token_type_ids")
+            raise InputError(f"unknown input {min(other)!r}{nearest(min(other), known)}")
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+        is_slot = input_ids == self.image_token if isinstance(self.model, VLM) else torch.zeros_like(input_ids).bool()
+        patches = None
+        if isinstance(self.model, VLM) and pixel_values is not None:
+            patches = patchify(pixel_values.to(self.model.dtype), self.model.config.image.patch_size)
+            wanted = sum(self.model.fusion.num_tokens(grid) for grid in patches.grids)
+            if int(is_slot.sum()) != wanted:
+                raise InputError(f"{int(is_slot.sum())} image tokens in input_ids, the pictures need {wanted}")
+        elif bool(is_slot.any()):
+            raise InputError(f"{int(is_slot.sum())} image tokens in input_ids, but no pixel_values")
+        elif pixel_values is not None:
+            raise InputError(f"a {self.family} model takes no pixel_values")
+        slots = is_slot.flatten().nonzero()[:, 0]
+        return Batch(torch.where(is_slot, 0, input_ids), self._layout(real, is_slot, token_type_ids), slots, patches)
+
+    def _layout(self, real: Tensor, is_slot: Tensor, token_type_ids: Tensor | None) -> Layout:
+        """Causal, or for a prefix model block 0 up to the first token of type 1."""
+        counted = torch.arange(real.shape[1]).expand_as(real)
+        prefix = isinstance(self.model, VLM) and self.model.config.look == "prefix"
+        written = torch.zeros_like(real) if token_type_ids is None else token_type_ids.long()
+        return Layout(
+            document=real - 1,
+            block=(written * real).cumsum(1) if prefix else counted,
+            position=(real.cumsum(1) - 1).clamp(min=0),
+            medium=is_slot.long(),
+            item=torch.zeros_like(real),
+            causal=not prefix and bool(real.all()),
+        )
+
+    def _decoder(self) -> Decoder:
+        decoder = self.model.decoder if isinstance(self.model, VLM) else self.model
+        if not isinstance(decoder, Decoder):
+            raise InputError(f"a {self.family} model writes no text")
+        return decoder
+
+    def _read(self, batch: Batch, cache: Cache) -> Tensor:
+        decoder = self._decoder()
+        if isinstance(self.model, VLM):
+            hidden: Tensor = self.model(batch, cache)
+            return hidden
+        hidden = decoder(decoder.embed(batch.ids), batch.layout, None, cache)
+        return hidden
+
+    def _ends(self) -> list[int]:
+        """Ids that end an answer, from the generation settings or the configuration."""
+        path = self.folder / "generation_config.json"
+        settings = json.loads(path.read_text()) if path.exists() else {}
+        found = settings.get("eos_token_id", self.config.get("eos_token_id"))
+        if found is None:
+            found = (self.config.get("text_config") or {}).get("eos_token_id")
+        return [] if found is None else [found] if isinstance(found, int) else list(found)
+
+
+def load_published(folder: Path, dtype: torch.dtype = torch.float32) -> Published:
+    """Load a folder by its own `config.json`; CheckpointError or ConfigError tells what is wrong with it."""
+    c = read_json(folder / "config.json")
+    family = family_of(c)
+    chosen = FAMILIES[family]
+    try:
+        with torch.device("meta"):
+            model = chosen.build(c, folder)
+    except KeyError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: the key {error} is missing") from None
+    tensors = chosen.keys(model.config).load(chosen.tensors(c, folder))
+    return Published(assign(model, tensors, dtype, folder), c, family, folder)
