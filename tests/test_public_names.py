@@ -16,7 +16,9 @@ NAMES = {
     # places
     "Box", "Frame", "Point",
     # models
-    "VLM", "VLMConfig",
+    "VLM", "VLMConfig", "load",
+    # asking and being answered
+    "Answer", "Assistant", "Sampling",
     # what can go wrong
     "CapacityError", "CheckpointError", "ConfigError", "DataError", "InputError", "SightlineError",
 }  # fmt: skip

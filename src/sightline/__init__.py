@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # the same names, where type checkers and editors look for th
         Video as Video,
     )
     from .model import VLM as VLM, VLMConfig as VLMConfig
+    from .serving.assistant import Answer as Answer, Assistant as Assistant, load as load
+    from .serving.sampling import Sampling as Sampling
 
 _HOME = {
     "core.errors": (
@@ -41,6 +43,8 @@ _HOME = {
     "core.geometry": ("Box", "Frame", "Point"),
     "core.sequence": ("Audio", "Conversation", "Image", "Message", "Region", "Text", "Video"),
     "model": ("VLM", "VLMConfig"),
+    "serving.assistant": ("Answer", "Assistant", "load"),
+    "serving.sampling": ("Sampling",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
