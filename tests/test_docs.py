@@ -96,7 +96,8 @@ def test_the_tree_of_the_readme_is_the_tree() -> None:
 
 
 def test_blocks_are_found_with_their_reason() -> None:
-    page = "a\n```python\nx = 1\n```\n<!-- no-run: needs a network -->\n```bash\ncurl\n```\n```console\n$ ls\nout\n```\n"
+    shell = "<!-- no-run: needs a network -->\n```bash\ncurl\n```\n```console\n$ ls\nout\n```\n"
+    page = f"a\n```python\nx = 1\n```\n{shell}"
     found = list(blocks(page))
     assert [(b.kind, b.line, b.reason) for b in found] == [
         ("python", 3, None),

@@ -6,7 +6,7 @@ the two axes, so a whole chain maps a place there and back without loss beyond f
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TypeVar, final
 
 from .errors import InputError
 
@@ -19,6 +19,7 @@ class Frame:
     height: float
 
 
+@final
 @dataclass(frozen=True)
 class Point:
     """A place in a frame, with an optional label and confidence in [0, 1]."""
@@ -30,6 +31,7 @@ class Point:
     confidence: float | None = None
 
 
+@final
 @dataclass(frozen=True)
 class Box:
     """An axis-aligned rectangle in a frame: left, top, right, bottom; right and bottom are outer edges."""

@@ -31,7 +31,8 @@ class Patches:
 
     def dense(self) -> Tensor:
         """[items, t*h*w, width]; only for a uniform batch."""
-        return self.values.unflatten(0, (len(self.grids), -1))
+        dense: Tensor = self.values.unflatten(0, (len(self.grids), -1))
+        return dense
 
     def items(self) -> list[Tensor]:
         """One tensor [t*h*w, width] per item."""
@@ -40,8 +41,8 @@ class Patches:
     def with_values(self, values: Tensor) -> "Patches":
         return replace(self, values=values)
 
-    def to(self, *args: torch.device | torch.dtype | str) -> "Patches":
-        return replace(self, values=self.values.to(*args))
+    def to(self, device: torch.device | str) -> "Patches":
+        return replace(self, values=self.values.to(device))
 
 
 def patchify(pixels: Tensor, patch: int) -> Patches:
