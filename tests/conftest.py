@@ -8,12 +8,23 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import random
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PARITY = Path(__file__).parent / "parity"
+
+collect_ignore = [] if find_spec("transformers") else [str(PARITY)]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in the folder `parity` has that mark."""
+    for item in items:
+        if item.path.is_relative_to(PARITY):
+            item.add_marker(pytest.mark.parity)
 
 
 @pytest.fixture(scope="session")
