@@ -115,9 +115,11 @@ class Processor:
         if isinstance(segment, Places):
             if self.codec is None:
                 raise InputError("this model has no way to write places, but the conversation names some")
-            if segment.image >= len(seen):
+            if seen and segment.image >= len(seen):
                 raise InputError(f"a place in image {segment.image + 1} of a conversation with {len(seen)}")
-            text = self.codec.encode(segment.places, seen[segment.image][1])
+            # a scene told in words has no picture: its places are shares of the frame they are given in
+            way = seen[segment.image][1] if seen else Transform(segment.places[0].frame)
+            text = self.codec.encode(segment.places, way)
             return self.tokenizer.trusted(text), segment.learned, Medium.TEXT
         if isinstance(segment, Words):
             return self.tokenizer.encode(segment.text), segment.learned, Medium.TEXT

@@ -122,6 +122,9 @@ def sightline_template(conversation: Conversation) -> list[Segment]:
         for part in message.parts:
             for _ in range(len(part.frames) if isinstance(part, Video) else int(isinstance(part, Image))):
                 out.image()
+    for message in conversation:
+        if message.role == "system":
+            out.parts(message)
     for message in talk:
         words = Message(message.role, tuple(part for part in message.parts if not isinstance(part, (Image, Video))))
         out.control("<user>" if message.role == "user" else "<assistant>")

@@ -146,7 +146,7 @@ class Dense(nn.Module):
         scores = self.heads["box"](features[there]).unflatten(-1, (4, BINS)).log_softmax(-1)
         bins = (truth["box"][there] * BINS - 0.5).flatten()
         target = smoothed(bins, BINS, 1.5).view_as(scores)
-        terms["box"] = self._term("box", -(target * scores).sum(), len(scores))
+        terms["box"] = self._term("box", -(target * scores).sum(), 4 * len(scores))
         return terms
 
     def _term(self, name: str, total: Tensor, count: int) -> Term:

@@ -126,9 +126,9 @@ class Trainer:
         self.refused = 0 if applied else self.refused + 1
         self.step += 1
         seconds = time.perf_counter() - began
-        values = {name: float(value) for name, value in means.items()}
+        values = {name: float(value.detach()) for name, value in means.items()}
         count = self.stage.batch * len(micro)
-        return Step(self.stage.name, self.step, float(loss), values, float(norm), count / seconds, applied)
+        return Step(self.stage.name, self.step, float(loss.detach()), values, float(norm), count / seconds, applied)
 
     def accumulate(
         self, micro: list[Batch], counts: dict[str, float], sums: dict[str, Tensor]

@@ -1,0 +1,73 @@
+"""Functions that return a whole recipe."""
+
+from collections.abc import Callable
+
+from .core.config import nearest
+from .core.errors import ConfigError
+from .data.images import Square
+from .encoders.vit import ViTConfig
+from .fusion.projector import ProjectorConfig
+from .language.decoder import DecoderConfig
+from .model import VLMConfig
+from .training.recipe import Recipe, Stage
+from .training.sources import ScenesSource
+
+
+def sightline_mini() -> Recipe:
+    """The default model: a small ViT with a convolutional stem, an MLP, a small decoder, all on the scenes world."""
+    model = VLMConfig(
+        image=ViTConfig(
+            image_size=128, patch_size=16, width=192, depth=6, heads=6, mlp=768, stem=(32, 64, 128), pre_norm=True
+        ),
+        fusion=ProjectorConfig(inputs=192, width=192, layers=2, hidden=512),
+        decoder=DecoderConfig(
+            vocab_size=1024, width=192, depth=4, heads=6, mlp=512, tied=True, scale_embedding=True, max_length=768
+        ),
+    )
+    sources = {
+        "pictures": ScenesSource(kind="pictures"),
+        "text": ScenesSource(kind="text", start=20_000_000, first=3, grown=30_000),
+        "captions": ScenesSource(kind="captions", start=40_000_000),
+        "questions": ScenesSource(kind="questions", start=50_000_000, first=3, grown=60_000),
+    }
+    stages = (
+        Stage(
+            name="encoder",
+            learn={"encoder.*": 3e-3},
+            data={"pictures": 1.0},
+            objective={"dense": 1.0, "siglip": 0.3},
+            steps=1700,
+            batch=32,
+            optimizer="muon",
+            decay=1.0,
+        ),
+        Stage(
+            name="language",
+            learn={"decoder.*": 2e-3},
+            data={"text": 1.0},
+            steps=4000,
+            batch=8,
+            optimizer="muon",
+            decay=0.4,
+        ),
+        Stage(name="align", learn={"fusion.*": 3e-3}, data={"questions": 1.0}, steps=300, batch=8, optimizer="muon"),
+        Stage(
+            name="instruct",
+            learn={"fusion.*": 2e-3, "decoder.*": 2e-3},
+            data={"questions": 1.0},
+            steps=20_000,
+            batch=8,
+            optimizer="muon",
+        ),
+    )
+    return Recipe("sightline-mini", model, Square(128), sources, stages)
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {"sightline-mini": sightline_mini}
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of that name; ConfigError tells the nearest one."""
+    if name not in RECIPES:
+        raise ConfigError(f"unknown recipe {name!r}{nearest(name, RECIPES)}")
+    return RECIPES[name]()

@@ -1,0 +1,132 @@
+"""A whole run: the stages of a recipe one after the other in one folder, from the weights of the stage before."""
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..core.errors import CheckpointError
+from ..data.processor import Processor
+from ..data.template import TEMPLATES
+from ..grounding.codecs import CODECS, LocationTokens
+from ..language.tokenizer import Tokenizer, train_tokenizer
+from ..model import VLM
+from ..worlds.scene_questions import questions
+from ..worlds.scenes import COLORS, SHAPES, SIZES, TEXTURES, scene
+from . import checkpoints
+from .objectives import Dense, NextToken, SigLIP, Total
+from .recipe import Recipe, Stage
+from .trainer import Step, Trainer, prepare
+
+CONTROLS = ("<pad>", "<bos>", "<eos>", "<image>", "<user>", "<assistant>", *LocationTokens().names)
+TOKENIZER_SCENES = range(5_000_000, 5_006_000)
+
+
+def scenes_text() -> Iterator[str]:
+    """Captions, questions and answers that a vocabulary is learned from."""
+    for seed in TOKENIZER_SCENES:
+        picture, rng = scene(seed), random.Random(seed)
+        yield picture.caption(rng)
+        for question in questions(picture, rng, 12):
+            yield question.text
+            yield f" {question.answer}"
+
+
+def tokenizer_of(recipe: Recipe, folder: Path) -> Tokenizer:
+    """The run's tokenizer; learned once and kept in its folder."""
+    place = folder / "tokenizer"
+    if not (place / "tokenizer.json").exists():
+        place.mkdir(parents=True, exist_ok=True)
+        size = recipe.vocabulary
+        train_tokenizer(scenes_text(), size, CONTROLS, bos="<bos>", eos="<eos>", pad="<pad>").save(place)
+    return Tokenizer.from_folder(place)
+
+
+def processor_of(recipe: Recipe, tokenizer: Tokenizer, model: VLM) -> Processor:
+    """What turns the recipe's conversations into numbers."""
+    return Processor(
+        tokenizer=tokenizer,
+        template=TEMPLATES[recipe.template],
+        pixels=recipe.pixels,
+        num_tokens=model.fusion.num_tokens,
+        patch=recipe.model.image.patch_size,
+        image_token="<image>",
+        codec=CODECS[recipe.codec],
+        look=recipe.model.look,
+        max_length=recipe.max_length,
+    )
+
+
+def objective_of(stage: Stage, recipe: Recipe, tokenizer: Tokenizer) -> Total:
+    """The terms that a stage names."""
+    width, first = recipe.model.image.width, tokenizer.controls.get("<loc000>", 0)
+    classes = {"color": len(COLORS), "shape": len(SHAPES), "size": len(SIZES), "texture": len(TEXTURES)}
+    made: dict[str, Callable[[], nn.Module]] = {
+        "next-token": lambda: NextToken(first, LocationTokens().bins),
+        "siglip": lambda: SigLIP(width, recipe.model.decoder.vocab_size, tokenizer.control(tokenizer.pad)),
+        "dense": lambda: Dense(width, classes),
+    }
+    known = {name: build() for name, build in made.items() if name in stage.objective}
+    return Total(known, stage.objective)  # type: ignore[arg-type]
+
+
+def initial_model(recipe: Recipe) -> VLM:
+    """A model drawn from the recipe's seed."""
+    torch.manual_seed(recipe.seed)
+    return VLM(recipe.model)
+
+
+def finished(recipe: Recipe, folder: Path, stage: Stage) -> bool:
+    """Whether a stage's last step is in the folder, whole."""
+    place = folder / "checkpoints" / stage.name
+    return (place / f"step-{stage.steps:07d}" / checkpoints.MANIFEST).exists()
+
+
+def weights_before(recipe: Recipe, folder: Path, number: int, model: VLM) -> None:
+    """Start a stage from the last weights of the one before it; the first starts from the recipe's seed."""
+    if number == 0:
+        return
+    before = recipe.stages[number - 1]
+    found = checkpoints.newest(folder / "checkpoints" / before.name)
+    if found is None or found.state["step"] < before.steps:
+        raise CheckpointError(f"{folder}: stage {before.name!r} is not finished; train it before {recipe.stages[number].name!r}")
+    model.load_state_dict(found.tensors["model"])
+
+
+def run(
+    recipe: Recipe,
+    folder: Path,
+    stage: str | None = None,
+    device: str = "cpu",
+    workers: int = 1,
+    evaluate: Callable[[VLM], dict[str, float]] | None = None,
+) -> Iterator[Step]:
+    """Steps of one stage, or of every stage that is not finished; killed at any instant, it goes on from there."""
+    with checkpoints.locked(folder):
+        prepare(recipe, folder)
+        tokenizer = tokenizer_of(recipe, folder)
+        chosen = range(len(recipe.stages)) if stage is None else [recipe.stage(stage)]
+        for number in chosen:
+            current = recipe.stages[number]
+            if finished(recipe, folder, current):
+                continue
+            model = initial_model(recipe)
+            weights_before(recipe, folder, number, model)
+            torch.manual_seed(recipe.seed + number)
+            objective = objective_of(current, recipe, tokenizer)
+            trainer = Trainer(recipe, current, model.to(device), objective.to(device), folder)
+            trainer.resume()
+            yield from trainer.run(processor_of(recipe, tokenizer, model), workers, evaluate)
+
+
+def final_model(recipe: Recipe, folder: Path) -> VLM:
+    """The model after the last stage that has a whole checkpoint."""
+    model = initial_model(recipe)
+    for stage in reversed(recipe.stages):
+        found = checkpoints.newest(folder / "checkpoints" / stage.name)
+        if found is not None:
+            model.load_state_dict(found.tensors["model"])
+            return model.eval()
+    raise CheckpointError(f"{folder}: no checkpoint of recipe {recipe.name!r}")
