@@ -4,11 +4,6 @@ import statistics
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
-
-import pytest
-
-pytestmark = pytest.mark.skipif(find_spec("sightline.cli") is None, reason="there is no command line yet")
 
 HELP = "from sightline.cli import main; main()"
 
