@@ -15,6 +15,7 @@ from ..core.errors import ConfigError
 from ..core.patches import Grid, Patches, join, unpatchify
 from ..layers.attention import Attention
 from ..layers.feedforward import FeedForward, GatedFeedForward
+from ..layers.linear import working_precision
 
 
 @config
@@ -161,7 +162,7 @@ class ViT(nn.Module):
 
     def tokens(self, patches: Patches) -> Tensor:
         """All tokens [items, prefix + h*w, width] of a uniform batch at the layer that is taken."""
-        x = self.embed(patches)
+        x = working_precision(self.embed(patches))
         for block in self.blocks[: self.config.used_depth]:
             x = block(x)
         return self.norm(x) if self.norm is not None and self.config.normed else x

@@ -17,6 +17,7 @@ from ..core.config import config
 from ..core.layout import Layout, visible
 from ..layers.attention import Attention, KeyValueStore
 from ..layers.feedforward import GatedFeedForward
+from ..layers.linear import working_precision
 from ..layers.norms import RMSNorm
 from ..layers.rotary import rotary_table
 from .cache import Cache, LayerCache
@@ -129,6 +130,7 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, memory: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Vectors [batch, length, width] to normed hidden states of the same shape."""
+        x = working_precision(x)
         keys = cache.read(layout) if cache else layout
         context = self.context(layout, keys, memory, x.dtype)
         for i, block in enumerate(self.blocks):

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ..core.config import nearest
 from ..core.errors import ConfigError
+from .linear import together
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -60,4 +61,5 @@ class GatedFeedForward(nn.Module):
         self.act = activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.act(self.gate(x)) * self.up(x))
+        gate, up = together(x, (self.gate, self.up))
+        return self.down(self.act(gate) * up)

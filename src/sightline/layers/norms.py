@@ -1,12 +1,14 @@
 """Normalisations of the encoders and decoders."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation, computed in float32 (arXiv:1910.07467).
+    """Root-mean-square normalisation, its statistics in float32 (arXiv:1910.07467).
 
     With `offset` the weight is stored as its difference from one, as Gemma does.
     """
@@ -18,6 +20,30 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(width) if offset else torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            out: Tensor = _RootMeanSquare.apply(x, self.weight + 1 if self.offset else self.weight, self.eps)
+            return out
         if self.offset:  # Gemma multiplies before it rounds to the activations' precision
             return F.rms_norm(x.float(), x.shape[-1:], self.weight.float() + 1, self.eps).to(x.dtype)
         return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps)
+
+
+class _RootMeanSquare(torch.autograd.Function):
+    """The same with its gradient written out: torch's own is a chain of a dozen passes over memory on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = (norm.square() / x.shape[-1] + eps).rsqrt()
+        unit = x * scale.to(x.dtype)
+        ctx.save_for_backward(unit, weight, scale)
+        return unit * weight.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        unit, weight, scale = ctx.saved_tensors
+        weighted = (grad * unit).flatten(0, -2).sum(0, dtype=torch.float32).to(weight.dtype)
+        inner = grad * weight.to(grad.dtype)
+        along = torch.linalg.vecdot(inner.float(), unit.float())[..., None] / unit.shape[-1]
+        out = torch.addcmul(inner, unit, along.to(unit.dtype), value=-1)
+        return out.mul_(scale.to(out.dtype)), weighted, None

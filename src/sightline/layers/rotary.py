@@ -13,6 +13,6 @@ def rotary_table(position: Tensor, dim: int, theta: float, dtype: torch.dtype) -
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn x [batch, heads, length, dim] by tables that broadcast to it."""
+    """Turn x [batch, heads, length, dim] by tables that broadcast to it, in the precision of x."""
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.addcmul(x * cos.to(x.dtype), torch.cat((-second, first), dim=-1), sin.to(x.dtype))

@@ -1,0 +1,30 @@
+"""Several linear maps of one input as one product."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def together(x: Tensor, maps: Sequence[nn.Module]) -> tuple[Tensor, ...]:
+    """What each map makes of x [..., width].
+
+    In training the weights are joined on the fly: the input is read, and under autocast converted, once instead of
+    once per map, and the product is larger. Parameters keep their own names. At inference, joining would copy weights
+    at every step, so the maps are applied one by one (or joined once, beforehand: `serving.prepared`).
+    """
+    linear = [m for m in maps if type(m) is nn.Linear]
+    biased = sum(m.bias is not None for m in linear)
+    if not torch.is_grad_enabled() or len(linear) < len(maps) or 0 < biased < len(linear):
+        return tuple(m(x) for m in maps)
+    bias = torch.cat([m.bias for m in linear]) if biased else None
+    joined = F.linear(x, torch.cat([m.weight for m in linear]), bias)
+    return joined.split([m.out_features for m in linear], dim=-1)
+
+
+def working_precision(x: Tensor) -> Tensor:
+    """x in the precision that autocast computes in, if it is on, so that sums and norms move half the bytes."""
+    kind = x.device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # the meta device knows none
+    return x.to(torch.get_autocast_dtype(kind)) if on else x
