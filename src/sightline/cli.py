@@ -1,0 +1,302 @@
+"""The command line: parses, calls, prints. Everything of weight is imported inside the verb that needs it."""
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from . import __version__
+from .core.errors import InputError, SightlineError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .serving.assistant import Answer, Assistant
+
+
+class Verbs(TyperGroup):
+    """The verbs, whose errors are one line on stderr and an exit code."""
+
+    def main(self, *args: Any, **more: Any) -> NoReturn:
+        try:
+            code = super().main(*args, **{**more, "standalone_mode": False})
+        except SightlineError as error:
+            fail(str(error), error.exit_code)
+        except typer.Abort:
+            fail("interrupted", 130)
+        except BrokenPipeError:
+            sys.stdout = None  # nobody reads on, so nothing is flushed at the end
+            sys.exit(0)
+        except OSError as error:
+            fail(f"{error.filename or 'writing'}: {(error.strerror or str(error)).lower()}")
+        except MemoryError:
+            fail("out of memory")
+        except Exception as error:
+            if not hasattr(error, "format_message"):  # what typer and its parser raise for a wrong command line
+                raise
+            fail(error.format_message())
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    """One line on stderr, whatever the message holds, and the end."""
+    print(f"error: {' '.join(clean(message).split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def clean(text: str) -> str:
+    """Text that cannot steer a terminal: what is neither printable nor a line break becomes a space."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
+
+
+app = typer.Typer(
+    cls=Verbs,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[str | None, typer.Option("--model", "-m", help="A name that `models` lists, or a folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+MaxTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
+Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token, above 0 draws.")]
+TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens that reach this probability.")]
+Seed = Annotated[int, typer.Option(help="What is drawn is the same for the same seed.")]
+Stop = Annotated[list[str] | None, typer.Option(help="End an answer at this text; may be given several times.")]
+
+
+@app.callback(invoke_without_command=True)
+def top(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    """Ask about pictures, get answers in words, boxes and points."""
+    if version:
+        print(__version__)
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def ask(
+    words: Annotated[list[str], typer.Argument(metavar="IMAGE... QUESTION", help="Pictures (- is stdin), a question.")],
+    model: Model = None,
+    as_json: AsJson = False,
+    draw: Annotated[Path | None, typer.Option(help="Write the picture with the answer's places drawn on it.")] = None,
+    max_tokens: MaxTokens = 64,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    stop: Stop = None,
+) -> None:
+    """Answer a question about pictures."""
+    *paths, question = words
+    if not paths:
+        raise InputError(f"found only {question[:60]!r}, expected a picture and a question")
+    from .serving.assistant import conversation, load
+
+    talk = conversation([_picture(path) for path in paths], question)
+    settings = _settings(max_tokens, temperature, top_p, seed, stop)
+    answer = _spoken(load(model), talk, settings, quiet=as_json)
+    if as_json:
+        print(json.dumps(answer.to_dict(), ensure_ascii=False))
+    if draw is not None:
+        from .core.sequence import images_of
+        from .data.draw import draw_places
+
+        draw_places(images_of(talk)[-1].picture, answer.boxes, answer.points).save(draw)
+
+
+@app.command()
+def chat(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Pictures to talk about.")],
+    model: Model = None,
+    max_tokens: MaxTokens = 64,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    stop: Stop = None,
+) -> None:
+    """Talk about pictures, turn by turn; an empty line or the end of input ends it."""
+    from .core.sequence import Conversation, Message, Text
+    from .serving.assistant import load, pictures
+
+    first = pictures(images)
+    assistant = load(model)
+    settings = _settings(max_tokens, temperature, top_p, seed, stop)
+    talk: Conversation = ()
+    while question := _asked():
+        turn = (*talk, Message("user", (*(() if talk else first), Text(question))))
+        answer = _spoken(assistant, turn, settings)
+        talk = (*turn, assistant.said(answer))
+
+
+@app.command()
+def answer(
+    questions: Annotated[Path, typer.Argument(metavar="QUESTIONS.jsonl", help='Rows {"image", "question", ...}.')],
+    out: Annotated[Path, typer.Option(help="Rows with their answers; a run that was stopped goes on.")],
+    model: Model = None,
+    max_tokens: MaxTokens = 64,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    stop: Stop = None,
+) -> None:
+    """Answer a file of questions, in batches."""
+    from .serving.answers import answer_file
+    from .serving.assistant import load
+    from .serving.sampling import Sampling
+
+    sampling = Sampling(**_settings(max_tokens, temperature, top_p, seed, stop))
+    with _progress("answering") as progress:
+        done = answer_file(load(model), questions, out, sampling, progress)
+    before = f", {done.skipped} were there before" if done.skipped else ""
+    _tell(f"{out}: {done.rows} rows{before}, {done.errors} with an error")
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List what can be loaded."""
+    from dataclasses import asdict
+
+    from .zoo.describe import short, table
+    from .zoo.names import listed
+
+    rows = listed()
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows]))
+        return
+    for line in table([(r.name, short(r.parameters), r.made, r.licence, r.source) for r in rows]):
+        print(line)
+
+
+@app.command()
+def show(
+    name: Annotated[str | None, typer.Argument(help="A name that `models` lists, or a folder.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw a model's pipeline with its shapes and costs; no weights are needed."""
+    from .zoo.names import describe_named
+
+    description = describe_named(name)
+    print(json.dumps(description.to_dict()) if as_json else "\n".join(description.lines()))
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="The name of a recipe.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="stages.1.steps=20")] = None,
+    stage: Annotated[str | None, typer.Option(help="Only this stage.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where the run lies; runs/RECIPE without it.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+) -> None:
+    """Train a recipe, or one stage of it; a run that was stopped goes on."""
+    from .core.config import override
+    from .recipes import recipe as named
+    from .training.export import export
+    from .training.plan import plan
+    from .training.run import run
+
+    chosen = override(named(recipe), overrides or [])
+    if dry_run:
+        print("\n".join(plan(chosen, stage)))
+        return
+    where = folder or Path("runs") / chosen.name
+    with _progress("training") as progress:
+        for step in run(chosen, where, stage):
+            progress(step.step, chosen.stages[chosen.stage(step.stage)].steps, f"{step.stage}, loss {step.loss:.3f}")
+    print(export(chosen, where, where / "model"))
+
+
+@app.command()
+def render(
+    world: Annotated[str, typer.Argument(help="scenes")],
+    count: Annotated[int, typer.Option(help="How many pictures.")] = 100,
+    out: Annotated[Path, typer.Option(help="The folder to write into.")] = Path("scenes"),
+    seed: Seed = 0,
+) -> None:
+    """Write a synthetic world's pictures with questions and exact answers."""
+    from .worlds.render import world_named
+
+    write = world_named(world)
+    with _progress("rendering") as progress:
+        print(write(out, count, seed, progress=progress))
+
+
+# ------------------------------------------------------------------------------------------------------------ in, out
+
+
+def _settings(max_tokens: int, temperature: float, top_p: float, seed: int, stop: list[str] | None) -> dict[str, Any]:
+    """The options of sampling under the names that `Sampling` has for them."""
+    return {
+        "max_new_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+        "stop": tuple(stop or ()),
+    }
+
+
+def _picture(path: str) -> str | bytes:
+    """A path, or for `-` the bytes of stdin."""
+    return sys.stdin.buffer.read() if path == "-" else path
+
+
+def _asked() -> str:
+    """The next line that a person types; empty at the end."""
+    if sys.stdin.isatty():
+        print("> ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip()
+
+
+def _spoken(assistant: "Assistant", talk: Any, settings: dict[str, Any], quiet: bool = False) -> "Answer":
+    """Answer, printing the text as it comes, then its places; what it cost goes to stderr."""
+    stream = assistant.stream_chat(talk, **settings)
+    for piece in stream:
+        if not quiet:
+            print(clean(piece), end="", flush=True)
+    answer = stream.answer
+    if not quiet:
+        print()
+        for line in answer.place_lines():
+            print(clean(line))
+        _tell(answer.cost_line())
+    return answer
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+@contextmanager
+def _progress(what: str) -> "Iterator[Callable[..., None]]":
+    """A bar on stderr, or where that is no terminal a line every half minute."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    seen = sys.stderr.isatty()
+    told = time.monotonic()
+    with Progress(*columns, console=Console(stderr=True), disable=not seen) as bar:
+        task = bar.add_task(what, total=None)
+
+        def progress(done: int, total: int, note: str = what) -> None:
+            nonlocal told
+            bar.update(task, completed=done, total=total, description=note)
+            if not seen and time.monotonic() - told > 30:
+                told = time.monotonic()
+                _tell(f"{note}: {done} of {total}")
+
+        yield progress
+
+
+def main() -> None:
+    """The program `sightline`."""
+    warnings.simplefilter("ignore")  # libraries' notes to programmers
+    app()

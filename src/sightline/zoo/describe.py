@@ -1,0 +1,193 @@
+"""What a design is before any weight is read: its pipeline with shapes, tokens, parameters, memory and operations.
+
+Shapes and operations are not formulas: the model itself runs on the meta device, where tensors have no content.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+
+from ..core.layout import causal_layout
+from ..core.patches import Patches
+from ..data.batch import Batch
+from ..model import VLM, VLMConfig
+from .hollow import Operations, hollow
+
+QUESTION = 32  # tokens of text that a prompt is counted with
+BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
+
+
+@dataclass(frozen=True)
+class Station:
+    """A stop of the pipeline: what passes it, in which shape, what it is made of."""
+
+    name: str
+    shape: tuple[int, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Description:
+    """A design in numbers.
+
+    parameters: by part. trained: parameters that learn in each stage. memory: bytes of all weights by number format;
+    cache: bytes of keys and values for one token in bf16. flops: multiplications and additions, counted apart, to see
+    one picture, to read a prompt of it and 32 tokens of text, and to write one further token.
+    """
+
+    name: str
+    pipeline: tuple[Station, ...]
+    visual_tokens: int
+    parameters: Mapping[str, int]
+    trained: Mapping[str, int] = field(default_factory=dict)
+    memory: Mapping[str, int] = field(default_factory=dict)
+    cache: int = 0
+    flops: Mapping[str, int] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The description as JSON knows it."""
+        return {
+            "name": self.name,
+            "pipeline": [{"name": s.name, "shape": list(s.shape), "note": s.note} for s in self.pipeline],
+            "visual_tokens": self.visual_tokens,
+            "parameters": dict(self.parameters),
+            "trained": dict(self.trained),
+            "memory_bytes": dict(self.memory),
+            "cache_bytes_per_token": self.cache,
+            "flops": dict(self.flops),
+        }
+
+    def lines(self) -> list[str]:
+        """The description as people read it."""
+        total = sum(self.parameters.values())
+        out = [f"{self.name}: {short(total)} parameters, {self.visual_tokens} visual tokens a picture", ""]
+        width = max(len(station.name) for station in self.pipeline)
+        for i, station in enumerate(self.pipeline):
+            shape = "x".join(map(str, station.shape))
+            out.append(f"  {'  ' if i == 0 else '→ '}{station.name:<{width}}  {shape:<16}{station.note}".rstrip())
+        out += ["", "parameters"]
+        out += [
+            f"  {part:<10}{short(count):>8}  {100 * count / total:5.1f}%" for part, count in self.parameters.items()
+        ]
+        if self.trained:
+            out += ["", "what each stage trains"]
+            out += [
+                f"  {stage:<10}{short(count):>8}  {100 * count / total:5.1f}%" for stage, count in self.trained.items()
+            ]
+        out += ["", "memory of the weights: " + ", ".join(f"{short(b, 'B')} {name}" for name, b in self.memory.items())]
+        out += [f"keys and values: {short(self.cache, 'B')} a token in bf16", ""]
+        out += [f"operations (FLOPs): {', '.join(f'{short(count)} {name}' for name, count in self.flops.items())}"]
+        return out
+
+
+def describe(name: str, config: VLMConfig, stages: Mapping[str, tuple[str, ...]] | None = None) -> Description:
+    """Measure a design for one picture of its published size; `stages` are patterns over parameter names."""
+    with hollow():
+        model = VLM(config)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    total = sum(sizes.values())
+    trained = {stage: _matched(sizes, patterns) for stage, patterns in (stages or {}).items()}
+    pipeline, visual, flops = _run(model)
+    decoder = config.decoder
+    keys = 2 * decoder.depth * (decoder.kv_heads or decoder.heads) * decoder.rotary_dim
+    return Description(
+        name=name,
+        pipeline=pipeline,
+        visual_tokens=visual,
+        parameters={part: _matched(sizes, (f"{part}.*",)) for part in ("encoder", "fusion", "decoder")},
+        trained=trained,
+        memory={kind: total * size for kind, size in BYTES.items()},
+        cache=keys * BYTES["bf16"],
+        flops=flops,
+    )
+
+
+def count(config: VLMConfig) -> int:
+    """Parameters of a design."""
+    with hollow():
+        return sum(parameter.numel() for parameter in VLM(config).parameters())
+
+
+def _matched(sizes: Mapping[str, int], patterns: tuple[str, ...]) -> int:
+    """Parameters whose names match any of the patterns."""
+    return sum(count for name, count in sizes.items() if any(fnmatchcase(name, pattern) for pattern in patterns))
+
+
+@torch.no_grad()
+def _run(model: VLM) -> tuple[tuple[Station, ...], int, dict[str, int]]:
+    """Send one picture and a question through a model without content."""
+    image, decoder = model.config.image, model.config.decoder
+    grid = (1, image.grid, image.grid)
+    with torch.device("meta"):
+        pixels = Patches(torch.empty(image.grid**2, image.patch_dim), (grid,))
+        with Operations() as seeing:
+            features = model.encoder(pixels)
+            bridge = model.fusion(features)
+        visual = model.fusion.num_tokens(grid)
+        length = visual + QUESTION
+        cache = model.new_cache(length + 1)
+        prompt = Batch(
+            torch.zeros(1, length, dtype=torch.int64), causal_layout(1, length, "meta"), torch.arange(visual)
+        )
+        with Operations() as reading:
+            hidden = model(prompt, cache, bridge)
+            scores = model.logits(hidden[:, -1:])
+        step = Batch(
+            torch.zeros(1, 1, dtype=torch.int64), causal_layout(1, 1, "meta"), torch.zeros(0, dtype=torch.int64)
+        )
+        with Operations() as writing:
+            model.logits(model(step, cache))
+    kv_heads = decoder.kv_heads or decoder.heads
+    stations = (
+        Station("picture", (image.channels, image.image_size, image.image_size)),
+        Station(
+            "patches",
+            tuple(pixels.values.shape),
+            f"{image.grid}x{image.grid} of {image.patch_size}x{image.patch_size} pixels",
+        ),
+        Station(
+            "encoder",
+            tuple(features.values.shape),
+            f"{image.used_depth} blocks, {image.heads} heads, {image.activation}",
+        ),
+        Station("fusion", tuple(bridge.tokens.shape), _fusion_note(model)),
+        Station(
+            "sequence", tuple(hidden.shape[1:]), f"{visual} visual and {QUESTION} text tokens, {model.config.look}"
+        ),
+        Station(
+            "decoder",
+            tuple(hidden.shape[1:]),
+            f"{decoder.depth} blocks, {decoder.heads} heads ({kv_heads} for keys), {decoder.activation}",
+        ),
+        Station("next token", tuple(scores.shape[2:]), "scores over the vocabulary"),
+    )
+    flops = {
+        "to see a picture": seeing.count,
+        f"to read {length} tokens": reading.count,
+        "to write a token": writing.count,
+    }
+    return stations, visual, flops
+
+
+def _fusion_note(model: VLM) -> str:
+    fusion = model.config.fusion
+    layers = f"{fusion.layers} layers, {fusion.activation}" if fusion.layers > 1 else "linear"
+    return layers if fusion.shuffle == 1 else f"{fusion.shuffle}x{fusion.shuffle} patches folded into one, {layers}"
+
+
+def short(count: float, unit: str = "") -> str:
+    """A large number with its prefix and unit, three digits: 7.06 GB."""
+    power = min(int(math.log10(count) // 3), 5) if count >= 1000 else 0
+    value = count / 1000**power
+    digits = 0 if value >= 100 or power == 0 else 1 if value >= 10 else 2
+    return f"{value:.{digits}f} {' kMGTP'[power].strip()}{unit}".strip()
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines whose columns stand below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
