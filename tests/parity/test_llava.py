@@ -7,7 +7,19 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from published_folders import IMAGE_TOKEN, SLOTS, VISION, layout_1, layout_2, layout_3, llava, original, pixels, prompt, write
+from published_folders import (
+    IMAGE_TOKEN,
+    SLOTS,
+    VISION,
+    layout_1,
+    layout_2,
+    layout_3,
+    llava,
+    original,
+    pixels,
+    prompt,
+    write,
+)
 from torch import Tensor
 
 from sightline.core.errors import InputError

@@ -153,7 +153,7 @@ def vicuna_template(system: str = VICUNA_SYSTEM, newline: bool = True) -> Templa
         said = "".join(message.text + " " for message in conversation if message.role == "system") or system
         out.words(said)
         talk = turns(conversation)
-        for i, message in enumerate(talk):
+        for message in talk:
             if message.role == "user":
                 out.words("USER: ")
                 _user(out, message, newline)

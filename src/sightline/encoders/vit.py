@@ -92,7 +92,8 @@ class ConvStem(nn.Module):
     def __init__(self, channels: int, stem: tuple[int, ...], patch: int) -> None:
         super().__init__()
         if patch % 2 ** len(stem):
-            raise ConfigError(f"a stem of {len(stem)} halvings needs a patch size divisible by {2 ** len(stem)}, not {patch}")
+            side = 2 ** len(stem)
+            raise ConfigError(f"a stem of {len(stem)} halvings needs a patch size divisible by {side}, not {patch}")
         sizes = (channels, *stem)
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(sizes, stem, strict=False))
         self.norms = nn.ModuleList(nn.GroupNorm(1, b) for b in stem)  # without them shapes are learned much later
@@ -170,7 +171,8 @@ class ViT(nn.Module):
     def forward(self, patches: Patches) -> Patches:
         """Pixel vectors [n, channels*patch*patch] to features [n, width] on the same grids."""
         if patches.values.shape[1] != self.config.patch_dim:
-            raise ConfigError(f"patch vectors of {patches.values.shape[1]} numbers, this encoder reads {self.config.patch_dim}")
+            found, wanted = patches.values.shape[1], self.config.patch_dim
+            raise ConfigError(f"patch vectors of {found} numbers, this encoder reads {wanted}")
         if patches.uniform:
             return patches.with_values(self.tokens(patches)[:, self.config.prefix :].flatten(0, 1))
         parts = [Patches(item, (grid,)) for item, grid in zip(patches.items(), patches.grids, strict=True)]

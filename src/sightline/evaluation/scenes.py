@@ -91,7 +91,7 @@ def items(count: int, turns: int = 4, first: int = FIRST_SEED) -> Iterator[Item]
 def group(question: Question) -> str:
     """The group of a question: its kind, with counts of 1 to 6 and the four directions apart."""
     if question.kind == "count":
-        return "count 1-6" if question.answer in "1 2 3 4 5 6".split() else "count other"
+        return "count 1-6" if question.answer in ["1", "2", "3", "4", "5", "6"] else "count other"
     if question.kind == "relation":
         directed = question.meta.get("form") in ("direct", "either", "some")
         return "left/right/above/below" if directed else "relation other"

@@ -1,6 +1,7 @@
 """Features to the decoder's width: linear, multi-layer perceptron, or one that folds squares of patches together."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -50,7 +51,7 @@ class Projector(nn.Module):
         inputs, hidden = cfg.inputs * cfg.shuffle**2, cfg.hidden or cfg.width
         sizes = [inputs, *[hidden] * (cfg.layers - 1), cfg.width]
         self.norm = nn.LayerNorm(inputs) if cfg.norm else None
-        self.layers = nn.ModuleList(nn.Linear(a, b, bias=cfg.bias) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b, bias=cfg.bias) for a, b in pairwise(sizes))
         self.act = activation(cfg.activation)
 
     def num_tokens(self, grid: Grid) -> int:

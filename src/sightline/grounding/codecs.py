@@ -2,9 +2,9 @@
 
 | codec | text | frame of its numbers |
 |---|---|---|
-| `LocationTokens` | `red circle<box><loc012><loc034><loc056><loc078>`, `<point><loc012><loc034>` | 128 bins of the model's picture |
-| `Decimals` | `[0.123,0.456,0.789,0.999]`, several joined by `;`, points `[x,y]` (LLaVA, Shikra) | share of the padded square |
-| `PaliGemmaLocations` | `<loc0102><loc0204><loc0306><loc0408> cat ; ...`, top first | 1024 bins of the squashed picture |
+| `LocationTokens` | `red circle<box><loc012><loc034><loc056><loc078>`, `<point>...` | 128 bins of the model's picture |
+| `Decimals` | `[0.123,0.456,0.789,0.999]`, joined by `;`, points `[x,y]` | share of the padded square |
+| `PaliGemmaLocations` | `<loc0102><loc0204><loc0306><loc0408> cat ; ...` | 1024 bins, top first |
 """
 
 import re
@@ -175,7 +175,8 @@ class PaliGemmaLocations:
         text = "".join(piece.text for piece in kept)
         places, labels = [], []
         for found in _LOCATED.finditer(text):
-            y1, x1, y2, x2 = (min(int(k), self.bins - 1) / (self.bins - 1) for k in re.findall(r"<loc(\d{4})>", found[1]))
+            cells = (min(int(k), self.bins - 1) for k in re.findall(r"<loc(\d{4})>", found[1]))
+            y1, x1, y2, x2 = (cell / (self.bins - 1) for cell in cells)
             labels.append(found[3].strip())
             places.append(_place((x1, y1, x2, y2), transform, labels[-1]))
         plain = re.sub(r"<(loc\d{4}|seg\d{3})>", "", text).strip()

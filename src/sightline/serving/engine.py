@@ -1,4 +1,4 @@
-"""From conversations to answers: pictures are seen once, prefixes are shared, questions are read and answered together."""
+"""From conversations to answers: pictures are seen once, prefixes shared, questions read and answered together."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ class Reply:
     """
 
     ids: tuple[int, ...] = ()
-    grounded: Grounded = Grounded("")
+    grounded: Grounded = field(default_factory=lambda: Grounded(""))
     probabilities: tuple[float, ...] = ()
     confidence: float = 0.0
     usage: dict[str, int] = field(default_factory=dict)
@@ -57,7 +57,9 @@ class Engine:
 
     # ------------------------------------------------------------------------------------------------------- answers
 
-    def answer(self, conversations: Sequence[Conversation], sampling: Sampling | Sequence[Sampling] = Sampling()) -> list[Reply]:
+    def answer(
+        self, conversations: Sequence[Conversation], sampling: Sampling | Sequence[Sampling] = Sampling()
+    ) -> list[Reply]:
         """One reply per conversation, in order; one that cannot be read gets its error, the others their answer."""
         settings = [sampling] * len(conversations) if isinstance(sampling, Sampling) else list(sampling)
         replies: list[Reply] = [Reply()] * len(conversations)
@@ -216,7 +218,8 @@ class Engine:
 
 def _part(example: Example, start: int, stop: int) -> Example:
     """Some tokens of an example; its pictures go with the part that holds their slots."""
-    columns = {name: getattr(example, name)[start:stop] for name in ("ids", "block", "position", "medium", "item", "labels")}
+    names = ("ids", "block", "position", "medium", "item", "labels")
+    columns = {name: getattr(example, name)[start:stop] for name in names}
     inside = (example.slots >= start) & (example.slots < stop)
     pixels = example.pixels if bool(inside.any()) else ()
     return replace(example, **columns, slots=example.slots[inside] - start, pixels=pixels)

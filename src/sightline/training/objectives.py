@@ -141,7 +141,8 @@ class Dense(nn.Module):
                 continue
             everywhere = name == "object" or name.startswith("cover_")
             labels = truth[name] + int(name.startswith("cover_"))
-            seen, labels = (features.flatten(0, 1), labels.flatten()) if everywhere else (features[there], labels[there])
+            where = torch.ones_like(there) if everywhere else there
+            seen, labels = features[where], labels[where]
             terms[name] = self._term(name, F.cross_entropy(head(seen), labels, reduction="sum"), len(labels))
         scores = self.heads["box"](features[there]).unflatten(-1, (4, BINS)).log_softmax(-1)
         bins = (truth["box"][there] * BINS - 0.5).flatten()

@@ -26,7 +26,15 @@ class Optimizers:
         self._add(torch.optim.AdamW, others, rates, stage, 1.0, betas=(0.9, 0.98))
         self._add(torch.optim.Muon, matrices, rates, stage, self.MUON, momentum=0.95)
 
-    def _add(self, kind: type, names: list[str], rates: Mapping[str, float], stage: Stage, factor: float, **more: object) -> None:
+    def _add(
+        self,
+        kind: type,
+        names: list[str],
+        rates: Mapping[str, float],
+        stage: Stage,
+        factor: float,
+        **more: object,
+    ) -> None:
         """One parameter group per rate and decay; norms, biases and embeddings do not decay."""
         groups: dict[tuple[float, float], list[str]] = {}
         for name in names:

@@ -91,7 +91,8 @@ def weights_before(recipe: Recipe, folder: Path, number: int, model: VLM) -> Non
     before = recipe.stages[number - 1]
     found = checkpoints.newest(folder / "checkpoints" / before.name)
     if found is None or found.state["step"] < before.steps:
-        raise CheckpointError(f"{folder}: stage {before.name!r} is not finished; train it before {recipe.stages[number].name!r}")
+        after = recipe.stages[number].name
+        raise CheckpointError(f"{folder}: stage {before.name!r} is not finished; train it before {after!r}")
     model.load_state_dict(found.tensors["model"])
 
 

@@ -163,7 +163,9 @@ class Trainer:
 
     # ---------------------------------------------------------------------------------------------------------- loop
 
-    def run(self, processor: Processor, workers: int = 1, evaluate: Callable[[VLM], dict[str, float]] | None = None) -> Iterator[Step]:
+    def run(
+        self, processor: Processor, workers: int = 1, evaluate: Callable[[VLM], dict[str, float]] | None = None
+    ) -> Iterator[Step]:
         """Steps until the stage is done; a TERM or INT signal finishes the step, saves and ends the process."""
         number = self.recipe.stage(self.stage.name)
         data = Batches(self.stage, number, self.recipe.seed, self.recipe.sources, processor)
@@ -237,7 +239,7 @@ def prepare(recipe: Recipe, folder: Path) -> None:
     if path.exists():
         first = path.read_text().splitlines()[0]
         if first != f"name: {recipe.name}":
-            raise CapacityError(f"{folder} holds a run with {first!r}, expected 'name: {recipe.name}'; choose another folder")
+            raise CapacityError(f"{folder} holds a run with {first!r}, expected 'name: {recipe.name}'")
     save_yaml(recipe, path)
     surroundings = {
         "python": platform.python_version(),

@@ -130,7 +130,7 @@ def siglip_keys(cfg: ViTConfig) -> KeyMap:
 def dinov2_keys(cfg: ViTConfig) -> KeyMap:
     """At the root of the file."""
     layer, block = "encoder.layer.{i}.", "blocks.{i}."
-    attention = {"query": "q", "key": "k", "value": "v"}
+    names = (("query", "q"), ("key", "k"), ("value", "v"))
     feedforward = (
         (
             rule(
@@ -159,7 +159,7 @@ def dinov2_keys(cfg: ViTConfig) -> KeyMap:
             ),
             rule("embeddings.patch_embeddings.projection.bias", "patch.bias"),
             *registers,
-            *(rule(f"{layer}attention.attention.{t}.{{p}}", f"{block}attention.{o}.{{p}}") for t, o in attention.items()),
+            *(rule(f"{layer}attention.attention.{t}.{{p}}", f"{block}attention.{o}.{{p}}") for t, o in names),
             rule(f"{layer}attention.output.dense.{{p}}", f"{block}attention.o.{{p}}"),
             rule(f"{layer}norm1.{{p}}", f"{block}norm1.{{p}}"),
             rule(f"{layer}norm2.{{p}}", f"{block}norm2.{{p}}"),
@@ -181,7 +181,7 @@ def rope_theta(c: Json) -> float:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise ConfigError(f"rotary positions of kind {kind!r}, expected 'default'")
-    return float(rope.get("rope_theta", c.get("rope_theta", 10_000.0)))
+    return float(rope.get("rope_theta") or c.get("rope_theta") or 10_000.0)
 
 
 def _decoder(c: Json, **defaults: Any) -> DecoderConfig:

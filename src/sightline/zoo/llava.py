@@ -74,8 +74,8 @@ def published_name(key: str) -> str:
         key = "language_model.model." + key.removeprefix("model.language_model.")
     elif key.startswith("lm_head."):
         key = "language_model." + key
-    else:
-        key = key.removeprefix("model.") if key.startswith(("model.vision_tower.", "model.multi_modal_projector.")) else key
+    elif key.startswith(("model.vision_tower.", "model.multi_modal_projector.")):
+        key = key.removeprefix("model.")
     return re.sub(r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", key)
 
 

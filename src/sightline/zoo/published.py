@@ -1,10 +1,10 @@
-"""A published checkpoint by its folder: what its `config.json` says it is, its weights, and the inputs it is known by."""
+"""A published checkpoint by its folder: what `config.json` says it is, its weights, the inputs it is known by."""
 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..core.config import nearest
 from ..core.errors import CheckpointError, ConfigError, InputError
 from ..core.layout import Layout
-from ..core.patches import patchify
+from ..core.patches import Patches, patchify
 from ..data.batch import Batch
 from ..encoders.vit import ViT
 from ..language.cache import Cache
@@ -114,7 +114,8 @@ class Published:
         encoder = self.model if isinstance(self.model, ViT) else getattr(self.model, "encoder", None)
         if not isinstance(encoder, ViT):
             raise InputError(f"a {self.family} model has no vision encoder")
-        return encoder(patchify(pixel_values, encoder.config.patch_size)).dense()
+        patches: Patches = encoder(patchify(pixel_values, encoder.config.patch_size))
+        return patches.dense()
 
     @torch.inference_mode()
     def logits(self, **inputs: Tensor) -> Tensor:
@@ -209,10 +210,8 @@ class Published:
     def _read(self, batch: Batch, cache: Cache) -> Tensor:
         decoder = self._decoder()
         if isinstance(self.model, VLM):
-            hidden: Tensor = self.model(batch, cache)
-            return hidden
-        hidden = decoder(decoder.embed(batch.ids), batch.layout, None, cache)
-        return hidden
+            return cast(Tensor, self.model(batch, cache))
+        return cast(Tensor, decoder(decoder.embed(batch.ids), batch.layout, None, cache))
 
     def _ends(self) -> list[int]:
         """Ids that end an answer, from the generation settings or the configuration."""
