@@ -49,3 +49,39 @@ def _seeded() -> None:
     np.random.seed(0)
     if torch := sys.modules.get("torch"):  # tests of files that do without it stay quick
         torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of this project's layout: random weights large enough that pictures change the answers."""
+    import torch
+
+    from sightline.data.images import Square
+    from sightline.encoders.vit import ViTConfig
+    from sightline.fusion.projector import ProjectorConfig
+    from sightline.grounding.codecs import LocationTokens
+    from sightline.language.decoder import DecoderConfig
+    from sightline.language.tokenizer import train_tokenizer
+    from sightline.model import VLM, VLMConfig
+    from sightline.zoo import own
+
+    controls = ("<pad>", "<bos>", "<eos>", "<image>", "<user>", "<assistant>", *LocationTokens().names)
+    texts = ["how many red circles are there? yes no one two where is the blue square?"] * 30
+    tokenizer = train_tokenizer(texts, 600, controls, bos="<bos>", eos="<eos>", pad="<pad>")
+    config = VLMConfig(
+        image=ViTConfig(image_size=64, patch_size=16, width=32, depth=2, heads=2, mlp=64, stem=(8, 16)),
+        fusion=ProjectorConfig(inputs=32, width=32),
+        decoder=DecoderConfig(
+            vocab_size=tokenizer.vocab_size, width=32, depth=2, heads=2, mlp=64, tied=True, max_length=256
+        ),
+    )
+    model = VLM(config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.25, generator=generator)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    stages = {"align": ("fusion.*",), "instruct": ("fusion.*", "decoder.*")}
+    own.save(model, tokenizer, own.ProcessorConfig(Square(64), max_length=256), folder, stages)
+    return folder

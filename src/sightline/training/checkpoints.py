@@ -10,16 +10,17 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..core.errors import CapacityError, CheckpointError
+from ..zoo.checkpoint import write_tensors
 
 MANIFEST = "manifest.json"
 
@@ -41,15 +42,15 @@ def save(folder: Path, name: str, tensors: Mapping[str, Mapping[str, Tensor]], s
     try:
         temporary.mkdir()
         for group, content in tensors.items():
-            save_file({key: value.contiguous() for key, value in content.items()}, temporary / f"{group}.safetensors")
+            write_tensors(temporary / f"{group}.safetensors", content)
         (temporary / "state.json").write_text(json.dumps(dict(state)))
         files = {path.name: {"bytes": path.stat().st_size, "sha256": digest(path)} for path in temporary.iterdir()}
         (temporary / MANIFEST).write_text(json.dumps({"files": files}))
         for path in temporary.iterdir():
             flush(path)
         flush(temporary)
-        if final.exists():  # the same step saved again after a resume
-            shutil.rmtree(final)
+        if final.exists():  # the same step saved again: the one there was damaged, or a run would have gone on from it
+            _remove(final)
         temporary.rename(final)
         flush(folder)
     except BaseException:
@@ -75,20 +76,29 @@ def flush(path: Path) -> None:
 
 def load(path: Path) -> Saved:
     """Read a checkpoint after checking every file against the manifest; CheckpointError tells what is damaged."""
-    try:
-        files = json.loads((path / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{path}: no readable {MANIFEST}, the checkpoint is not whole") from None
-    for name, wanted in files.items():
+    files = _manifest(path)
+    for name, (size, sha256) in files.items():
         file = path / name
         if not file.is_file():
             raise CheckpointError(f"{file}: missing")
-        if file.stat().st_size != wanted["bytes"]:
-            raise CheckpointError(f"{file}: {file.stat().st_size} bytes, expected {wanted['bytes']}")
-        if digest(file) != wanted["sha256"]:
+        if file.stat().st_size != size:
+            raise CheckpointError(f"{file}: {file.stat().st_size} bytes, expected {size}")
+        if digest(file) != sha256:
             raise CheckpointError(f"{file}: content differs from its sha256")
     groups = {Path(name).stem: load_file(path / name) for name in files if name.endswith(".safetensors")}
     return Saved(groups, json.loads((path / "state.json").read_text()), path)
+
+
+def _manifest(path: Path) -> dict[str, tuple[int, str]]:
+    """Length and sha256 of every file of a checkpoint, by name."""
+    try:
+        files = json.loads((path / MANIFEST).read_text())["files"]
+        found = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{path}: no readable {MANIFEST}, the checkpoint is not whole") from None
+    if "state.json" not in found or any(Path(name).name != name for name in found):
+        raise CheckpointError(f"{path / MANIFEST}: does not name the files of a checkpoint")
+    return found
 
 
 def listed(folder: Path) -> list[Path]:
@@ -98,10 +108,8 @@ def listed(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def newest(folder: Path, warn: Any = print) -> Saved | None:
+def newest(folder: Path, warn: Callable[[str], None]) -> Saved | None:
     """The newest checkpoint that is whole; damaged ones are passed over with a line to `warn`."""
-    for path in folder.glob(".*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
     for path in reversed(listed(folder)):
         try:
             return load(path)
@@ -110,19 +118,46 @@ def newest(folder: Path, warn: Any = print) -> Saved | None:
     return None
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep`; called only after a new one is on the disk."""
-    for path in listed(folder)[:-keep]:
+def prune(folder: Path, newest: str, keep: int) -> None:
+    """Delete all but `keep` checkpoints up to the one named `newest`, which is on the disk already.
+
+    Later ones are what a resume passed over as damaged: they go too, or they would count as kept for ever.
+    """
+    upto = [path for path in listed(folder) if path.name <= newest]
+    for path in listed(folder):
+        if path not in upto[-keep:]:
+            _remove(path)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what interrupted saves and deletions left behind; only for who holds the folder's lock."""
+    for path in folder.glob(".*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint; it loses its name first, so that half of one is never found under it."""
+    hidden = path.with_name(f".{path.name}.old.tmp")
+    shutil.rmtree(hidden, ignore_errors=True)
+    path.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for one trainer; CapacityError names who holds it already. A dead holder's lock is free."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
+    """Hold a folder for one trainer; CapacityError names who holds it already. A dead holder's lock is free.
+
+    The lock belongs to the process and not to the open file: loader processes that outlive a killed trainer for a
+    moment must not keep the next one out.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise CapacityError(f"{folder}: cannot be written to ({error.strerror})") from None
+    with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
             raise CapacityError(f"{folder}: another trainer ({file.read().strip()}) is at work in it") from None

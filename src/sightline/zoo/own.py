@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..core.config import config, from_dict, nearest, to_dict
@@ -26,7 +25,7 @@ from ..data.template import TEMPLATES
 from ..grounding.codecs import CODECS
 from ..language.tokenizer import Tokenizer
 from ..model import VLM, VLMConfig
-from .checkpoint import INDEX, WEIGHTS, assign, read_file, read_json
+from .checkpoint import INDEX, WEIGHTS, assign, read_file, read_json, write_tensors
 from .hollow import hollow
 from .published import Published
 
@@ -187,15 +186,15 @@ def _write_weights(model: VLM, folder: Path, piece: int) -> None:
         if tensor.nbytes > room and pieces[-1]:
             pieces.append({})
             room = piece
-        pieces[-1][name] = tensor.contiguous()
+        pieces[-1][name] = tensor
         room -= tensor.nbytes
     if len(pieces) == 1:
-        save_file(pieces[0], folder / WEIGHTS, {"format": "pt"})
+        write_tensors(folder / WEIGHTS, pieces[0])
         return
     where: dict[str, str] = {}
     for i, content in enumerate(pieces, 1):
         file = f"model-{i:05d}-of-{len(pieces):05d}.safetensors"
-        save_file(content, folder / file, {"format": "pt"})
+        write_tensors(folder / file, content)
         where |= dict.fromkeys(content, file)
     total = sum(tensor.nbytes for tensor in tensors.values())
     _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})

@@ -1,0 +1,150 @@
+"""What `show` tells, held against the real thing: parameters against modules, operations against torch's counter."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from sightline.core.layout import causal_layout
+from sightline.core.patches import Patches
+from sightline.data.batch import Batch
+from sightline.fusion.projector import ProjectorConfig
+from sightline.model import VLM, VLMConfig
+from sightline.zoo import own
+from sightline.zoo.describe import QUESTION, describe, short
+from sightline.zoo.hollow import hollow
+from sightline.zoo.names import DEFAULT, describe_named, listed, locate
+from sightline.zoo.rows import ROWS
+
+
+@pytest.fixture(scope="module")
+def config(tiny_folder: Path) -> VLMConfig:
+    return own.read_card(tiny_folder).model
+
+
+def test_parameters_are_those_of_the_model(config: VLMConfig) -> None:
+    model = VLM(config)
+    told = describe("tiny", config, {"align": ("fusion.*",), "all": ("*",)})
+    assert told.parameters["encoder"] == sum(p.numel() for p in model.encoder.parameters())
+    assert told.parameters["fusion"] == sum(p.numel() for p in model.fusion.parameters())
+    assert told.trained == {"align": told.parameters["fusion"], "all": sum(p.numel() for p in model.parameters())}
+    assert told.memory["bf16"] == 2 * sum(p.numel() for p in model.parameters())
+
+
+def test_operations_agree_with_torch(config: VLMConfig) -> None:
+    """On real numbers; attention step by step, because the counter does not know the CPU's fused kernel."""
+    model, visual = VLM(config).eval(), config.image.grid**2
+    told = describe("tiny", config)
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = count_with_torch(model, visual)
+    assert list(told.flops.values()) == expected
+
+
+def count_with_torch(model: VLM, visual: int) -> list[int]:
+    """Operations to see a picture, to read a prompt, to write a token."""
+    with torch.no_grad(), FlopCounterMode(display=False) as seeing:
+        bridge = model.see(Patches(torch.randn(visual, model.config.image.patch_dim), ((1, 4, 4),)))
+    length = visual + QUESTION
+    prompt = Batch(torch.zeros(1, length, dtype=torch.int64), causal_layout(1, length), torch.arange(visual))
+    cache = model.new_cache()
+    with torch.no_grad(), FlopCounterMode(display=False) as reading:
+        model.logits(model(prompt, cache, bridge)[:, -1:])
+    assert cache.layout is not None
+    step = Batch(torch.zeros(1, 1, dtype=torch.int64), cache.layout.next(), torch.zeros(0, dtype=torch.int64))
+    with torch.no_grad(), FlopCounterMode(display=False) as writing:
+        model.logits(model(step, cache))
+    return [counter.get_total_flops() for counter in (seeing, reading, writing)]
+
+
+def test_keys_and_values_are_those_of_the_cache(config: VLMConfig) -> None:
+    model = VLM(config).eval().bfloat16()
+    cache = model.new_cache()
+    with torch.no_grad():
+        model(Batch(torch.zeros(1, 1, dtype=torch.int64), causal_layout(1, 1), torch.zeros(0, dtype=torch.int64)), cache)
+    held = sum(t.nbytes for layer in cache.layers for t in (layer.key, layer.value) if t is not None)
+    assert describe("tiny", config).cache == held
+
+
+def test_the_pipeline_has_the_shapes_of_a_pass(config: VLMConfig) -> None:
+    folded = VLMConfig(config.image, ProjectorConfig(inputs=32, width=32, shuffle=2), config.decoder)
+    stations = {station.name: station for station in describe("tiny", folded).pipeline}
+    assert stations["picture"].shape == (3, 64, 64)
+    assert stations["patches"].shape == (16, 768)
+    assert stations["fusion"].shape == (4, 32)
+    assert stations["sequence"].shape == (4 + QUESTION, 32)
+    assert stations["next token"].shape == (config.decoder.vocab_size,)
+    assert "2x2 patches folded" in stations["fusion"].note
+
+
+def test_published_sizes_are_the_published_ones() -> None:
+    """LLaMA-2 7B has 6,738,415,616 parameters with 32,000 words; LLaVA adds 64 words to both ends."""
+    told = describe_named("llava-1.5-7b")
+    assert told.parameters["decoder"] == 6_738_415_616 + 2 * 64 * 4096
+    assert told.parameters["fusion"] == 1024 * 4096 + 4096 + 4096 * 4096 + 4096
+    assert told.visual_tokens == 576
+    assert told.trained["align"] == told.parameters["fusion"]
+    assert describe_named("paligemma-3b-pt-448").visual_tokens == 1024
+
+
+def test_lines_say_what_the_numbers_say(config: VLMConfig) -> None:
+    told = describe("tiny", config, {"align": ("fusion.*",)})
+    text = "\n".join(told.lines())
+    for part in ("tiny: ", "16 visual tokens", "align", "encoder", f"{short(told.memory['bf16'], 'B')} bf16"):
+        assert part in text
+    assert told.to_dict()["pipeline"][0] == {"name": "picture", "shape": [3, 64, 64], "note": ""}
+
+
+@pytest.mark.parametrize(
+    ("count", "told"), [(0, "0"), (999, "999"), (1000, "1.00 k"), (65_200, "65.2 k"), (7.06e9, "7.06 G"), (304e6, "304 M")]
+)
+def test_short_numbers(count: float, told: str) -> None:
+    assert short(count) == told
+
+
+def test_a_hollow_model_takes_no_memory_and_no_compiler() -> None:
+    code = """
+import sys
+from sightline.zoo.hollow import hollow
+from sightline.zoo.rows import ROWS
+from sightline.model import VLM
+with hollow():
+    model = VLM(ROWS["llava-1.5-13b"].model)
+assert sum(p.numel() for p in model.parameters()) > 13e9
+assert "torch._dynamo" not in sys.modules, "torch's compiler was imported"
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_after_it_tensors_are_real_again() -> None:
+    with hollow():
+        assert torch.nn.Linear(2, 2).weight.is_meta
+    weight = torch.nn.init.normal_(torch.zeros(100))
+    assert not weight.is_meta
+    assert float(weight.std()) > 0.5
+
+
+def test_folders_and_names_lead_to_models(tiny_folder: Path, tmp_path: Path) -> None:
+    assert locate(tiny_folder) == tiny_folder
+    assert describe_named(tiny_folder).name == "tiny"
+    assert {row.name for row in listed()} >= set(ROWS)
+    assert all(row.parameters > 1_000_000 for row in listed())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("llava-1.5-7c", "no model and no folder 'llava-1.5-7c'; did you mean 'llava-1.5-7b'"),
+        ("sightline-mimi", f"did you mean '{DEFAULT}'"),
+        ("llava-1.5-7b", "not here; give the folder that holds llava-hf/llava-1.5-7b-hf"),
+    ],
+)
+def test_unknown_and_absent_models_are_told(name: str, message: str) -> None:
+    from sightline import SightlineError
+
+    with pytest.raises(SightlineError, match=message):
+        locate(name)
