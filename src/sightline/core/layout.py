@@ -18,13 +18,15 @@ class Medium(IntEnum):
 
 @dataclass(frozen=True)
 class Layout:
-    """Five integers per token, each of shape [batch, length].
+    """Six integers per token, each of shape [batch, length].
 
     document: which sample the token belongs to; -1 is padding.
     block: tokens of one block see each other and every earlier block of their document.
     position: what rotary or learned positions count; [batch, length], or [batch, length, 3] for time-height-width.
     medium: a `Medium`.
     item: how many media items have begun by this token, in its document (0 before the first).
+    branch: 0 is the trunk of a document; tokens of another branch see the trunk and their own branch only, so that
+    several questions about one picture can follow it in one row without seeing one another.
     causal: the writer's promise that every block holds one token and no row is padded or packed, so the
     attention kernel's own causal path may be used.
     """
@@ -34,6 +36,7 @@ class Layout:
     position: Tensor
     medium: Tensor
     item: Tensor
+    branch: Tensor
     causal: bool = False
 
     @property
@@ -75,21 +78,26 @@ class Layout:
             position=step if self.position.dim() == 2 else step[:, :, None].expand(-1, -1, self.position.shape[2]),
             medium=torch.zeros_like(last),
             item=self.item.gather(1, last),
+            branch=self.branch.gather(1, last),
             causal=self.causal,
         )
 
 
-COLUMNS = ("document", "block", "position", "medium", "item")
+COLUMNS = ("document", "block", "position", "medium", "item", "branch")
 
 
 def visible(query: Layout, key: Layout) -> Tensor:
-    """Who sees whom: same document, and the key's block has begun by the query's. Boolean [batch, queries, keys]."""
+    """Who sees whom: same document, the key in the trunk or the query's branch, its block begun by the query's.
+
+    Boolean [batch, queries, keys].
+    """
     same = (query.document[:, :, None] == key.document[:, None, :]) & (key.document[:, None, :] >= 0)
-    return same & (key.block[:, None, :] <= query.block[:, :, None])
+    on_the_way = (key.branch[:, None, :] == 0) | (key.branch[:, None, :] == query.branch[:, :, None])
+    return same & on_the_way & (key.block[:, None, :] <= query.block[:, :, None])
 
 
 def causal_layout(batch: int, length: int, device: torch.device | str = "cpu") -> Layout:
     """Plain left-to-right text: every token its own block, no padding."""
     counted = torch.arange(length, device=device).expand(batch, -1)
     zero = torch.zeros_like(counted)
-    return Layout(document=zero, block=counted, position=counted, medium=zero, item=zero, causal=True)
+    return Layout(document=zero, block=counted, position=counted, medium=zero, item=zero, branch=zero, causal=True)

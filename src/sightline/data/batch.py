@@ -18,7 +18,7 @@ IGNORE = -100  # a label that teaches nothing
 class Example:
     """One sequence; every column has its length.
 
-    ids, block, position, medium, item: int64 [length], as in `core.layout`.
+    ids, block, position, medium, item, branch: int64 [length], as in `core.layout`.
     labels: int64 [length]; labels[t] is the id to predict after token t, -100 where nothing is learned.
     slots: int64 [n], where image tokens go, in order; pixels: one float tensor [3, height, width] per image.
     transforms: one per image, from the original picture to what the model sees.
@@ -29,6 +29,7 @@ class Example:
     position: Tensor
     medium: Tensor
     item: Tensor
+    branch: Tensor
     labels: Tensor
     slots: Tensor
     pixels: tuple[Tensor, ...] = ()
@@ -66,7 +67,8 @@ class Batch:
         )
 
 
-_FILL = {"document": -1, "block": 0, "position": 0, "medium": 0, "item": 0, "labels": IGNORE}
+COLUMNS = ("block", "position", "medium", "item", "branch", "labels")
+_FILL = {"document": -1, **dict.fromkeys(COLUMNS, 0), "labels": IGNORE}
 
 
 def collate(
@@ -101,6 +103,30 @@ def pack(examples: Sequence[Example], patch: int, pad_id: int, length: int) -> B
     return _assemble(rows, length, patch, pad_id, causal=all(len(row) == 1 and row[0][0].causal for row in rows))
 
 
+def branched(examples: Sequence[Example]) -> Example:
+    """Several continuations of one prompt as one example: the tokens all begin with are the trunk, the rest branches.
+
+    The trunk must hold every picture; each branch goes on from the trunk's positions and sees nothing of the others.
+    """
+    first = examples[0]
+    shortest = min(example.length for example in examples)
+    same = torch.stack([example.ids[:shortest] for example in examples])
+    trunk = int((same == same[:1]).all(0).long().cumprod(0).sum())
+    if len(first.slots) and int(first.slots.max()) >= trunk:
+        raise ValueError(f"the examples differ from token {trunk} on, before the end of their pictures")
+
+    def column(name: str) -> Tensor:
+        parts = [getattr(first, name)[:trunk], *(getattr(example, name)[trunk:] for example in examples)]
+        return torch.cat(parts)
+
+    lengths = torch.tensor([trunk, *(example.length - trunk for example in examples)])
+    columns = {name: column(name) for name in ("ids", *COLUMNS)}
+    # the label after the trunk's last token belongs to one branch only, and none of them to the trunk
+    columns["labels"][:trunk] = IGNORE
+    columns["branch"] = torch.arange(len(lengths)).repeat_interleave(lengths)
+    return replace(first, **columns, causal=False)
+
+
 def _assemble(rows: list[list[tuple[Example, int]]], length: int, patch: int, pad_id: int, causal: bool) -> Batch:
     """Write every example into its row at its offset."""
     ids = torch.full((len(rows), length), pad_id)
@@ -111,7 +137,7 @@ def _assemble(rows: list[list[tuple[Example, int]]], length: int, patch: int, pa
             span = slice(offset, offset + example.length)
             ids[r, span] = example.ids
             columns["document"][r, span] = document
-            for name in ("block", "position", "medium", "item", "labels"):
+            for name in COLUMNS:
                 columns[name][r, span] = getattr(example, name)
             slots.append(example.slots + r * length + offset)
             patches += [patchify(pixels[None], patch) for pixels in example.pixels]

@@ -12,10 +12,10 @@ from ..core.errors import CapacityError, InputError
 from ..core.geometry import Transform
 from ..core.layout import Medium
 from ..core.patches import Grid
-from ..core.sequence import Conversation, images_of
+from ..core.sequence import Conversation, Image, Message, Video, images_of
 from ..grounding.codecs import Codec, Grounded
 from ..language.tokenizer import Tokenizer
-from .batch import IGNORE, Example
+from .batch import IGNORE, Example, branched
 from .template import End, Places, Segment, Slot, Template, Words
 
 
@@ -90,6 +90,22 @@ class Processor:
                 )
             conversation = conversation[:-2]
 
+    def branches(self, conversation: Conversation) -> Example:
+        """A training example whose turns each follow the pictures directly and do not see one another.
+
+        One pass through the model then learns many questions, and each looks like the first and only one.
+        """
+        seen = [self.pixels(image.picture) for image in images_of(conversation)]
+        before = [message for message in conversation if message.role == "system"]
+        talk = [message for message in conversation if message.role != "system"]
+        pictures = tuple(part for message in talk for part in message.parts if isinstance(part, (Image, Video)))
+        examples = []
+        for question, answer in zip(talk[::2], talk[1::2], strict=True):
+            words = tuple(part for part in question.parts if not isinstance(part, (Image, Video)))
+            turn = (*before, Message("user", (*pictures, *words)), answer)
+            examples.append(self._write(self.template(turn), seen))
+        return branched(examples)
+
     def _write(self, segments: list[Segment], seen: list[tuple[Tensor, Transform]]) -> Example:
         found = sum(isinstance(segment, Slot) for segment in segments)
         if found != len(seen):
@@ -135,6 +151,7 @@ class Processor:
             position=torch.arange(len(ids)),
             medium=torch.tensor(out.medium),
             item=torch.tensor(out.item),
+            branch=torch.zeros_like(ids),
             labels=labels,
             slots=torch.tensor(out.slots, dtype=torch.int64),
             pixels=tuple(pixels for pixels, _ in seen),

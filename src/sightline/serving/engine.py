@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.errors import SightlineError
 from ..core.sequence import Conversation, images_of
-from ..data.batch import Batch, Example, collate
+from ..data.batch import COLUMNS, Batch, Example, collate
 from ..data.processor import Processor
 from ..fusion.projector import Bridge
 from ..grounding.codecs import Grounded
@@ -218,8 +218,7 @@ class Engine:
 
 def _part(example: Example, start: int, stop: int) -> Example:
     """Some tokens of an example; its pictures go with the part that holds their slots."""
-    names = ("ids", "block", "position", "medium", "item", "labels")
-    columns = {name: getattr(example, name)[start:stop] for name in names}
+    columns = {name: getattr(example, name)[start:stop] for name in ("ids", *COLUMNS)}
     inside = (example.slots >= start) & (example.slots < stop)
     pixels = example.pixels if bool(inside.any()) else ()
     return replace(example, **columns, slots=example.slots[inside] - start, pixels=pixels)

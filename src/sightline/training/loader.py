@@ -46,7 +46,7 @@ class Batches(Dataset[Batch]):
 
 def assemble(samples: list[Sample], processor: Processor) -> Batch:
     """Samples as one batch; pictures without a conversation become patches without text."""
-    examples = [processor(s.conversation) if s.conversation else _picture(s, processor) for s in samples]
+    examples = [processor.branches(s.conversation) if s.conversation else _picture(s, processor) for s in samples]
     batch = collate(examples, processor.patch, processor.tokenizer.control(processor.tokenizer.pad))
     extra = {"names": [sample.name for sample in samples]}
     if samples[0].dense:
@@ -60,7 +60,7 @@ def _picture(sample: Sample, processor: Processor) -> Example:
     assert sample.image is not None
     pixels, transform = processor.pixels(sample.image.picture)
     none = torch.zeros(0, dtype=torch.int64)
-    return Example(none, none, none, none, none, none, none, (pixels,), (transform,))
+    return Example(none, none, none, none, none, none, none, none, (pixels,), (transform,))
 
 
 def _captions(texts: list[str], processor: Processor) -> torch.Tensor:

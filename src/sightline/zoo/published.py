@@ -198,6 +198,7 @@ class Published:
             position=(real.cumsum(1) - 1).clamp(min=0),
             medium=is_slot.long(),
             item=torch.zeros_like(real),
+            branch=torch.zeros_like(real),
             causal=not prefix and bool(real.all()),
         )
 
