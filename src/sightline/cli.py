@@ -99,17 +99,18 @@ def ask(
     *paths, question = words
     if not paths:
         raise InputError(f"found only {question[:60]!r}, expected a picture and a question")
+    from .core.sequence import images_of
+    from .data.draw import check_drawing, draw_places
     from .serving.assistant import conversation, load
 
+    if draw is not None:
+        check_drawing(draw)
     talk = conversation([_picture(path) for path in paths], question)
     settings = _settings(max_tokens, temperature, top_p, seed, stop)
     answer = _spoken(load(model), talk, settings, quiet=as_json)
     if as_json:
         print(json.dumps(answer.to_dict(), ensure_ascii=False))
     if draw is not None:
-        from .core.sequence import images_of
-        from .data.draw import draw_places
-
         draw_places(images_of(talk)[-1].picture, answer.boxes, answer.points).save(draw)
 
 

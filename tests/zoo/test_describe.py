@@ -64,7 +64,9 @@ def test_keys_and_values_are_those_of_the_cache(config: VLMConfig) -> None:
     model = VLM(config).eval().bfloat16()
     cache = model.new_cache()
     with torch.no_grad():
-        model(Batch(torch.zeros(1, 1, dtype=torch.int64), causal_layout(1, 1), torch.zeros(0, dtype=torch.int64)), cache)
+        model(
+            Batch(torch.zeros(1, 1, dtype=torch.int64), causal_layout(1, 1), torch.zeros(0, dtype=torch.int64)), cache
+        )
     held = sum(t.nbytes for layer in cache.layers for t in (layer.key, layer.value) if t is not None)
     assert describe("tiny", config).cache == held
 
@@ -99,7 +101,8 @@ def test_lines_say_what_the_numbers_say(config: VLMConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "told"), [(0, "0"), (999, "999"), (1000, "1.00 k"), (65_200, "65.2 k"), (7.06e9, "7.06 G"), (304e6, "304 M")]
+    ("count", "told"),
+    [(0, "0"), (999, "999"), (1000, "1.00 k"), (65_200, "65.2 k"), (7.06e9, "7.06 G"), (304e6, "304 M")],
 )
 def test_short_numbers(count: float, told: str) -> None:
     assert short(count) == told

@@ -135,7 +135,7 @@ def test_an_unknown_key_of_the_card_tells_the_nearest(folder: Path) -> None:
     card = json.loads((folder / "config.json").read_text())
     card["model"]["image"]["widht"] = card["model"]["image"].pop("width")
     (folder / "config.json").write_text(json.dumps(card))
-    with pytest.raises(ConfigError, match="'model.image.widht'; did you mean 'width'"):
+    with pytest.raises(ConfigError, match=r"'model\.image\.widht'; did you mean 'width'"):
         own.load_model(folder)
 
 

@@ -1,14 +1,25 @@
 """Places drawn onto their picture."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import PIL.Image
 from PIL import ImageDraw, ImageFont
 
+from ..core.errors import InputError
 from ..core.geometry import Box, Point
 
 # eight colours that are told apart on most pictures, also by people who do not see red and green alike (Okabe and Ito)
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+
+
+def check_drawing(path: Path) -> None:
+    """InputError for a file name that no picture can be written under, told before any work is done."""
+    kinds = PIL.Image.registered_extensions()
+    if path.suffix.lower() not in kinds:
+        raise InputError(f"{path}: unknown kind of picture {path.suffix!r}, expected .png, .jpg or .webp")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: its folder does not exist")
 
 
 def draw_places(picture: PIL.Image.Image, boxes: Sequence[Box] = (), points: Sequence[Point] = ()) -> PIL.Image.Image:

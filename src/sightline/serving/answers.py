@@ -59,8 +59,9 @@ def answer_file(
     """
     asked = list(read_questions(questions))
     with _opened(out) as file:
-        done = Counter(_read_answers(file, out))
-        left = _left(asked, done, out)
+        done, whole = _read_answers(file, out)
+        left = _left(asked, Counter(done), out)
+        file.truncate(whole)
         skipped, errors = len(asked) - len(left), 0
         progress(skipped, len(asked))
         for start in range(0, len(left), WINDOW):
@@ -164,21 +165,31 @@ def _opened(out: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def _read_answers(file: BinaryIO, out: Path) -> Iterator[str]:
-    """Which questions are answered; what follows the last whole line was torn by a kill and is cut off."""
+def _read_answers(file: BinaryIO, out: Path) -> tuple[list[str], int]:
+    """Which questions are answered, and how long the file's whole lines are; a kill may have torn what follows."""
     file.seek(0)
     data = file.read()
     whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        file.truncate(whole)
+    answered = []
     for number, line in enumerate(data[:whole].splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or not ("answer" in row or "error" in row):
+        row = _parsed(line)
+        if row is None or not ("answer" in row or "error" in row):
             raise DataError(f"{out} line {number}: not a row of answers; choose another file to write")
-        yield _identity(_asked(row))
+        answered.append(_identity(_asked(row)))
+    if torn := data[whole:]:
+        row = _parsed(torn)
+        if not torn.startswith(b"{") or (row is not None and not ("answer" in row or "error" in row)):
+            raise DataError(f"{out}: does not end as a file of answers; choose another file to write")
+    return answered, whole
+
+
+def _parsed(line: bytes) -> Row | None:
+    """A line as a row, or None where it is none."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def _asked(row: Row) -> Row:
@@ -197,10 +208,8 @@ def _left(asked: Sequence[_Question], done: Counter[str], out: Path) -> list[_Qu
             unmatched[key] -= 1
         else:
             left.append(question)
-    if unmatched.total():
-        raise DataError(
-            f"{out}: answers {unmatched.total()} questions that are not asked; choose another file to write"
-        )
+    if foreign := unmatched.total():
+        raise DataError(f"{out}: {foreign} of its rows answer what is not asked; choose another file to write")
     return left
 
 
