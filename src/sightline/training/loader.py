@@ -12,6 +12,7 @@ from ..core.errors import ConfigError
 from ..data.batch import Batch, Example, collate
 from ..data.processor import Processor
 from .recipe import Stage
+from .signals import leave_to_parent
 from .sources import Sample, ScenesSource
 
 
@@ -24,6 +25,13 @@ class Batches(Dataset[Batch]):
         for name in stage.data:
             if name not in sources:
                 raise ConfigError(f"stage {stage.name!r} has no source {name!r}{nearest(name, sources)}")
+        found = {"pictures" if sources[name].kind == "pictures" else "conversations" for name in stage.data}
+        wanted = {"conversations" if name == "next-token" else "pictures" for name in stage.objective}
+        if found != wanted or len(found) > 1:
+            reads, learns = " and ".join(sorted(found)), " and ".join(sorted(wanted))
+            raise ConfigError(
+                f"stage {stage.name!r} reads {reads}, its objective learns from {learns}; one batch is one of them"
+            )
         self.stage, self.number, self.seed = stage, number, seed
         self.sources, self.processor = sources, processor
 
@@ -88,3 +96,4 @@ def batches(data: Batches, start: int, workers: int) -> Iterator[Batch]:
 def _one_thread(worker: int) -> None:
     """A worker that shares the machine with a training step must not start threads of its own."""
     torch.set_num_threads(1)
+    leave_to_parent()

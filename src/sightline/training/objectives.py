@@ -1,8 +1,8 @@
 """What a step minimises. Every term returns (sum, count), so that it is divided once, by the global count."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +13,22 @@ from ..core.errors import ConfigError
 from ..data.batch import IGNORE, Batch
 from ..model import VLM
 
-Term = tuple[Tensor, Tensor]  # sum over what is learned, and how many that is
+Term = tuple[Tensor, int]  # sum over what is learned, and how many that is
 
 
-class Objective(Protocol):
-    """A term of the loss; one that has weights of its own is a module and is trained along."""
+class Objective(nn.Module, ABC):
+    """Terms of the loss; weights of its own are trained along and kept in the training state only."""
 
-    def __call__(self, model: VLM, batch: Batch) -> dict[str, Term]:
+    @abstractmethod
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """How much each term learns from a batch: known before any is computed, so that several are divided once."""
+
+    @abstractmethod
+    def forward(self, model: VLM, batch: Batch) -> dict[str, Term]:
         """Named terms for one batch."""
-        ...
 
 
-class NextToken(nn.Module):
+class NextToken(Objective):
     """Cross-entropy on learned positions only; the head is applied to nothing else.
 
     Ids in [first, first + count) are places on a line: their target is a Gaussian of `sigma` bins over the
@@ -35,16 +39,20 @@ class NextToken(nn.Module):
         super().__init__()
         self.first, self.count, self.sigma, self.chunk = first, count, sigma, chunk
 
+    def counts(self, batch: Batch) -> dict[str, int]:
+        assert batch.labels is not None
+        return {"next-token": int((batch.labels != IGNORE).sum())}
+
     def forward(self, model: VLM, batch: Batch) -> dict[str, Term]:
         hidden = model(batch)
         assert batch.labels is not None
         learned = batch.labels != IGNORE
         chosen, labels = hidden[learned], batch.labels[learned]
         total = hidden.new_zeros((), dtype=torch.float32)
-        for start in range(0, len(labels), self.chunk):
+        for start in range(0, max(1, len(labels)), self.chunk):  # once at least: zero, with gradients of zero
             part = slice(start, start + self.chunk)
             total = total + self.loss(model.logits(chosen[part]), labels[part])
-        return {"next-token": (total, learned.sum())}
+        return {"next-token": (total, len(labels))}
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Sum over positions [n] of logits [n, vocabulary] in float32."""
@@ -62,7 +70,7 @@ def smoothed(bins: Tensor, count: int, sigma: float) -> Tensor:
     return torch.softmax(-((away / sigma) ** 2) / 2, dim=-1)
 
 
-class SigLIP(nn.Module):
+class SigLIP(Objective):
     """Every picture against every caption of the batch, each pair a yes or no (arXiv:2303.15343).
 
     Pictures are mean-pooled features; captions the mean of their token vectors. Scale and bias start at 10 and -10.
@@ -77,11 +85,14 @@ class SigLIP(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.bias = nn.Parameter(torch.tensor(-10.0))
 
+    def counts(self, batch: Batch) -> dict[str, int]:
+        return {"siglip": len(batch.extra["captions"])}
+
     def forward(self, model: VLM, batch: Batch) -> dict[str, Term]:
         return self.on_features(features_of(model, batch), batch)
 
     def on_features(self, features: Tensor, batch: Batch) -> dict[str, Term]:
-        captions = batch.extra["captions"]
+        captions = batch.extra["captions"].to(features.device)
         real = (captions != self.pad_id)[..., None].float()
         texts = self.text((self.embedding(captions) * real).sum(1) / real.sum(1).clamp(min=1))
         return {"siglip": siglip_loss(self.image(features.mean(1)), texts, self.log_scale, self.bias)}
@@ -89,10 +100,10 @@ class SigLIP(nn.Module):
 
 def siglip_loss(images: Tensor, texts: Tensor, log_scale: Tensor, bias: Tensor) -> Term:
     """Pairwise sigmoid loss of n pictures and n texts, summed over all pairs, and n."""
-    scores = F.normalize(images.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T
-    sign = 2 * torch.eye(len(scores), device=scores.device) - 1
-    loss = -F.logsigmoid(sign * (scores * log_scale.exp() + bias)).sum()
-    return loss, torch.tensor(len(scores), device=scores.device)
+    with torch.autocast(images.device.type, enabled=False):  # bf16 has too few steps between cosines near one
+        scores = F.normalize(images.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T
+        sign = 2 * torch.eye(len(scores), device=scores.device) - 1
+        return -F.logsigmoid(sign * (scores * log_scale.exp() + bias)).sum(), len(scores)
 
 
 def features_of(model: VLM, batch: Batch) -> Tensor:
@@ -115,7 +126,7 @@ DENSE_WEIGHTS = {
 }
 
 
-class Dense(nn.Module):
+class Dense(Objective):
     """A linear reading of every patch: is an object's centre here, and its attributes and box.
 
     classes: how many values each attribute of the truth has. A truth of -1 is not learned, except for `cover_*`,
@@ -128,18 +139,23 @@ class Dense(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(features, count) for name, count in sizes.items()})
         self.heads["box"] = nn.Linear(features, 4 * BINS)
 
+    def counts(self, batch: Batch) -> dict[str, int]:
+        there = batch.extra["dense"]["object"] == 1
+        some = int(there.sum())
+        return {name: there.numel() if _everywhere(name) else some * (4 if name == "box" else 1) for name in self.heads}
+
     def forward(self, model: VLM, batch: Batch) -> dict[str, Term]:
         return self.on_features(features_of(model, batch), batch)
 
     def on_features(self, features: Tensor, batch: Batch) -> dict[str, Term]:
-        truth = {name: value.flatten(1, 2) for name, value in batch.extra["dense"].items()}
+        truth = {name: value.to(features.device).flatten(1, 2) for name, value in batch.extra["dense"].items()}
         there = truth["object"] == 1
         features = features.float()
         terms: dict[str, Term] = {}
         for name, head in self.heads.items():
             if name == "box":
                 continue
-            everywhere = name == "object" or name.startswith("cover_")
+            everywhere = _everywhere(name)
             labels = truth[name] + int(name.startswith("cover_"))
             where = torch.ones_like(there) if everywhere else there
             seen, labels = features[where], labels[where]
@@ -152,10 +168,15 @@ class Dense(nn.Module):
 
     def _term(self, name: str, total: Tensor, count: int) -> Term:
         """Weighted sum and count; a batch without objects teaches nothing instead of dividing by zero."""
-        return total * DENSE_WEIGHTS[name], torch.tensor(count)
+        return total * DENSE_WEIGHTS[name], count
 
 
-class Total(nn.Module):
+def _everywhere(name: str) -> bool:
+    """Whether an attribute is read from every patch; the others are read where an object's centre is."""
+    return name == "object" or name.startswith("cover_")
+
+
+class Total(Objective):
     """A weighted sum of terms; those that read the encoder share one pass through it."""
 
     def __init__(self, terms: Mapping[str, Objective], weights: Mapping[str, float]) -> None:
@@ -164,7 +185,10 @@ class Total(nn.Module):
             if name not in terms:
                 raise ConfigError(f"unknown objective {name!r}{nearest(name, terms)}")
         self.weights = dict(weights)
-        self.terms = nn.ModuleDict({name.replace("-", "_"): terms[name] for name in weights})  # type: ignore[misc]
+        self.terms = nn.ModuleDict({name.replace("-", "_"): terms[name] for name in weights})
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        return {name: count for term in self.terms.values() for name, count in term.counts(batch).items()}
 
     def forward(self, model: VLM, batch: Batch) -> dict[str, Term]:
         found: dict[str, Term] = {}

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from .recipe import Stage
 
+TABLES = ("embedding", "positions", "registers")  # matrices whose rows are looked up or added, never multiplied
+
 
 class Optimizers:
     """AdamW alone, or Muon for the weight matrices inside blocks and projections and AdamW for everything else.
@@ -23,7 +25,7 @@ class Optimizers:
         others = [n for n in self.parameters if n not in set(matrices)]
         self.names: list[list[str]] = []
         self.optimizers: list[torch.optim.Optimizer] = []
-        self._add(torch.optim.AdamW, others, rates, stage, 1.0, betas=(0.9, 0.98))
+        self._add(torch.optim.AdamW, others, rates, stage, 1.0, betas=(0.9, 0.98), fused=True)
         self._add(torch.optim.Muon, matrices, rates, stage, self.MUON, momentum=0.95)
 
     def _add(
@@ -38,7 +40,7 @@ class Optimizers:
         """One parameter group per rate and decay; norms, biases and embeddings do not decay."""
         groups: dict[tuple[float, float], list[str]] = {}
         for name in names:
-            decays = self.parameters[name].dim() > 1 and "embedding" not in name
+            decays = self.parameters[name].dim() > 1 and not any(table in name for table in TABLES)
             groups.setdefault((rates[name] * factor, stage.weight_decay if decays else 0.0), []).append(name)
         if not groups:
             return
@@ -78,7 +80,7 @@ class Optimizers:
         state: dict[str, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             name, field = key.rsplit("/", 1)
-            state.setdefault(name, {})[field] = value.clone()
+            state.setdefault(name, {})[field] = value.clone().to(self.parameters[name].device)
         for names, optimizer in zip(self.names, self.optimizers, strict=True):
             for name in names:
                 if name in state:

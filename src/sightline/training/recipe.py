@@ -1,5 +1,6 @@
 """A recipe is a value that says the whole run: model, data, and stages that list what learns and how fast."""
 
+import math
 from dataclasses import field
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -30,7 +31,8 @@ class Stage:
     objective: dict[str, float] = field(default_factory=lambda: {"next-token": 1.0})
     optimizer: Literal["adamw", "muon"] = "adamw"
     warmup: int = 50
-    decay: float = 0.5  # share of the stage, at its end, over which the rate falls in a line
+    schedule: Literal["linear", "cosine"] = "linear"  # how the rate falls
+    decay: float = 0.5  # share of the stage, at its end, over which it falls; 0 keeps it constant
     floor: float = 0.03  # what it falls to, as a share
     weight_decay: float = 0.01
     clip: float = 1.0
@@ -41,8 +43,10 @@ class Stage:
     def rate(self, step: int) -> float:
         """The learning rate at a step (from 0) as a share of its peak."""
         rising = min(1.0, (step + 1) / max(1, self.warmup))
-        falling = min(1.0, (self.steps - step) / max(1.0, self.steps * self.decay))
-        return rising * (self.floor + (1 - self.floor) * falling)
+        left = min(1.0, (self.steps - step) / max(1.0, self.steps * self.decay))
+        if self.schedule == "cosine":
+            left = (1 - math.cos(math.pi * left)) / 2
+        return rising * (self.floor + (1 - self.floor) * left)
 
 
 @config

@@ -18,7 +18,8 @@ from ..worlds.scenes import COLORS, SHAPES, SIZES, TEXTURES, scene
 from . import checkpoints
 from .objectives import Dense, NextToken, SigLIP, Total
 from .recipe import Recipe, Stage
-from .trainer import Step, Trainer, prepare
+from .records import prepare, tell, whole
+from .trainer import Step, Trainer
 
 CONTROLS = ("<pad>", "<bos>", "<eos>", "<image>", "<user>", "<assistant>", *LocationTokens().names)
 TOKENIZER_SCENES = range(5_000_000, 5_006_000)
@@ -38,9 +39,8 @@ def tokenizer_of(recipe: Recipe, folder: Path) -> Tokenizer:
     """The run's tokenizer; learned once and kept in its folder."""
     place = folder / "tokenizer"
     if not (place / "tokenizer.json").exists():
-        place.mkdir(parents=True, exist_ok=True)
-        size = recipe.vocabulary
-        train_tokenizer(scenes_text(), size, CONTROLS, bos="<bos>", eos="<eos>", pad="<pad>").save(place)
+        learned = train_tokenizer(scenes_text(), recipe.vocabulary, CONTROLS, bos="<bos>", eos="<eos>", pad="<pad>")
+        whole(place, learned.save)
     return Tokenizer.from_folder(place)
 
 
@@ -80,8 +80,8 @@ def initial_model(recipe: Recipe) -> VLM:
 
 def finished(recipe: Recipe, folder: Path, stage: Stage) -> bool:
     """Whether a stage's last step is in the folder, whole."""
-    place = folder / "checkpoints" / stage.name
-    return (place / f"step-{stage.steps:07d}" / checkpoints.MANIFEST).exists()
+    found = checkpoints.newest(folder / "checkpoints" / stage.name, tell)
+    return found is not None and bool(found.state["step"] >= stage.steps)
 
 
 def weights_before(recipe: Recipe, folder: Path, number: int, model: VLM) -> None:
@@ -89,7 +89,7 @@ def weights_before(recipe: Recipe, folder: Path, number: int, model: VLM) -> Non
     if number == 0:
         return
     before = recipe.stages[number - 1]
-    found = checkpoints.newest(folder / "checkpoints" / before.name)
+    found = checkpoints.newest(folder / "checkpoints" / before.name, tell)
     if found is None or found.state["step"] < before.steps:
         after = recipe.stages[number].name
         raise CheckpointError(f"{folder}: stage {before.name!r} is not finished; train it before {after!r}")
@@ -126,7 +126,7 @@ def final_model(recipe: Recipe, folder: Path) -> VLM:
     """The model after the last stage that has a whole checkpoint."""
     model = initial_model(recipe)
     for stage in reversed(recipe.stages):
-        found = checkpoints.newest(folder / "checkpoints" / stage.name)
+        found = checkpoints.newest(folder / "checkpoints" / stage.name, tell)
         if found is not None:
             model.load_state_dict(found.tensors["model"])
             return model.eval()

@@ -69,7 +69,7 @@ class ScenesSource:
     patch: int = 16
 
     def __call__(self, seed: int, epoch: int, index: int) -> Sample:
-        number = self.start + index + epoch * 1_000_000_007 + seed * 1_000_003
+        number = self.start + index + epoch * 1_000_000_007 + seed * 10_000_000_019
         share = min(1.0, index / self.grown) if self.grown else 1.0
         picture = scene(number, SceneConfig(max_objects=round(self.first + (12 - self.first) * share)))
         rng = random.Random(number)

@@ -1,0 +1,117 @@
+"""What a run writes beside its checkpoints: its recipe, its surroundings, a line of metrics per step."""
+
+import json
+import math
+import os
+import platform
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.config import load_yaml, save_yaml, to_dict
+from ..core.errors import ConfigError
+from . import checkpoints
+from .recipe import Recipe
+
+FREE = ("save_every",)  # what may change in a stage that has begun: it does not change what is learned
+
+
+def tell(line: str) -> None:
+    """A line for the person at the terminal, away from results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+class Metrics:
+    """`metrics.jsonl` of a run, one object per line; what is not a number is written as null.
+
+    It is only added to. A step that is done again after a kill is there twice, with the same loss. A full disk costs
+    the lines that do not fit and never the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "metrics.jsonl"
+        self.full = False
+        self._end_last_line()
+
+    def _end_last_line(self) -> None:
+        """A kill may have cut the last line short; the next must not be glued to it."""
+        if not self.path.exists() or self.path.stat().st_size == 0:
+            return
+        with self.path.open("rb+") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Add one line."""
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(_finite(row)) + "\n")
+            self.full = False
+        except OSError as error:
+            if not self.full:
+                tell(f"{self.path}: {error.strerror}; training goes on without its metrics")
+            self.full = True
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def prepare(recipe: Recipe, folder: Path) -> None:
+    """Write a run's recipe and surroundings; a folder whose run began with other settings is refused.
+
+    Stages that have not begun may be changed between two starts, and so may the rhythm of saving.
+    """
+    path = folder / "run.yaml"
+    if path.exists():
+        begun = [stage.name for stage in recipe.stages if checkpoints.listed(folder / "checkpoints" / stage.name)]
+        before = dict(_leaves(_settled(load_yaml(Recipe, path), begun)))
+        now = dict(_leaves(_settled(recipe, begun)))
+        for key in before | now:
+            if before.get(key) != now.get(key):
+                raise ConfigError(
+                    f"{folder}: the run in it began with {key} = {before.get(key)}, now it is {now.get(key)}; "
+                    "a run goes on only as it began, choose another folder"
+                )
+    whole(path, lambda place: save_yaml(recipe, place))
+    surroundings = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    whole(folder / "env.json", lambda place: place.write_text(json.dumps(surroundings, indent=1)))
+
+
+def whole(path: Path, write: Any) -> None:
+    """Let `write` make a file or folder under another name and give it its own only then."""
+    temporary = path.with_name(f".{path.name}.new")
+    write(temporary)
+    temporary.replace(path)
+
+
+def _settled(recipe: Recipe, begun: list[str]) -> dict[str, Any]:
+    """What of a recipe has an effect already."""
+    data: dict[str, Any] = to_dict(recipe)
+    stages = {str(i): stage for i, stage in enumerate(data["stages"]) if stage["name"] in begun}
+    used = {source for stage in stages.values() for source in stage["data"]}
+    for stage in stages.values():
+        for key in FREE:
+            del stage[key]
+    return {**data, "stages": stages, "sources": {k: v for k, v in data["sources"].items() if k in used}}
+
+
+def _leaves(data: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Every value of nested mappings under its dotted key."""
+    if isinstance(data, Mapping) and data:
+        for key, value in data.items():
+            yield from _leaves(value, (*path, str(key)))
+    else:
+        yield ".".join(path), data

@@ -1,0 +1,90 @@
+"""A recipe so small that a step takes milliseconds, and folders in which its runs find their tokenizer."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sightline.data.images import Square
+from sightline.encoders.vit import ViTConfig
+from sightline.fusion.projector import ProjectorConfig
+from sightline.language.decoder import DecoderConfig
+from sightline.language.tokenizer import Tokenizer, train_tokenizer
+from sightline.model import VLMConfig
+from sightline.training.recipe import Recipe, Stage
+from sightline.training.run import CONTROLS
+from sightline.training.sources import ScenesSource
+
+TEXTS = ["how many red circles are there? yes no one two where is the large blue square? describe the picture"] * 30
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """Bytes, the control tokens and a few words."""
+    return train_tokenizer(TEXTS, 480, CONTROLS, bos="<bos>", eos="<eos>", pad="<pad>")
+
+
+@pytest.fixture(scope="session")
+def recipe() -> Recipe:
+    """All four kinds of stage on a model of some 30,000 parameters, in float32."""
+    model = VLMConfig(
+        image=ViTConfig(image_size=32, patch_size=16, width=16, depth=1, heads=2, mlp=32),
+        fusion=ProjectorConfig(inputs=16, width=24),
+        decoder=DecoderConfig(vocab_size=480, width=24, depth=1, heads=2, mlp=48, tied=True, max_length=512),
+    )
+    sources = {
+        "pictures": ScenesSource(kind="pictures", first=2, grown=10_000, patch=64),
+        "text": ScenesSource(kind="text", start=1_000_000, turns=1, first=2, grown=10_000),
+        "questions": ScenesSource(kind="questions", start=2_000_000, turns=1, first=2, grown=10_000),
+        "captions": ScenesSource(kind="captions", start=3_000_000, first=2, grown=10_000),
+    }
+    plain = Stage(
+        "plain", {"decoder.*": 1e-2}, {"text": 1.0}, steps=6, batch=2, precision="fp32", warmup=2, save_every=2
+    )
+    stages = (
+        replace(
+            plain,
+            name="encoder",
+            learn={"encoder.*": 1e-2},
+            data={"pictures": 1.0},
+            objective={"dense": 1.0, "siglip": 0.3},
+        ),
+        replace(plain, name="language", optimizer="muon"),
+        replace(plain, name="align", learn={"fusion.*": 1e-2}, data={"captions": 1.0}),
+        replace(
+            plain,
+            name="instruct",
+            learn={"fusion.*": 1e-2, "decoder.*": 1e-3},
+            data={"questions": 3.0, "captions": 1.0},
+        ),
+    )
+    return Recipe("tiny", model, Square(32), sources, stages, vocabulary=480, max_length=512)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tokenizer: Tokenizer) -> Path:
+    """A run's folder."""
+    return with_tokenizer(tmp_path / "run", tokenizer)
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, tokenizer: Tokenizer) -> Callable[[str], Path]:
+    """Further folders for runs, by name."""
+    return lambda name: with_tokenizer(tmp_path / name, tokenizer)
+
+
+def with_tokenizer(folder: Path, tokenizer: Tokenizer) -> Path:
+    (folder / "tokenizer").mkdir(parents=True)
+    tokenizer.save(folder / "tokenizer")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def alone() -> Callable[..., Recipe]:
+    """alone(recipe, name, **changes): the recipe with only that stage, changed; it starts from random weights."""
+
+    def make(recipe: Recipe, name: str, **changes: object) -> Recipe:
+        return replace(recipe, stages=(replace(recipe.stages[recipe.stage(name)], **changes),))
+
+    return make
