@@ -109,7 +109,10 @@ def branched(examples: Sequence[Example]) -> Example:
     The trunk must hold every picture; each branch goes on from the trunk's positions and sees nothing of the others.
     """
     first = examples[0]
-    shortest = min(example.length for example in examples)
+    if len(examples) == 1:
+        return first
+    # what is learned belongs to a branch, also where answers to several questions happen to begin alike
+    shortest = min(int((example.labels != IGNORE).long().argmax()) for example in examples)
     same = torch.stack([example.ids[:shortest] for example in examples])
     trunk = int((same == same[:1]).all(0).long().cumprod(0).sum())
     if len(first.slots) and int(first.slots.max()) >= trunk:
