@@ -1,0 +1,132 @@
+"""Patterns, rates over a stage, and recipes as YAML."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from sightline.core.config import from_dict, load_yaml, override, save_yaml, to_dict
+from sightline.core.errors import ConfigError
+from sightline.model import VLM
+from sightline.training.optim import Optimizers
+from sightline.training.recipe import Recipe, Stage, freeze, learning_rates
+
+
+@pytest.fixture(scope="module")
+def model(recipe: Recipe) -> VLM:
+    return VLM(recipe.model)
+
+
+def stage(**changes: object) -> Stage:
+    return Stage(**{"name": "s", "learn": {"*": 1.0}, "data": {"text": 1.0}, "steps": 100, **changes})  # type: ignore[arg-type]
+
+
+def test_a_later_pattern_wins(model: VLM) -> None:
+    rates = learning_rates(model, {"decoder.*": 1e-3, "decoder.blocks.0.*": 1e-4, "fusion.layers.1.bias": 1e-2})
+    assert rates["decoder.norm.weight"] == 1e-3
+    assert {rate for name, rate in rates.items() if name.startswith("decoder.blocks.0.")} == {1e-4}
+    assert [name for name in rates if name.startswith("fusion")] == ["fusion.layers.1.bias"]
+    assert not any(name.startswith("encoder") for name in rates)
+
+
+@pytest.mark.parametrize(
+    "pattern, hint",
+    [
+        ("fusion.layer.0.weight", "did you mean 'fusion.layers.0.weight'"),
+        ("decoder.blocks.0.attention.q.wieght", "did you mean 'decoder.blocks.0.attention.q.weight'"),
+        ("zzz", "known: "),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_told_with_the_nearest(model: VLM, pattern: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as failure:
+        learning_rates(model, {"decoder.*": 1.0, pattern: 1.0})
+    assert f"pattern {pattern!r} matches no parameter" in str(failure.value) and hint in str(failure.value)
+
+
+def test_freeze_asks_for_exactly_the_named_gradients(model: VLM) -> None:
+    freeze(model, {"decoder.norm.weight": 1.0})
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["decoder.norm.weight"]
+
+
+def test_the_rate_warms_up_holds_and_falls_in_a_line() -> None:
+    line = stage(warmup=10, decay=0.5, floor=0.1)
+    assert [line.rate(step) for step in (0, 4, 9, 30, 50)] == pytest.approx([0.1, 0.5, 1.0, 1.0, 1.0])
+    assert line.rate(75) == pytest.approx(0.1 + 0.9 * 0.5)
+    assert line.rate(99) == pytest.approx(0.1 + 0.9 * 0.02)
+
+
+def test_a_cosine_falls_from_the_start_and_a_constant_never() -> None:
+    cosine = stage(warmup=1, decay=1.0, floor=0.0, schedule="cosine")
+    for step in (0, 25, 50, 99):
+        assert cosine.rate(step) == pytest.approx((1 + math.cos(math.pi * step / 100)) / 2)
+    assert [stage(warmup=0, decay=0.0).rate(step) for step in (0, 50, 99)] == [1.0, 1.0, 1.0]
+
+
+def test_a_recipe_survives_yaml(recipe: Recipe, tmp_path: Path) -> None:
+    save_yaml(recipe, tmp_path / "run.yaml")
+    assert load_yaml(Recipe, tmp_path / "run.yaml") == recipe
+
+
+def test_a_mistyped_key_is_told_with_the_nearest(recipe: Recipe) -> None:
+    data = to_dict(recipe)
+    data["stages"][0]["stpes"] = 3
+    with pytest.raises(ConfigError, match=r"unknown key 'stages\.0\.stpes'; did you mean 'steps'"):
+        from_dict(Recipe, data)
+    with pytest.raises(ConfigError, match="did you mean 'steps'"):
+        override(recipe, ["stages.0.step=3"])
+    with pytest.raises(ConfigError, match="has no stage 'instrcut'; did you mean 'instruct'"):
+        recipe.stage("instrcut")
+
+
+def groups(optimizers: Optimizers) -> dict[str, tuple[float, float]]:
+    """Rate and decay of every parameter."""
+    found = {}
+    for names, optimizer in zip(optimizers.names, optimizers.optimizers, strict=True):
+        parts = [(group["peak"], group["weight_decay"]) for group in optimizer.param_groups for _ in group["params"]]
+        found |= dict(zip(names, parts, strict=True))
+    return found
+
+
+def test_norms_biases_and_tables_do_not_decay(model: VLM) -> None:
+    rates = learning_rates(model, {"*": 1e-3, "fusion.*": 2e-3})
+    plan = stage(weight_decay=0.1)
+    made = groups(Optimizers(dict(model.named_parameters()), rates, plan))
+    assert made["decoder.blocks.0.attention.q.weight"] == (1e-3, 0.1)
+    assert made["fusion.layers.0.weight"] == (2e-3, 0.1) and made["fusion.layers.0.bias"] == (2e-3, 0.0)
+    for name in ("decoder.embedding.weight", "encoder.positions", "decoder.norm.weight", "encoder.patch.bias"):
+        assert made[name][1] == 0.0, name
+    assert set(made) == set(rates)
+
+
+def test_muon_takes_the_matrices_inside_blocks(model: VLM) -> None:
+    rates = learning_rates(model, {"*": 1e-3})
+    made = groups(Optimizers(dict(model.named_parameters()), rates, stage(optimizer="muon")))
+    assert made["decoder.blocks.0.feedforward.up.weight"][0] == pytest.approx(Optimizers.MUON * 1e-3)
+    assert made["decoder.embedding.weight"][0] == made["encoder.patch.weight"][0] == 1e-3
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_an_optimizer_goes_on_from_its_tensors(kind: str) -> None:
+    """Four steps in one go, and two with the state moved into another optimiser in between: the same bits."""
+
+    def start() -> nn.ParameterDict:
+        torch.manual_seed(3)
+        return nn.ParameterDict({"blocks_w": torch.randn(6, 4), "bias": torch.randn(4)})
+
+    plan, found = stage(optimizer=kind), []
+    for cut in (False, True):
+        weights = start()
+        rates = dict.fromkeys(weights, 1e-2)
+        optimizers = Optimizers(dict(weights.items()), rates, plan)
+        for step in range(4):
+            if cut and step == 2:
+                state = {name: value.clone() for name, value in optimizers.tensors().items()}
+                optimizers = Optimizers(dict(weights.items()), rates, plan)
+                optimizers.load(state)
+            for i, weight in enumerate(weights.values()):
+                weight.grad = torch.sin(weight.detach() * (i + step + 1))
+            optimizers.step(1.0 / (step + 1))
+        found.append([weight.detach().clone() for weight in weights.values()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
