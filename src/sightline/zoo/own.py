@@ -104,8 +104,10 @@ def save(
         weights = {path.name: _identity(path) for path in sorted(temporary.glob("*.safetensors"))}
         card = Card("sightline", folder.name, model.config, dict(stages or {}), weights)
         _write_json(temporary / "config.json", to_dict(card))
-        for path in (*temporary.iterdir(), temporary):
+        for path in temporary.iterdir():
+            path.chmod(0o644)  # safetensors' files are for their owner alone, which an installed package cannot use
             _flush(path)
+        _flush(temporary)
         _swap(temporary, folder, old)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
