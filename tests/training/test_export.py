@@ -1,0 +1,50 @@
+"""A run's folder becomes a model folder that anyone can load, with the run's tokenizer and picture pipeline."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import sightline
+from sightline.core.errors import CheckpointError
+from sightline.language.tokenizer import Tokenizer
+from sightline.recipes import sightline_mini
+from sightline.training import checkpoints
+from sightline.training.export import export
+from sightline.training.run import initial_model
+from sightline.zoo import own
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_folder: Path) -> Path:
+    """A run folder with a tokenizer, as a stage leaves it, still without a checkpoint."""
+    (tmp_path / "run" / "tokenizer").mkdir(parents=True)
+    Tokenizer.from_folder(tiny_folder).save(tmp_path / "run" / "tokenizer")
+    return tmp_path / "run"
+
+
+def test_the_last_finished_stage_is_what_is_exported(run: Path) -> None:
+    recipe = sightline_mini()
+    recipe = replace(recipe, stages=recipe.stages[:2])
+    model = initial_model(recipe)
+    for number, stage in enumerate(recipe.stages):
+        with torch.no_grad():
+            model.fusion.layers[0].weight.fill_(float(number + 1))
+        state = {"step": stage.steps, "refused": 0}
+        tensors = {"model": model.state_dict(), "objective": {}, "optimizer": {}}
+        checkpoints.save(run / "checkpoints" / stage.name, f"step-{stage.steps:07d}", tensors, state)
+    folder = export(recipe, run, run / "model")
+    assert own.read_card(folder).stages == {stage.name: tuple(stage.learn) for stage in recipe.stages}
+    loaded = sightline.load(folder)
+    weights = own.load_model(folder).state_dict()
+    assert bool((weights["fusion.layers.0.weight"] == 2).all())
+    assert torch.equal(weights["encoder.patch.weight"], model.encoder.patch.weight.detach().bfloat16().float())
+    assert loaded.engine.processor.pixels == recipe.pixels
+    assert loaded.ask(None, "how many?", max_new_tokens=2).usage["completion_tokens"] <= 2
+
+
+def test_a_run_without_a_checkpoint_is_told(run: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint of recipe 'sightline-mini'"):
+        export(sightline_mini(), run, run / "model")
+    assert not (run / "model").exists()

@@ -1,0 +1,94 @@
+"""Processors of published folders: read from the files beside the weights, so that a folder answers questions."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+import torch
+
+import sightline
+from sightline.core.errors import CheckpointError, InputError
+from sightline.data.images import CenterCrop, PadSquare, Scaling, Square
+from sightline.language.tokenizer import train_tokenizer
+from sightline.model import VLM
+from sightline.zoo import llava, paligemma
+from sightline.zoo.checkpoint import write
+from sightline.zoo.processors import load_pipeline
+
+TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 500}
+VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+VISION |= {"image_size": 28, "patch_size": 7}
+CLIP_FILE = {
+    "size": {"shortest_edge": 28},
+    "crop_size": {"height": 28, "width": 28},
+    "image_mean": [0.1, 0.2, 0.3],
+    "image_std": [0.5, 0.6, 0.7],
+    "resample": 3,
+}
+
+
+def published(folder: Path, family: Any, c: dict[str, Any], controls: tuple[str, ...]) -> Path:
+    """A random checkpoint in a family's published layout, with a tokenizer."""
+    torch.manual_seed(0)
+    config = family.config(c)
+    write(folder, family.keys(config).save(VLM(config).state_dict()), c)
+    train_tokenizer(["how many red circles are there?"] * 30, 500, controls).save(folder)
+    return folder
+
+
+@pytest.fixture
+def llava_folder(tmp_path: Path) -> Path:
+    c = {"model_type": "llava", "image_token_index": 3}
+    c |= {"vision_config": VISION, "text_config": {"model_type": "llama", **TEXT}}
+    folder = published(tmp_path / "llava", llava, c, ("<unk>", "<s>", "</s>", "<image>"))
+    (folder / "preprocessor_config.json").write_text(json.dumps(CLIP_FILE))
+    return folder
+
+
+def test_a_published_folder_answers_questions(llava_folder: Path) -> None:
+    model = sightline.load(llava_folder)
+    answer = model.ask(PIL.Image.new("RGB", (50, 40), "red"), "how many?", max_new_tokens=5)
+    assert answer.usage["image_tokens"] == 16
+    assert answer.usage["completion_tokens"] <= 5
+    processor = model.engine.processor
+    assert processor.pixels == CenterCrop(28, 28, Scaling((0.1, 0.2, 0.3), (0.5, 0.6, 0.7), exact=True))
+    assert processor.tokenizer.eos == "</s>"
+
+
+def test_a_prefix_model_answers_too(tmp_path: Path) -> None:
+    c = {"model_type": "paligemma", "vision_config": VISION, "image_token_index": 3}
+    c |= {"text_config": {"model_type": "gemma", "num_key_value_heads": 1, "head_dim": 8, **TEXT}}
+    folder = published(tmp_path / "pali", paligemma, c, ("<pad>", "<bos>", "<eos>", "<image>"))
+    model = sightline.load(folder)
+    assert model.engine.processor.look == "prefix"
+    assert model.engine.processor.pixels == Square(28, Scaling(exact=True))
+    assert model.ask(PIL.Image.new("RGB", (50, 40)), "how many?", max_new_tokens=3).usage["image_tokens"] == 16
+
+
+def test_without_a_tokenizer_only_the_low_level_door_is_open(llava_folder: Path) -> None:
+    (llava_folder / "tokenizer.json").unlink()
+    model = sightline.load(llava_folder)
+    ids = torch.tensor([[1, *[3] * 16, 7]])
+    assert model.logits(input_ids=ids, pixel_values=torch.zeros(1, 3, 28, 28)).shape == (1, 18, 500)
+    with pytest.raises(InputError, match="llava is a llava without a tokenizer, it reads no questions"):
+        model.ask(None, "how many?")
+
+
+def test_sizes_in_older_files_are_plain_numbers(tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 336, "crop_size": 336, "resample": 2}))
+    found = load_pipeline(tmp_path, "llava", 336)
+    assert isinstance(found, CenterCrop)
+    assert (found.shortest, found.crop, found.scaling.resample) == (336, 336, "bilinear")
+
+
+def test_without_a_file_the_family_s_habit_is_taken(tmp_path: Path) -> None:
+    kinds = {family: type(load_pipeline(tmp_path, family, 224)) for family in ("llava", "llava_llama", "paligemma")}
+    assert kinds == {"llava": CenterCrop, "llava_llama": PadSquare, "paligemma": Square}
+
+
+def test_a_file_of_other_sizes_is_told(tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"longest_edge": 3}}))
+    with pytest.raises(CheckpointError, match="sizes of pictures are not as expected"):
+        load_pipeline(tmp_path, "llava", 224)
