@@ -46,7 +46,8 @@ class Tokenizer:
         return cls(spec, **{key: _content(names.get(f"{key}_token")) for key in ("bos", "eos", "pad", "unk")})
 
     def save(self, folder: Path) -> None:
-        """Write `tokenizer.json` and `tokenizer_config.json`."""
+        """Write `tokenizer.json` and `tokenizer_config.json` into a folder, which is made if it is not there."""
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "tokenizer.json").write_text(json.dumps(self.spec, ensure_ascii=False), encoding="utf-8")
         names = {f"{key}_token": getattr(self, key) for key in ("bos", "eos", "pad", "unk") if getattr(self, key)}
         (folder / "tokenizer_config.json").write_text(json.dumps(names, indent=1), encoding="utf-8")

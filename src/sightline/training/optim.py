@@ -88,5 +88,5 @@ class Optimizers:
 
 
 def _orthogonal(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter is a matrix that maps vectors to vectors, not a table or a final reading."""
-    return parameter.dim() == 2 and ("blocks" in name or name.startswith("fusion."))
+    """Whether a parameter is a matrix inside a block. A projector is none: whole steps of Muon undo its alignment."""
+    return parameter.dim() == 2 and "blocks" in name

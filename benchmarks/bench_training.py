@@ -1,0 +1,96 @@
+"""A training step against transformers' plain loop: batch 32, 196 image and 40 text tokens, labels on the last 24.
+
+    python benchmarks/bench_training.py [--shape micro] [--rounds 3]
+"""
+
+import argparse
+import resource
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from common import IMAGE_TOKEN, SLOTS, interleaved, pair, summary, write
+
+from sightline.core.layout import causal_layout
+from sightline.core.patches import patchify
+from sightline.data.batch import IGNORE, Batch
+from sightline.training.objectives import NextToken
+
+BATCH, TEXT, LEARNED = 32, 40, 24
+
+
+def inputs(vocabulary: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids, labels (not shifted) and pixels of one batch."""
+    words = torch.randint(10, vocabulary, (BATCH, TEXT))
+    ids = torch.cat([torch.full((BATCH, SLOTS), IMAGE_TOKEN), words], dim=1)
+    labels = torch.full_like(ids, IGNORE)
+    labels[:, -LEARNED:] = ids[:, -LEARNED:]
+    return ids, labels, torch.randn(BATCH, 3, 224, 224)
+
+
+def step_of(model: torch.nn.Module, loss: Callable[[], torch.Tensor], precision: str) -> Callable[[], None]:
+    """One optimiser step over whatever asks for gradients."""
+    learned = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=1e-4)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            value = loss()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(learned, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def runs(shape: str, precision: str, full: bool) -> dict[str, Callable[[], None]]:
+    """Both steps on the same weights and inputs."""
+    theirs, ours = pair(shape)
+    theirs.train()
+    ours.train()
+    for name, parameter in theirs.named_parameters():
+        parameter.requires_grad_(full or "multi_modal_projector" in name)
+    for name, parameter in ours.named_parameters():
+        parameter.requires_grad_(full or name.startswith("fusion."))
+    ids, labels, pixels = inputs(theirs.config.text_config.vocab_size)
+    patch = ours.config.image.patch_size
+    is_slot = ids == IMAGE_TOKEN
+    shifted = torch.cat([labels[:, 1:], torch.full((BATCH, 1), IGNORE)], dim=1)
+    batch = Batch(ids, causal_layout(*ids.shape), is_slot.flatten().nonzero()[:, 0], patchify(pixels, patch), shifted)
+    objective = NextToken()
+
+    def our_loss() -> torch.Tensor:
+        total, count = objective(ours, batch)["next-token"]
+        return total / count
+
+    def their_loss() -> torch.Tensor:
+        out: Any = theirs(input_ids=ids, pixel_values=pixels, labels=labels)
+        return out.loss
+
+    with torch.no_grad():
+        gap = float(abs(our_loss() - their_loss()))
+    assert gap < 1e-3, f"the losses differ by {gap}"
+    return {"transformers": step_of(theirs, their_loss, precision), "sightline": step_of(ours, our_loss, precision)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", default="micro")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--case", action="append", choices=["full bf16", "full fp32", "projector bf16"])
+    args = parser.parse_args()
+    rows = []
+    for case in args.case or ["full bf16", "full fp32", "projector bf16"]:
+        what, precision = case.split()
+        times = interleaved(runs(args.shape, precision, what == "full"), args.rounds)
+        found = {name: summary(seconds) for name, seconds in times.items()}
+        ratio = found["sightline"]["median_ms"] / found["transformers"]["median_ms"]
+        rows.append({"shape": args.shape, "case": case, "ratio": round(ratio, 3), **found})
+        print(f"{args.shape} {case}: {ratio:.2f}x transformers' time", found, flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    print("written to", write(f"training-{args.shape}", {"peak_process_mib": peak, "steps": rows}))
+
+
+if __name__ == "__main__":
+    main()
