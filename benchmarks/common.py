@@ -1,4 +1,4 @@
-"""What benchmarks share: the two shapes built in transformers and here from the same weights, fair timing, dated results."""
+"""What benchmarks share: the two shapes in transformers and here from the same weights, fair timing, dated results."""
 
 import datetime
 import json
@@ -25,7 +25,8 @@ SLOTS = 196
 SHAPES: dict[str, dict[str, Any]] = {
     "micro": {
         "vision": hf.CLIPVisionConfig(
-            hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=4, image_size=224, patch_size=16
+            hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=4,
+            image_size=224, patch_size=16,
         ),
         "text": hf.LlamaConfig(
             vocab_size=4096, hidden_size=320, intermediate_size=864, num_hidden_layers=8, num_attention_heads=5,
@@ -35,7 +36,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "small": {
         "vision": hf.SiglipVisionConfig(
-            hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, image_size=224, patch_size=16
+            hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+            image_size=224, patch_size=16,
         ),
         "text": hf.LlamaConfig(
             vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,

@@ -64,6 +64,7 @@ app = typer.Typer(
 )
 
 Model = Annotated[str | None, typer.Option("--model", "-m", help="A name that `models` lists, or a folder.")]
+InPrecision = Annotated[str, typer.Option("--precision", help="fp32, bf16 or int8.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 MaxTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token, above 0 draws.")]
@@ -87,6 +88,7 @@ def top(
 def ask(
     words: Annotated[list[str], typer.Argument(metavar="IMAGE... QUESTION", help="Pictures (- is stdin), a question.")],
     model: Model = None,
+    precision: InPrecision = "fp32",
     as_json: AsJson = False,
     draw: Annotated[Path | None, typer.Option(help="Write the picture with the answer's places drawn on it.")] = None,
     max_tokens: MaxTokens = 64,
@@ -107,7 +109,7 @@ def ask(
         check_drawing(draw)
     talk = conversation([_picture(path) for path in paths], question)
     settings = _settings(max_tokens, temperature, top_p, seed, stop)
-    answer = _spoken(load(model), talk, settings, quiet=as_json)
+    answer = _spoken(load(model, precision), talk, settings, quiet=as_json)
     if as_json:
         print(json.dumps(answer.to_dict(), ensure_ascii=False))
     if draw is not None:
@@ -118,6 +120,7 @@ def ask(
 def chat(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Pictures to talk about.")],
     model: Model = None,
+    precision: InPrecision = "fp32",
     max_tokens: MaxTokens = 64,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -129,7 +132,7 @@ def chat(
     from .serving.assistant import load, pictures
 
     first = pictures(images)
-    assistant = load(model)
+    assistant = load(model, precision)
     settings = _settings(max_tokens, temperature, top_p, seed, stop)
     talk: Conversation = ()
     while question := _asked():
@@ -143,6 +146,7 @@ def answer(
     questions: Annotated[Path, typer.Argument(metavar="QUESTIONS.jsonl", help='Rows {"image", "question", ...}.')],
     out: Annotated[Path, typer.Option(help="Rows with their answers; a run that was stopped goes on.")],
     model: Model = None,
+    precision: InPrecision = "fp32",
     max_tokens: MaxTokens = 64,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -156,7 +160,7 @@ def answer(
 
     sampling = Sampling(**_settings(max_tokens, temperature, top_p, seed, stop))
     with _progress("answering") as progress:
-        done = answer_file(load(model), questions, out, sampling, progress)
+        done = answer_file(load(model, precision), questions, out, sampling, progress)
     before = f", {done.skipped} were there before" if done.skipped else ""
     _tell(f"{out}: {done.rows} rows{before}, {done.errors} with an error")
 

@@ -43,7 +43,7 @@ class VLM(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.decoder.embedding.weight.dtype
+        return self.decoder.dtype
 
     def see(self, patches: Patches) -> Bridge:
         """Pixel patches to what the decoder is given of them."""
@@ -61,13 +61,18 @@ class VLM(nn.Module):
             )
         return x.flatten(0, 1).index_copy(0, slots, bridge.tokens.to(x.dtype)).view_as(x)
 
-    def forward(self, batch: Batch, cache: Cache | None = None, bridge: Bridge | None = None) -> Tensor:
-        """Normed hidden states [batch, length, width]; a `bridge` computed before replaces the batch's patches."""
+    def forward(
+        self, batch: Batch, cache: Cache | None = None, bridge: Bridge | None = None, wanted: Tensor | None = None
+    ) -> Tensor:
+        """Normed hidden states [batch, length, width]; a `bridge` computed before replaces the batch's patches.
+
+        wanted: the one token [batch] of each row that is asked for; then [batch, 1, width].
+        """
         if bridge is None and batch.patches is not None:
             bridge = self.see(batch.patches)
         x = self.embed(batch.ids, batch.slots, bridge)
         memory = None if bridge is None else bridge.memory
-        hidden: Tensor = self.decoder(x, batch.layout, memory, cache)
+        hidden: Tensor = self.decoder(x, batch.layout, memory, cache, wanted)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -76,4 +81,4 @@ class VLM(nn.Module):
 
     def new_cache(self, capacity: int = 0) -> Cache:
         """An empty cache for this model."""
-        return Cache(len(self.decoder.blocks), capacity)
+        return self.decoder.new_cache(capacity)

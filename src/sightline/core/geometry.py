@@ -4,6 +4,7 @@ A picture is turned upright, resized, padded or cropped before a model sees it. 
 the two axes, so a whole chain maps a place there and back without loss beyond float64 rounding.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar, final
@@ -18,6 +19,10 @@ class Frame:
     width: float
     height: float
 
+    def __post_init__(self) -> None:
+        if not (0 < self.width < math.inf and 0 < self.height < math.inf):
+            raise InputError(f"a picture of {self.width}x{self.height} pixels: expected sides above 0")
+
 
 @final
 @dataclass(frozen=True)
@@ -29,6 +34,10 @@ class Point:
     frame: Frame
     label: str = ""
     confidence: float | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.x) and math.isfinite(self.y)):
+            raise InputError(f"point {self.x, self.y}: expected finite numbers")
 
 
 @final
@@ -45,8 +54,8 @@ class Box:
     confidence: float | None = None
 
     def __post_init__(self) -> None:
-        if not (self.x1 <= self.x2 and self.y1 <= self.y2):  # also refuses NaN
-            raise InputError(f"box {self.xyxy}: expected left <= right and top <= bottom")
+        if not (-math.inf < self.x1 <= self.x2 < math.inf and -math.inf < self.y1 <= self.y2 < math.inf):  # nor NaN
+            raise InputError(f"box {self.xyxy}: expected finite left <= right and top <= bottom")
 
     @property
     def xyxy(self) -> tuple[float, float, float, float]:
@@ -72,6 +81,8 @@ Place = TypeVar("Place", Box, Point)
 
 def iou(a: Box, b: Box) -> float:
     """Intersection over union of two boxes of one frame, continuous edges (no +1); 0 for two empty boxes."""
+    if a.frame != b.frame:
+        raise InputError(f"boxes measured in {_size(a.frame)} and {_size(b.frame)} pixels, expected one frame")
     width = min(a.x2, b.x2) - max(a.x1, b.x1)
     height = min(a.y2, b.y2) - max(a.y1, b.y1)
     shared = max(width, 0.0) * max(height, 0.0)
@@ -176,7 +187,9 @@ class Transform:
         return self._moved(place, forward=False)
 
     def _moved(self, place: Place, forward: bool) -> Place:
-        frame = self.target if forward else self.source
+        here, frame = (self.source, self.target) if forward else (self.target, self.source)
+        if place.frame != here:
+            raise InputError(f"a place measured in {_size(place.frame)} pixels, expected pixels of {_size(here)}")
         if isinstance(place, Point):
             x, y = self._map(place.x, place.y, forward)
             return replace(place, x=x, y=y, frame=frame)
@@ -188,3 +201,7 @@ class Transform:
         for step in self.steps if forward else reversed(self.steps):
             x, y = step.forward(x, y) if forward else step.backward(x, y)
         return x, y
+
+
+def _size(frame: Frame) -> str:
+    return f"{frame.width:g}x{frame.height:g}"

@@ -1,6 +1,7 @@
 """Pictures from people, read safely: few formats, size checked before decoding, upright, RGB."""
 
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +35,16 @@ def open_image(source: "str | Path | bytes | PIL.Image.Image | np.ndarray | Imag
     if isinstance(source, Image):
         return source
     if isinstance(source, PIL.Image.Image):
-        return Image(rgb(source), name or "picture")
+        return Image(rgb(_loaded(source, name or "picture")), name or "picture")
     if isinstance(source, np.ndarray):
-        return Image(rgb(_from_array(source)), name or "array")
+        return Image(rgb(_loaded(_from_array(source), name or "array")), name or "array")
     if isinstance(source, (str, Path)):
-        name = name or str(source)
+        # a file's name may hold line breaks, codes that steer a terminal, bytes that are no text
+        name = "".join(letter if letter.isprintable() else "?" for letter in name or str(source))
         return Image(decode(_read(Path(source), name), name), name)
+    if not isinstance(source, (bytes, bytearray, memoryview)):
+        kind = type(source).__name__
+        raise InputError(f"{name or kind}: not a picture; expected a path, encoded bytes, a Pillow picture or an array")
     return Image(decode(source, name or "picture"), name or "picture")
 
 
@@ -69,22 +74,31 @@ def decode(data: bytes, name: str = "picture") -> PIL.Image.Image:
     if not data:
         raise InputError(f"{name}: the file is empty, expected a picture")
     try:
-        picture = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
+        with warnings.catch_warnings():  # below is our own limit, which is lower than the one that Pillow warns of
+            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
+            picture = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
     except PIL.Image.DecompressionBombError:
         raise CapacityError(f"{name}: far too large, at most {MAX_PIXELS / 1e6:.1f} megapixels are read") from None
     except Exception:  # Pillow raises many kinds for damaged headers
         raise InputError(f"{name}: not a picture; expected {', '.join(FORMATS)}") from None
+    return rgb(upright(_loaded(picture, name)))
+
+
+def _loaded(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    """The picture with its pixels decoded, which Pillow puts off, once its size has been checked."""
     check_size(picture.size, name)
     try:
         picture.load()
-    except Exception:  # truncated or damaged data: also many kinds, some with addresses in their text
+    except Exception:  # truncated or damaged data: many kinds, some with addresses in their text
         raise InputError(f"{name}: the {picture.format} data is damaged or cut off") from None
-    return rgb(upright(picture))
+    return picture
 
 
 def check_size(size: tuple[int, int], name: str) -> None:
     """Refuse what would take too much memory."""
     width, height = size
+    if not (width and height):
+        raise InputError(f"{name}: {width}x{height} pixels, expected sides of at least 1")
     if width * height > MAX_PIXELS or max(size) > MAX_SIDE:
         raise CapacityError(
             f"{name}: {width}x{height} pixels, at most {MAX_PIXELS / 1e6:.1f} megapixels "
@@ -109,10 +123,12 @@ def upright(picture: PIL.Image.Image) -> PIL.Image.Image:
 
 def rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
     """Any mode to RGB: transparency over white, 16 bits scaled to 8."""
-    if picture.mode == "RGB":
+    if picture.mode == "RGB" and "transparency" not in picture.info:
         return picture
     if picture.mode.startswith("I") or picture.mode == "F":
-        return PIL.Image.fromarray(_eight_bits(np.asarray(picture, dtype=np.float64))).convert("RGB")
+        values = np.asarray(picture, dtype=np.float64)
+        # of modes with 16 in their name the depth is known: a dark picture is not to be brightened
+        return PIL.Image.fromarray(_eight_bits(values, 65535 if "16" in picture.mode else None)).convert("RGB")
     if picture.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in picture.info:
         over = picture.convert("RGBA")
         white = PIL.Image.new("RGBA", over.size, (255, 255, 255, 255))
@@ -120,8 +136,8 @@ def rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
     return picture.convert("RGB")
 
 
-def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """Grey values of unknown depth: up to 1 as a share, up to 255 as they are, beyond as 16 bits."""
-    top = float(np.nanmax(values)) if values.size else 0.0
+def _eight_bits(values: np.ndarray, white: int | None) -> np.ndarray:
+    """Grey values from 0 to `white`; where that is unknown, up to 1 as a share, up to 255 as they are, else 16 bits."""
+    top = white or float(np.nanmax(values))
     scale = 255.0 if top <= 1 else 1.0 if top <= 255 else 255 / 65535
     return np.clip(np.nan_to_num(values) * scale + 0.5, 0, 255).astype(np.uint8)

@@ -80,10 +80,11 @@ class Processor:
         pictures = images_of(conversation)
         seen = [self.pixels(image.picture) for image in pictures]
         while True:
-            example = self._write(self.template(conversation), seen)
+            example = self._write(self.template(conversation), seen[: len(images_of(conversation))])
             if example.length <= self.max_length:
                 return example
-            if conversation[-1].role == "user" or len(conversation) <= 2:
+            said = sum(message.role != "system" for message in conversation)
+            if conversation[-1].role == "user" or said <= 2:
                 slots = len(example.slots)
                 raise CapacityError(
                     f"{example.length} tokens ({slots} of images) for a context of {self.max_length}; shorten the text"
@@ -118,8 +119,8 @@ class Processor:
             if isinstance(segment, Slot):
                 item += 1
                 out.slots += range(len(out.ids), len(out.ids) + len(ids))
-            if prefix and learned and block == 0:
-                block = 1
+            if prefix and learned and not (out.learned and out.learned[-1]):
+                block += 1  # an answer begins after all of its question, which must not see what it is to predict
             block = out.add(ids, block, 0 if prefix and not learned else 1, learned, medium, item)
         return self._example(out, seen)
 
@@ -131,12 +132,11 @@ class Processor:
         if isinstance(segment, Places):
             if self.codec is None:
                 raise InputError("this model has no way to write places, but the conversation names some")
-            if seen and segment.image >= len(seen):
+            if seen and not 0 <= segment.image < len(seen):
                 raise InputError(f"a place in image {segment.image + 1} of a conversation with {len(seen)}")
             # a scene told in words has no picture: its places are shares of the frame they are given in
             way = seen[segment.image][1] if seen else Transform(segment.places[0].frame)
-            text = self.codec.encode(segment.places, way)
-            return self.tokenizer.trusted(text), segment.learned, Medium.TEXT
+            return self.tokenizer.ids(self.codec.write(segment.places, way)), segment.learned, Medium.TEXT
         if isinstance(segment, Words):
             return self.tokenizer.encode(segment.text), segment.learned, Medium.TEXT
         return [self.tokenizer.control(segment.name)], isinstance(segment, End), Medium.TEXT

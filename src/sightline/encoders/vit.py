@@ -115,6 +115,8 @@ class ViT(nn.Module):
 
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
+        if not 0 <= cfg.used_depth <= cfg.depth:
+            raise ConfigError(f"layer {cfg.layer} of {cfg.depth} blocks, expected {-1 - cfg.depth} to -1")
         self.config = cfg
         self.stem = ConvStem(cfg.channels, cfg.stem, cfg.patch_size) if cfg.stem else None
         inputs = cfg.stem[-1] * self.stem.rest**2 if self.stem else cfg.patch_dim

@@ -63,7 +63,9 @@ class Projector(nn.Module):
         return frames * (rows // side) * (columns // side)
 
     def forward(self, features: Patches) -> Bridge:
-        """Features [n, inputs] to tokens [m, width]."""
+        """Features [n, inputs] to tokens [m, width]; ConfigError for a grid that cannot be folded."""
+        for grid in set(features.grids):
+            self.num_tokens(grid)  # reshaping alone would fold patches of different items into one token
         x = features.values if self.config.shuffle == 1 else fold(features, self.config.shuffle)
         if self.norm is not None:
             x = self.norm(x)

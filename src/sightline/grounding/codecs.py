@@ -31,9 +31,13 @@ class Grounded:
 class Codec(Protocol):
     """How one family writes places."""
 
-    def encode(self, places: Sequence[Place], transform: Transform) -> str:
-        """Places of the original picture as the family's text; control tokens by their names."""
+    def write(self, places: Sequence[Place], transform: Transform) -> list[Piece]:
+        """Places of the original picture in the family's form; a label is ordinary text, whatever it says."""
         ...
+
+    def encode(self, places: Sequence[Place], transform: Transform) -> str:
+        """The same as one text, control tokens by their names."""
+        return "".join(piece.text for piece in self.write(places, transform))
 
     def decode(self, pieces: Sequence[Piece], transform: Transform) -> Grounded:
         """Places in decoded output; what is malformed stays text."""
@@ -68,7 +72,7 @@ def _grounded(text: str, places: Iterable[Place]) -> Grounded:
 
 
 @dataclass(frozen=True)
-class LocationTokens:
+class LocationTokens(Codec):
     """This project's own convention: a label, then `<box>` and left, top, right, bottom, or `<point>` and x, y.
 
     Each number is one control token of `bins` equal cells of the model's picture; a cell is read as its middle.
@@ -84,12 +88,14 @@ class LocationTokens:
     def name(self, k: int) -> str:
         return f"<loc{k:03d}>"
 
-    def encode(self, places: Sequence[Place], transform: Transform) -> str:
-        text = ""
+    def write(self, places: Sequence[Place], transform: Transform) -> list[Piece]:
+        pieces: list[Piece] = []
         for place in places:
             cells = (min(self.bins - 1, max(0, int(share * self.bins))) for share in _corners(place, transform))
-            text += f"{place.label}{'<box>' if isinstance(place, Box) else '<point>'}" + "".join(map(self.name, cells))
-        return text
+            names = ("<box>" if isinstance(place, Box) else "<point>", *map(self.name, cells))
+            pieces += [Piece(place.label)] if place.label else []
+            pieces += [Piece(name, control=True) for name in names]
+        return pieces
 
     def decode(self, pieces: Sequence[Piece], transform: Transform) -> Grounded:
         words: list[str] = []
@@ -110,27 +116,29 @@ class LocationTokens:
         return _grounded(", ".join(word for word in words if word) if places else " ".join(words), places)
 
     def _cell(self, piece: Piece) -> int | None:
-        found = re.fullmatch(r"<loc(\d{3})>", piece.text) if piece.control else None
-        return int(found[1]) if found and int(found[1]) < self.bins else None
+        found = re.fullmatch(r"<loc(\d{3,9})>", piece.text) if piece.control else None
+        cell = int(found[1]) if found else self.bins
+        return cell if cell < self.bins and self.name(cell) == piece.text else None
 
 
-_NUMBER = r"\s*(?:0?\.\d+|[01](?:\.\d*)?)\s*"
+# each number can be read in one way only: with two, a list cut off before its bracket took time 2^numbers
+_NUMBER = r"\s*(?:\.\d+|[01](?:\.\d*)?)\s*"
 _GROUP = rf"{_NUMBER}(?:,{_NUMBER}){{3}}|{_NUMBER},{_NUMBER}"
 _BRACKET = re.compile(rf"\[((?:{_GROUP})(?:;(?:{_GROUP}))*)\]")
 
 
 @dataclass(frozen=True)
-class Decimals:
+class Decimals(Codec):
     """LLaVA's and Shikra's convention (arXiv:2306.15195): three decimals in brackets, boxes joined by semicolons."""
 
     digits: int = 3
 
-    def encode(self, places: Sequence[Place], transform: Transform) -> str:
+    def write(self, places: Sequence[Place], transform: Transform) -> list[Piece]:
         groups = (
             ",".join(f"{min(max(share, 0.0), 1.0):.{self.digits}f}" for share in _corners(place, transform))
             for place in places
         )
-        return f"[{';'.join(groups)}]" if places else ""
+        return [Piece(f"[{';'.join(groups)}]")] if places else []
 
     def decode(self, pieces: Sequence[Piece], transform: Transform) -> Grounded:
         text = "".join(piece.text for piece in pieces if not piece.control).strip()
@@ -153,7 +161,7 @@ _LOCATED = re.compile(r"((?:<loc\d{4}>){4})((?:<seg\d{3}>)*)\s*([^;<]*)")
 
 
 @dataclass(frozen=True)
-class PaliGemmaLocations:
+class PaliGemmaLocations(Codec):
     """PaliGemma's convention (arXiv:2407.07726, big_vision): top, left, bottom, right as tokens, then the label.
 
     A share v is written as round(v * 1023); segment tokens that may follow a box are read over.
@@ -161,26 +169,32 @@ class PaliGemmaLocations:
 
     bins: int = 1024
 
-    def encode(self, places: Sequence[Place], transform: Transform) -> str:
-        return " ; ".join(f"{self._tokens(place, transform)} {place.label}".rstrip() for place in places)
+    def write(self, places: Sequence[Place], transform: Transform) -> list[Piece]:
+        pieces: list[Piece] = []
+        for i, place in enumerate(places):
+            pieces += [Piece(name, control=True) for name in self._names(place, transform)]
+            words = f" {place.label}".rstrip() + (" ; " if i + 1 < len(places) else "")
+            pieces += [Piece(words)] if words else []
+        return pieces
 
-    def _tokens(self, place: Place, transform: Transform) -> str:
+    def _names(self, place: Place, transform: Transform) -> list[str]:
         if isinstance(place, Point):
             raise InputError("this model family writes boxes, a point has no form in it")
         x1, y1, x2, y2 = (min(max(round(v * (self.bins - 1)), 0), self.bins - 1) for v in _corners(place, transform))
-        return "".join(f"<loc{k:04d}>" for k in (y1, x1, y2, x2))
+        return [f"<loc{k:04d}>" for k in (y1, x1, y2, x2)]
 
     def decode(self, pieces: Sequence[Piece], transform: Transform) -> Grounded:
         kept = [piece for piece in pieces if not piece.control or re.fullmatch(r"<(loc\d{4}|seg\d{3})>", piece.text)]
         text = "".join(piece.text for piece in kept)
-        places, labels = [], []
+        places = []
         for found in _LOCATED.finditer(text):
             cells = (min(int(k), self.bins - 1) for k in re.findall(r"<loc(\d{4})>", found[1]))
             y1, x1, y2, x2 = (cell / (self.bins - 1) for cell in cells)
-            labels.append(found[3].strip())
-            places.append(_place((x1, y1, x2, y2), transform, labels[-1]))
+            places.append(_place((x1, y1, x2, y2), transform, found[3].strip()))
         plain = re.sub(r"<(loc\d{4}|seg\d{3})>", "", text).strip()
-        return _grounded(" ; ".join(labels) if places else plain, places)
+        if places:  # without the spaces and semicolons that stood around tokens
+            plain = " ; ".join(" ".join(clause.split()) for clause in plain.split(";") if clause.strip())
+        return _grounded(plain, places)
 
 
 CODECS: dict[str, Codec] = {

@@ -9,8 +9,8 @@ from ..core.layout import Layout
 class LayerCache:
     """Keys and values [batch, kv_heads, capacity, dim] of one layer; the first `length` are filled."""
 
-    def __init__(self, capacity: int = 0) -> None:
-        self.capacity = capacity
+    def __init__(self, capacity: int = 0, dtype: torch.dtype | None = None) -> None:
+        self.capacity, self.dtype = capacity, dtype
         self.length = 0
         self.key: Tensor | None = None
         self.value: Tensor | None = None
@@ -30,15 +30,22 @@ class LayerCache:
         """Make room, doubling so that appending one by one stays linear in time."""
         room = max(needed, self.capacity, 2 * self.length)
         shape = (like.shape[0], like.shape[1], room, like.shape[3])
-        key, value = like.new_empty(shape), like.new_empty(shape)
+        key, value = (like.new_empty(shape, dtype=self.dtype or like.dtype) for _ in range(2))
         if self.key is not None and self.value is not None:
             key[:, :, : self.length] = self.key[:, :, : self.length]
             value[:, :, : self.length] = self.value[:, :, : self.length]
         self.key, self.value = key, value
 
+    def room(self, new: int) -> tuple[Tensor, Tensor]:
+        """The whole storage, grown so that `new` more tokens fit into it; there must be some already."""
+        assert self.key is not None and self.value is not None
+        if self.length + new > self.key.shape[2]:
+            self.grow(self.key, self.length + new)
+        return self.key, self.value
+
     def rows(self, index: Tensor) -> "LayerCache":
         """A copy that holds these rows, in this order."""
-        out = LayerCache(self.capacity)
+        out = LayerCache(self.capacity, self.dtype)
         out.length = self.length
         if self.key is not None and self.value is not None:
             out.key, out.value = self.key[index], self.value[index]
@@ -48,11 +55,12 @@ class LayerCache:
 class Cache:
     """One `LayerCache` per block and the layout of every token they hold.
 
-    `capacity` is how many tokens to make room for at once; more are taken when needed.
+    `capacity` is how many tokens to make room for at once; more are taken when needed. `dtype` is the precision they
+    are kept in, without one that in which they come.
     """
 
-    def __init__(self, depth: int, capacity: int = 0) -> None:
-        self.layers = [LayerCache(capacity) for _ in range(depth)]
+    def __init__(self, depth: int, capacity: int = 0, dtype: torch.dtype | None = None) -> None:
+        self.layers = [LayerCache(capacity, dtype) for _ in range(depth)]
         self.layout: Layout | None = None
 
     @property
@@ -82,7 +90,7 @@ class Cache:
         """The same storage seen as holding only its first tokens; appending to it overwrites the rest."""
         out = Cache(0)
         for layer in self.layers:
-            short = LayerCache(layer.capacity)
+            short = LayerCache(layer.capacity, layer.dtype)
             short.key, short.value, short.length = layer.key, layer.value, length
             out.layers.append(short)
         out.layout = None if self.layout is None else self.layout.span(0, length)

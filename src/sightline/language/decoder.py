@@ -6,7 +6,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -18,9 +18,11 @@ from ..core.layout import Layout, visible
 from ..layers.attention import Attention, KeyValueStore
 from ..layers.feedforward import GatedFeedForward
 from ..layers.linear import working_precision
+from ..layers.native import MOST_ROWS
 from ..layers.norms import RMSNorm
 from ..layers.rotary import rotary_table
 from .cache import Cache, LayerCache
+from .stepper import Stepper
 
 
 @config
@@ -56,6 +58,7 @@ class Context:
     mask: [batch, 1, queries, keys], True where seen; None where `causal` or nothing is hidden.
     rotary: cosines and sines [batch, 1, queries, head_dim].
     memory: what cross-attention blocks look at.
+    wanted: the one token [batch] of each row that is still asked for, in the last block of a prompt.
     """
 
     layout: Layout
@@ -63,6 +66,7 @@ class Context:
     causal: bool
     rotary: tuple[Tensor, Tensor] | None
     memory: Tensor | None = None
+    wanted: Tensor | None = None
 
 
 class Block(Protocol):
@@ -84,7 +88,10 @@ class SelfBlock(nn.Module):
         self.feedforward = GatedFeedForward(cfg.width, cfg.mlp, cfg.activation)
 
     def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
-        x = x + self.attention(self.norm1(x), context.mask, context.causal, context.rotary, cache)
+        normed, c = self.norm1(x), context
+        if c.wanted is not None:
+            x = at(x, c.wanted)
+        x = x + self.attention(normed, c.mask, c.causal, c.rotary, cache, c.wanted)
         return x + self.feedforward(self.norm2(x))
 
 
@@ -98,6 +105,8 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(plain_blocks(cfg) if blocks is None else blocks)
         self.norm = RMSNorm(cfg.width, cfg.eps, cfg.norm_offset)
         self.head = None if cfg.tied else nn.Linear(cfg.width, cfg.vocab_size, bias=False)
+        self.stepper: Stepper | None = None  # how single tokens are written, once prepared for inference
+        self.kept: torch.dtype | None = None  # precision of keys and values in a cache; None: their own
         self.reset()
 
     def reset(self) -> None:
@@ -117,8 +126,19 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary in float32, [..., vocab_size]."""
-        weight = self.embedding.weight if self.head is None else self.head.weight
-        return F.linear(hidden, weight.to(hidden.dtype)).float()
+        if self.stepper is not None and hidden.shape[:-1].numel() <= MOST_ROWS:
+            return self.stepper.head(hidden.float())
+        if self.head is not None:
+            return self.head(hidden.to(self.dtype)).float()
+        return F.linear(hidden, self.embedding.weight.to(hidden.dtype)).float()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.weight.dtype
+
+    def new_cache(self, capacity: int = 0) -> Cache:
+        """An empty cache."""
+        return Cache(len(self.blocks), capacity, self.kept)
 
     def context(self, layout: Layout, keys: Layout, memory: Tensor | None, dtype: torch.dtype) -> Context:
         """Masks and rotary tables of one step."""
@@ -128,14 +148,36 @@ class Decoder(nn.Module):
             return Context(layout, None, layout.length > 1, rotary, memory)
         return Context(layout, visible(layout, keys)[:, None], False, rotary, memory)
 
-    def forward(self, x: Tensor, layout: Layout, memory: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """Vectors [batch, length, width] to normed hidden states of the same shape."""
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout,
+        memory: Tensor | None = None,
+        cache: Cache | None = None,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        """Vectors [batch, length, width] to normed hidden states of the same shape.
+
+        wanted: the one token [batch] of each row that is asked for; then [batch, 1, width], and the last block computes
+        nothing but keys and values of the others.
+        """
         x = working_precision(x)
         keys = cache.read(layout) if cache else layout
         context = self.context(layout, keys, memory, x.dtype)
+        if self.stepper is not None and cache is not None and self.stepper.takes(x, cache):
+            assert context.rotary is not None
+            return self.stepper.step(x, context.rotary, context.mask, cache)
         for i, block in enumerate(self.blocks):
+            if wanted is not None and i == len(self.blocks) - 1:
+                mask = visible(layout.at(wanted), keys)[:, None]
+                context = replace(context, mask=mask, causal=False, wanted=wanted)
             x = block(x, context, cache.layers[i] if cache else None)
         return self.norm(x)
+
+
+def at(x: Tensor, index: Tensor) -> Tensor:
+    """The one token [batch] of each row: [batch, length, width] to [batch, 1, width]."""
+    return x[torch.arange(len(x), device=x.device), index][:, None]
 
 
 def plain_blocks(cfg: DecoderConfig) -> list[nn.Module]:

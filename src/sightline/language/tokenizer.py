@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from ..core.config import nearest
-from ..core.errors import CheckpointError, ConfigError
+from ..core.errors import CheckpointError, ConfigError, InputError
 from ..core.sequence import Piece
 
 
@@ -41,9 +41,9 @@ class Tokenizer:
             spec = json.loads(path.read_text(encoding="utf-8"))
             extra = folder / "tokenizer_config.json"
             names = json.loads(extra.read_text(encoding="utf-8")) if extra.exists() else {}
-        except (OSError, ValueError) as error:
+            return cls(spec, **{key: _content(names.get(f"{key}_token")) for key in ("bos", "eos", "pad", "unk")})
+        except Exception as error:  # the tokenizers library raises Exception itself for what it cannot read
             raise CheckpointError(f"{path}: cannot be read as a tokenizer ({error})".splitlines()[0]) from None
-        return cls(spec, **{key: _content(names.get(f"{key}_token")) for key in ("bos", "eos", "pad", "unk")})
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json` into a folder, which is made if it is not there."""
@@ -68,7 +68,10 @@ class Tokenizer:
         return list(self._encode(text))
 
     def _encode_once(self, text: str) -> tuple[int, ...]:
-        ids = self._text.encode(text, add_special_tokens=False).ids
+        try:
+            ids = self._text.encode(text, add_special_tokens=False).ids
+        except TypeError:  # JSON may hold half of a surrogate pair, which is no character
+            raise InputError("the text holds half a character (a lone surrogate), expected whole ones") from None
         forged = [i for i, index in enumerate(ids) if index in self._names and self._names[index] != self.unk]
         if not forged:
             return tuple(ids)
@@ -80,10 +83,7 @@ class Tokenizer:
 
     def trusted(self, text: str) -> list[int]:
         """Ids of text that this program wrote itself, where control tokens count as such."""
-        ids: list[int] = []
-        for piece in self.split(text):
-            ids += [self.controls[piece.text]] if piece.control else self.encode(piece.text)
-        return ids
+        return self.ids(self.split(text))
 
     def split(self, text: str) -> list[Piece]:
         """Cut text at the names of control tokens, longest name first."""
@@ -97,6 +97,13 @@ class Tokenizer:
             found.append(Piece(name, control=True))
             start = place + len(name)
         return found + ([Piece(text[start:])] if start < len(text) else [])
+
+    def ids(self, pieces: Iterable[Piece]) -> list[int]:
+        """Ids of pieces: control tokens by their names, everything else as plain text."""
+        ids: list[int] = []
+        for piece in pieces:
+            ids += [self.control(piece.text)] if piece.control else self.encode(piece.text)
+        return ids
 
     def pieces(self, ids: Sequence[int]) -> list[Piece]:
         """Decoded output with control tokens kept apart from text that merely looks like them."""
@@ -141,6 +148,9 @@ def train_tokenizer(texts: Iterable[str], size: int, controls: Sequence[str], **
 
     `names` are the bos, eos and pad among `controls`. (Byte-level BPE: Radford et al. 2019, GPT-2.)
     """
+    smallest = 256 + len(controls)
+    if size < smallest:
+        raise ConfigError(f"a tokenizer of {size} ids: expected at least {smallest}, for all bytes and control tokens")
     built = tokenizers.Tokenizer(models.BPE())
     built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     built.decoder = decoders.ByteLevel()

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import native
 from .linear import together
+from .packed import PackedLinear
 from .rotary import rotate
 
 
@@ -14,7 +16,7 @@ class KeyValueStore(Protocol):
     """What attention asks of a layer's cache."""
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values [batch, kv_heads, new, dim]; return all of them so far."""
+        """Store new keys and values [batch, kv_heads, new, dim]; all of them so far come back, in its precision."""
         ...
 
 
@@ -33,11 +35,18 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = head_dim or width // heads
         kv_heads = kv_heads or heads
-        self.grouped = kv_heads != heads
         self.q = nn.Linear(width, heads * self.head_dim, bias=qkv_bias)
         self.k = nn.Linear(width, kv_heads * self.head_dim, bias=qkv_bias)
         self.v = nn.Linear(width, kv_heads * self.head_dim, bias=qkv_bias)
         self.o = nn.Linear(heads * self.head_dim, width, bias=out_bias)
+        self.qkv: PackedLinear | None = None  # the first three as one, once packed for inference
+        self.kernels = False
+
+    def pack(self, kernels: bool = False) -> None:
+        """Join queries, keys and values into one product; for inference, there is no way back."""
+        self.kernels = kernels and self.head_dim % native.LANES == 0 and self.head_dim <= native.WIDEST_HEAD
+        self.qkv = PackedLinear((self.q, self.k, self.v))
+        del self.q, self.k, self.v
 
     def forward(
         self,
@@ -46,28 +55,50 @@ class Attention(nn.Module):
         causal: bool = False,
         rotary: tuple[Tensor, Tensor] | None = None,
         cache: KeyValueStore | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
-        """x [batch, length, width]; mask broadcasts to [batch, heads, queries, keys], True where a key is seen."""
-        parts = together(x, (self.q, self.k, self.v))
+        """x [batch, length, width]; mask broadcasts to [batch, heads, queries, keys], True where a key is seen.
+
+        wanted: the one token [batch] of each row that attends, all others are only attended to; [batch, 1, width].
+        """
+        if self.kernels and self.qkv is not None and causal and rotary is not None:
+            heads, kv_heads = (size // self.head_dim for size in self.qkv.sizes[:2])
+            out, k, v = native.causal_attention(self.qkv(x), heads, kv_heads, self.head_dim, rotary)
+            if cache is not None:
+                cache.append(k, v)
+            return self.o(out)
+        parts = together(x, (self.q, self.k, self.v)) if self.qkv is None else self.qkv.parts(x)
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts)
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
+        if wanted is not None:
+            q = q[torch.arange(len(q), device=q.device), :, wanted][:, :, None]
         if cache is not None:
-            k, v = cache.append(k, v)
-        if trained_in_bf16_on_cpu(q):
-            out = explicit_attention(q, k, v, mask, causal)
-        else:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.grouped)
+            stored = cache.append(k, v)
+            if stored[0].shape[2] > k.shape[2]:  # else all of them are here already, in the precision they came in
+                k, v = stored
+        out = attend(q.to(k.dtype), k, v, mask, causal).to(x.dtype)
         return self.o(out.transpose(1, 2).flatten(2))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """Softmax attention [batch, heads, queries, dim] by whichever way is fastest here."""
+    grouped = q.shape[1] != k.shape[1]
+    if explicit_is_faster(q, k):
+        return explicit_attention(q, k, v, mask, causal)
+    if grouped and q.shape[2] == 1:  # one query: the heads that share keys are read as several queries of one head
+        folded = q.unflatten(1, (k.shape[1], -1)).squeeze(3)
+        return F.scaled_dot_product_attention(folded, k, v, attn_mask=mask).flatten(1, 2)[:, :, None]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 
 
 LONGEST = 1024  # beyond this many keys the scores of explicit attention cost more memory than they save time
 
 
-def trained_in_bf16_on_cpu(q: Tensor) -> bool:
-    """Where explicit attention is faster than torch's fused kernel, forward and backward: 1.6x to 1.9x measured."""
+def explicit_is_faster(q: Tensor, k: Tensor) -> bool:
+    """Whether explicit attention beats torch's fused kernel: in bfloat16 on a CPU, by 1.6x to 2.3x measured."""
     precision = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q.dtype
-    return torch.is_grad_enabled() and q.device.type == "cpu" and precision == torch.bfloat16 and q.shape[2] <= LONGEST
+    return q.device.type == "cpu" and precision == torch.bfloat16 and k.shape[2] <= LONGEST
 
 
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:

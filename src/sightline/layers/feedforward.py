@@ -8,12 +8,16 @@ from torch.nn import functional as F
 
 from ..core.config import nearest
 from ..core.errors import ConfigError
+from . import native
 from .linear import together
+from .packed import PackedLinear, can_fuse
+
+QUICK = 1.702
 
 
 def quick_gelu(x: Tensor) -> Tensor:
     """The sigmoid approximation of GELU that OpenAI's CLIP was trained with (arXiv:2103.00020, its code)."""
-    return x * torch.sigmoid(1.702 * x)
+    return x * torch.sigmoid(QUICK * x)
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
@@ -37,6 +41,19 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
     return ACTIVATIONS[name]
 
 
+def scaled(linear: nn.Linear, weight: float, bias: float) -> nn.Linear:
+    """A linear map with its weight and bias multiplied."""
+    out = nn.Linear(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+    out.weight = nn.Parameter(linear.weight.detach() * weight)
+    if linear.bias is not None:
+        out.bias = nn.Parameter(linear.bias.detach() * bias)
+    return out
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
 class FeedForward(nn.Module):
     """down(act(up(x)))."""
 
@@ -44,7 +61,16 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = nn.Linear(width, hidden, bias=bias)
         self.down = nn.Linear(hidden, width, bias=bias)
-        self.act = activation(act)
+        self.name, self.act = act, activation(act)
+
+    def pack(self, kernels: bool = False) -> None:
+        """Let the first product apply the activation, where it can; for inference, there is no way back."""
+        if self.name == "quick_gelu" and can_fuse("silu", self.up.weight):
+            # x sigmoid(c x) is silu(c x) / c, so that the constant goes into the weights on either side
+            up, down = scaled(self.up, QUICK, QUICK), scaled(self.down, 1 / QUICK, 1.0)
+            self.up, self.down, self.act = PackedLinear((up,), "silu"), PackedLinear((down,)), _same
+        elif can_fuse(self.name, self.up.weight):
+            self.up, self.act = PackedLinear((self.up,), self.name), _same
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.act(self.up(x)))
@@ -58,8 +84,18 @@ class GatedFeedForward(nn.Module):
         self.gate = nn.Linear(width, hidden, bias=bias)
         self.up = nn.Linear(width, hidden, bias=bias)
         self.down = nn.Linear(hidden, width, bias=bias)
-        self.act = activation(act)
+        self.name, self.act = act, activation(act)
+        self.gate_up: PackedLinear | None = None  # both as one, once packed for inference
+        self.kernels = False
+
+    def pack(self, kernels: bool = False) -> None:
+        """Join gate and up into one product; for inference, there is no way back."""
+        self.kernels = kernels and self.name in native.ACTIVATIONS
+        self.gate_up = PackedLinear((self.gate, self.up))
+        del self.gate, self.up
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = together(x, (self.gate, self.up))
+        if self.kernels and self.gate_up is not None:
+            return self.down(native.gate(self.gate_up(x), self.name))
+        gate, up = together(x, (self.gate, self.up)) if self.gate_up is None else self.gate_up.parts(x)
         return self.down(self.act(gate) * up)

@@ -12,7 +12,7 @@ def together(x: Tensor, maps: Sequence[nn.Module]) -> tuple[Tensor, ...]:
 
     In training the weights are joined on the fly: the input is read, and under autocast converted, once instead of
     once per map, and the product is larger. Parameters keep their own names. At inference, joining would copy weights
-    at every step, so the maps are applied one by one (or joined once, beforehand: `serving.prepared`).
+    at every step, so the maps are applied one by one (or joined once, beforehand: `layers.packed`).
     """
     linear = [m for m in maps if type(m) is nn.Linear]
     biased = sum(m.bias is not None for m in linear)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import native
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square normalisation, its statistics in float32 (arXiv:1910.07467).
@@ -18,8 +20,16 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.offset = offset
         self.weight = nn.Parameter(torch.zeros(width) if offset else torch.ones(width))
+        self.packed: Tensor | None = None  # the weight in float32 as it is multiplied, once packed for inference
+
+    def pack(self, kernels: bool = False) -> None:
+        """Let the norm be one pass over memory; for inference, there is no way back."""
+        if kernels:
+            self.packed = (self.weight.detach().float() + int(self.offset)).contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.packed is not None:
+            return native.normalise(x, self.packed, self.eps)
         if torch.is_grad_enabled():
             out: Tensor = _RootMeanSquare.apply(x, self.weight + 1 if self.offset else self.weight, self.eps)
             return out

@@ -16,6 +16,7 @@ from ..core.sequence import Conversation, Image, Message, Region, Text, ask
 from ..data.media import open_image
 from ..data.processor import Processor
 from ..grounding.codecs import Decimals, LocationTokens, PaliGemmaLocations
+from ..layers.packed import Precision
 from ..model import VLM
 from ..zoo import own
 from ..zoo.names import locate
@@ -109,7 +110,9 @@ class Assistant:
         if self._engine is None:
             if self.processor is None or not isinstance(self.published.model, VLM):
                 raise InputError(f"{self.name} is a {self.published.family} without a tokenizer, it reads no questions")
-            self._engine = Engine(self.published.model, self.processor)
+            runner = self.published.runner
+            assert isinstance(runner, VLM)
+            self._engine = Engine(runner, self.processor)
         return self._engine
 
     def logits(self, **inputs: Any) -> Tensor:
@@ -171,15 +174,16 @@ class Assistant:
         return [_answer(reply, engine.processor) for reply in engine.answer(talks, sampling)]
 
 
-def load(name: str | Path | None = None) -> Assistant:
+def load(name: str | Path | None = None, precision: Precision = "fp32") -> Assistant:
     """A model by the name that `sightline models` lists, or from a folder; without either the default model.
 
+    precision: "fp32", "bf16", or "int8" (bf16 that writes tokens with int8 weights).
     Raises ConfigError for an unknown name (telling the nearest) and CheckpointError for a folder that cannot be read.
     """
     folder = locate(name)
     if own.is_own(folder):
-        return Assistant(*own.load(folder))
-    published = load_published(folder)
+        return Assistant(*own.load(folder, precision))
+    published = load_published(folder, precision)
     return Assistant(published, load_processor(published))
 
 

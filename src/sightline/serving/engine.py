@@ -192,13 +192,13 @@ class Engine:
 
     def _read(self, examples: list[Example], cache: Cache, bridge: Bridge | None) -> Tensor:
         batch = collate(examples, self.processor.patch, self.pad).to(self.model.device)
-        hidden = self.model(batch, cache, bridge)
-        last = torch.tensor([example.length - 1 for example in examples])
+        last = torch.tensor([example.length - 1 for example in examples], device=self.model.device)
+        hidden: Tensor = self.model(batch, cache, bridge, last)
         lengths = {example.length for example in examples}
         if len(lengths) > 1 and cache.layout is not None:
             # padding now lies between a row's prompt and its answer, where the causal promise no longer holds
             cache.layout = replace(cache.layout, causal=False)
-        return hidden[torch.arange(len(examples)), last]
+        return hidden[:, 0]
 
     def _shared(self, examples: list[Example]) -> int:
         """How many first tokens all prompts have in common, if these hold every picture; 0 where nothing is gained."""

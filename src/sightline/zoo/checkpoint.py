@@ -33,7 +33,7 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent}: no {path.name}, expected a folder with a published checkpoint") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error})".splitlines()[0]) from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found {type(found).__name__}")
@@ -46,10 +46,12 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         index = read_json(folder / INDEX).get("weight_map")
         if not isinstance(index, dict) or not index:
             raise CheckpointError(f"{folder / INDEX}: no weight_map")
+        for name in index.values():
+            plain = isinstance(name, str) and name.isprintable() and Path(name).name == name
+            if not plain or not name.endswith(".safetensors"):
+                raise CheckpointError(f"{folder / INDEX}: {str(name)[:60]!r} is not a safetensors file of this folder")
         tensors: dict[str, Tensor] = {}
         for name in sorted(set(index.values())):
-            if not isinstance(name, str) or Path(name).name != name:
-                raise CheckpointError(f"{folder / INDEX}: {str(name)[:60]!r} is not a file of this folder")
             tensors |= read_file(folder / name)
         if missing := sorted(set(index) - set(tensors)):
             raise CheckpointError(f"{folder}: {len(missing)} tensors of the index are in no file, such as {missing[0]}")
@@ -81,14 +83,17 @@ def check_header(path: Path) -> None:
         with path.open("rb") as file:
             head = file.read(8)
             length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-            header = json.loads(file.read(length)) if 0 < length <= min(size - 8, MAX_HEADER) else None
+            header: Any = json.loads(file.read(length)) if 0 < length <= min(size - 8, MAX_HEADER) else None
     except FileNotFoundError:
         raise CheckpointError(f"{path}: missing") from None
-    except (OSError, ValueError):
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({(error.strerror or 'unknown').lower()})") from None
+    except (ValueError, RecursionError):
         header = None
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: {size} bytes that are no safetensors file")
-    ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+    try:
+        ends = [int(entry["data_offsets"][1]) for key, entry in header.items() if key != "__metadata__"]
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError):  # JSON, but no header
+        raise CheckpointError(f"{path}: {size} bytes that are no safetensors file") from None
     wanted = 8 + length + max(ends, default=0)
     if size != wanted:
         raise CheckpointError(f"{path}: {size} bytes, its header says {wanted}; the file is cut off or damaged")
@@ -101,12 +106,17 @@ def assign(model: M, tensors: Mapping[str, Tensor], dtype: torch.dtype, source: 
         raise CheckpointError(f"{source}: {len(missing)} tensors are missing, such as {missing[0]}")
     if extra := sorted(set(tensors) - set(wanted)):
         raise CheckpointError(f"{source}: {len(extra)} tensors too many, such as {extra[0]}")
+    ready: dict[str, Tensor] = {}
     for name, shape in wanted.items():
-        if tuple(tensors[name].shape) != shape:
-            raise CheckpointError(f"{source}: {name} is {list(tensors[name].shape)}, expected {list(shape)}")
-        if tensors[name].is_floating_point() and not bool(torch.isfinite(tensors[name]).all()):
+        found = tensors[name]
+        if tuple(found.shape) != shape:
+            raise CheckpointError(f"{source}: {name} is {list(found.shape)}, expected {list(shape)}")
+        if not found.is_floating_point():
+            raise CheckpointError(f"{source}: {name} holds {found.dtype}, expected weights that are not quantised")
+        ready[name] = found.to(dtype)  # checked afterwards: what bfloat16 holds may be too large for float16
+        if not bool(torch.isfinite(ready[name]).all()):
             raise CheckpointError(f"{source}: {name} holds values that are not numbers")
-    model.load_state_dict({name: value.to(dtype) for name, value in tensors.items()}, strict=True, assign=True)
+    model.load_state_dict(ready, strict=True, assign=True)
     return model.eval()
 
 

@@ -108,7 +108,10 @@ class KeyMap:
                 continue
             chosen, match = found[0]
             for name, tensor in zip(chosen.ours, chosen.reshape.there(value), strict=True):
-                ours[name.format(**match.groupdict())] = tensor
+                mine = name.format(**match.groupdict())
+                if mine in ours:
+                    raise CheckpointError(f"{key} is one of several tensors for the parameter {mine}")
+                ours[mine] = tensor
         if unknown:
             raise CheckpointError(f"{len(unknown)} tensors that this model has no place for, such as {_few(unknown)}")
         return ours
@@ -120,7 +123,11 @@ class KeyMap:
         for r in self.rules:
             for match in [m for key in ours if (m := pattern(r.ours[0]).fullmatch(key))]:
                 fields = match.groupdict()
-                theirs[r.theirs.format(**fields)] = r.reshape.back([left.pop(name.format(**fields)) for name in r.ours])
+                names = [name.format(**fields) for name in r.ours]
+                if absent := [name for name in names if name not in left]:
+                    state = "has two published names" if absent[0] in ours else "is missing"
+                    raise CheckpointError(f"the parameter {absent[0]} {state}, expected one rule for it")
+                theirs[r.theirs.format(**fields)] = r.reshape.back([left.pop(name) for name in names])
         if left:
             raise CheckpointError(f"{len(left)} parameters without a published name, such as {_few(sorted(left))}")
         return theirs

@@ -30,7 +30,7 @@ def locate(name: str | Path | None = None) -> Path:
     wanted = str(name or DEFAULT)
     if wanted in shipped():
         return ASSETS / wanted
-    if Path(wanted).is_dir():
+    if _is_folder(wanted):
         return Path(wanted)
     if wanted in ROWS:
         source = ROWS[wanted].source
@@ -40,10 +40,17 @@ def locate(name: str | Path | None = None) -> Path:
     raise ConfigError(f"no model and no folder {wanted!r}{nearest(wanted, (*shipped(), DEFAULT, *ROWS))}")
 
 
+def _is_folder(name: str) -> bool:
+    try:
+        return Path(name).is_dir()
+    except OSError:  # longer than a file system allows, or not ours to look into
+        return False
+
+
 def describe_named(name: str | Path | None = None) -> Description:
     """The description of a model by its name or folder; no weights are read, so published ones need not be here."""
     wanted = str(name or DEFAULT)
-    if wanted in ROWS and not Path(wanted).is_dir():
+    if wanted in ROWS and not _is_folder(wanted):
         row = ROWS[wanted]
         return describe(wanted, row.model, row.stages)
     folder = locate(name)

@@ -24,9 +24,11 @@ from ..data.processor import Processor
 from ..data.template import TEMPLATES
 from ..grounding.codecs import CODECS
 from ..language.tokenizer import Tokenizer
+from ..layers.packed import Precision
 from ..model import VLM, VLMConfig
 from .checkpoint import INDEX, WEIGHTS, assign, read_file, read_json, write_tensors
 from .hollow import hollow
+from .prepared import dtype_of
 from .published import Published
 
 PIECE = 4 << 30  # bytes of weights in one file
@@ -138,13 +140,13 @@ def is_own(folder: Path) -> bool:
     return (folder / "config.json").is_file() and read_json(folder / "config.json").get("model_type") == "sightline"
 
 
-def load(folder: Path) -> tuple[Published, Processor]:
+def load(folder: Path, precision: Precision = "fp32") -> tuple[Published, Processor]:
     """The model of a folder, behind the same door as published ones, and its processor."""
-    model = load_model(folder)
+    model = load_model(folder, dtype_of(precision))
     processor = load_processor(folder, model)
     tokenizer = processor.tokenizer
     ids = {"image_token_id": processor.image_id, "eos_token_id": tokenizer.control(tokenizer.eos)}
-    return Published(model, ids, "sightline", folder), processor
+    return Published(model, ids, "sightline", folder, precision), processor
 
 
 def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> VLM:

@@ -17,11 +17,13 @@ from ..data.batch import Batch
 from ..encoders.vit import ViT
 from ..language.cache import Cache
 from ..language.decoder import Decoder
+from ..layers.packed import Precision
 from ..model import VLM
 from . import backbones, llava, paligemma
 from .backbones import Json
 from .checkpoint import assign, read_json, read_tensors, write
 from .keymap import KeyMap
+from .prepared import dtype_of, prepared
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,25 @@ def family_of(c: Json) -> str:
 class Published:
     """A loaded checkpoint that answers the keyword inputs of its published model.
 
-    model: a VLM, a bare Decoder or a bare ViT. config: its `config.json`. loaded_from: each parameter's source.
+    model: a VLM, a bare Decoder or a bare ViT. config: its `config.json`. precision: what it is run in.
+    loaded_from: each parameter's source.
     """
 
-    def __init__(self, model: nn.Module, config: Json, family: str, folder: Path) -> None:
+    def __init__(
+        self, model: nn.Module, config: Json, family: str, folder: Path, precision: Precision = "fp32"
+    ) -> None:
         self.model, self.config, self.family, self.folder = model, config, family, folder
+        self.precision: Precision = precision
         self.loaded_from = {name: str(folder) for name in model.state_dict()}
+        self._runner: tuple[tuple[tuple[int, int], ...], nn.Module] | None = None
+
+    @property
+    def runner(self) -> nn.Module:
+        """The model as it is run: packed for inference, and packed again after its weights have changed."""
+        state = tuple((id(p), p._version) for p in self.model.parameters())
+        if self._runner is None or self._runner[0] != state:
+            self._runner = state, prepared(self.model, self.precision)
+        return self._runner[1]
 
     @property
     def image_token(self) -> int:
@@ -111,7 +126,8 @@ class Published:
     @torch.inference_mode()
     def features(self, pixel_values: Tensor) -> Tensor:
         """Patch features [items, patches, width] of a bare encoder or of a model's own."""
-        encoder = self.model if isinstance(self.model, ViT) else getattr(self.model, "encoder", None)
+        runner = self.runner
+        encoder = runner if isinstance(runner, ViT) else getattr(runner, "encoder", None)
         if not isinstance(encoder, ViT):
             raise InputError(f"a {self.family} model has no vision encoder")
         patches: Patches = encoder(patchify(pixel_values, encoder.config.patch_size))
@@ -124,21 +140,21 @@ class Published:
         input_ids [batch, length], already expanded; pixel_values [images, 3, height, width]; attention_mask and
         token_type_ids [batch, length] as the published model takes them.
         """
-        batch = self.batch(**inputs)
-        if isinstance(self.model, VLM):
-            return self.model.logits(self.model(batch))
-        decoder = self._decoder()
+        batch, runner = self.batch(**inputs), self.runner
+        if isinstance(runner, VLM):
+            return runner.logits(runner(batch))
+        decoder = self._decoder(runner)
         return decoder.logits(decoder(decoder.embed(batch.ids), batch.layout))
 
     @torch.inference_mode()
     def generate_ids(self, max_new_tokens: int, **inputs: Tensor) -> Tensor:
         """The greedy continuation [batch, at most max_new_tokens]; rows that ended are filled up with the end token."""
-        batch = self.batch(**inputs)
-        decoder = self._decoder()
+        batch, runner = self.batch(**inputs), self.runner
+        decoder = self._decoder(runner)
         if not bool((batch.layout.document[:, -1] >= 0).all()):
             raise InputError("a prompt is padded on the right, expected padding on the left for generation")
-        cache = Cache(len(decoder.blocks), batch.ids.shape[1] + max_new_tokens)
-        hidden = self._read(batch, cache)
+        cache = decoder.new_cache(batch.ids.shape[1] + max_new_tokens)
+        hidden = _read(runner, batch, cache, torch.full((len(batch.ids),), batch.ids.shape[1] - 1))
         ends = self._ends()
         done = torch.zeros(len(batch.ids), dtype=torch.bool)
         written: list[Tensor] = []
@@ -152,7 +168,7 @@ class Published:
                 break
             assert cache.layout is not None
             step = Batch(chosen[:, None], cache.layout.next(), torch.zeros(0, dtype=torch.int64))
-            hidden = self._read(step, cache)
+            hidden = _read(runner, step, cache)
         return torch.stack(written, dim=1)
 
     def save(self, folder: Path) -> None:
@@ -202,17 +218,11 @@ class Published:
             causal=not prefix and bool(real.all()),
         )
 
-    def _decoder(self) -> Decoder:
-        decoder = self.model.decoder if isinstance(self.model, VLM) else self.model
+    def _decoder(self, runner: nn.Module) -> Decoder:
+        decoder = runner.decoder if isinstance(runner, VLM) else runner
         if not isinstance(decoder, Decoder):
             raise InputError(f"a {self.family} model writes no text")
         return decoder
-
-    def _read(self, batch: Batch, cache: Cache) -> Tensor:
-        decoder = self._decoder()
-        if isinstance(self.model, VLM):
-            return cast(Tensor, self.model(batch, cache))
-        return cast(Tensor, decoder(decoder.embed(batch.ids), batch.layout, None, cache))
 
     def _ends(self) -> list[int]:
         """Ids that end an answer, from the generation settings or the configuration."""
@@ -224,7 +234,15 @@ class Published:
         return [] if found is None else [found] if isinstance(found, int) else list(found)
 
 
-def load_published(folder: Path, dtype: torch.dtype = torch.float32) -> Published:
+def _read(runner: nn.Module, batch: Batch, cache: Cache, wanted: Tensor | None = None) -> Tensor:
+    """Hidden states of a VLM or a bare decoder."""
+    if isinstance(runner, VLM):
+        return cast(Tensor, runner(batch, cache, None, wanted))
+    assert isinstance(runner, Decoder)
+    return cast(Tensor, runner(runner.embed(batch.ids), batch.layout, None, cache, wanted))
+
+
+def load_published(folder: Path, precision: Precision = "fp32") -> Published:
     """Load a folder by its own `config.json`; CheckpointError or ConfigError tells what is wrong with it."""
     c = read_json(folder / "config.json")
     family = family_of(c)
@@ -235,4 +253,4 @@ def load_published(folder: Path, dtype: torch.dtype = torch.float32) -> Publishe
     except KeyError as error:
         raise CheckpointError(f"{folder / 'config.json'}: the key {error} is missing") from None
     tensors = chosen.keys(model.config).load(chosen.tensors(c, folder))
-    return Published(assign(model, tensors, dtype, folder), c, family, folder)
+    return Published(assign(model, tensors, dtype_of(precision), folder), c, family, folder, precision)

@@ -1,0 +1,202 @@
+"""One vision transformer as CLIP, SigLIP and DINOv2: what each setting changes, positions, grids, the stem."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sightline.core.errors import ConfigError
+from sightline.core.patches import Patches, join, patchify
+from sightline.encoders.vit import ViT, ViTConfig
+
+SIGLIP = ViTConfig(image_size=32, patch_size=8, width=24, depth=3, heads=3, mlp=40, activation="gelu_tanh")
+CLIP = replace(
+    SIGLIP, activation="quick_gelu", patch_bias=False, class_token=True, pre_norm=True, layer=-2, normed=False
+)
+DINO = replace(SIGLIP, activation="gelu", class_token=True, registers=2, layer_scale=True, antialias=True)
+GIANT = replace(DINO, activation="silu", gated=True, registers=0)
+STEM = replace(SIGLIP, stem=(6, 10), pre_norm=True)
+FAMILIES = {"siglip": SIGLIP, "clip": CLIP, "dinov2": DINO, "dinov2-giant": GIANT, "stem": STEM}
+
+
+def vit(cfg: ViTConfig) -> ViT:
+    """An encoder no parameter of which hides behind a zero or a one."""
+    made = ViT(cfg).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.normal_(std=0.3)
+    return made
+
+
+def pictures(count: int, rows: int = 4, columns: int = 4) -> Patches:
+    return patchify(torch.randn(count, 3, rows * 8, columns * 8), 8)
+
+
+def by_hand(model: ViT, patches: Patches) -> Tensor:
+    """The whole encoder at its published size, step by step, from the settings alone."""
+    cfg = model.config
+    x = F.linear(patches.dense(), model.patch.weight, model.patch.bias)
+    places = model.positions if model.class_token is None else model.positions[1:]
+    x = x + places
+    if model.class_token is not None:
+        before = [(model.class_token + model.positions[0])[None]]
+        before += [] if model.registers is None else [model.registers]
+        x = torch.cat([torch.cat(before).expand(len(x), -1, -1), x], dim=1)
+    x = x if model.pre_norm is None else model.pre_norm(x)
+    for block in list(model.blocks)[: cfg.depth + 1 + cfg.layer]:
+        for norm, branch, scale in (
+            (block.norm1, block.attention, block.scale1),
+            (block.norm2, block.feedforward, block.scale2),
+        ):
+            out = branch(norm(x))
+            x = x + (out if scale is None else out * scale)
+    x = model.norm(x) if model.norm is not None and cfg.normed else x
+    return x[:, cfg.prefix :].flatten(0, 1)
+
+
+@pytest.mark.parametrize("name", ["siglip", "clip", "dinov2", "dinov2-giant"])
+@torch.no_grad()
+def test_settings_are_the_families(name: str) -> None:
+    model, seen = vit(FAMILIES[name]), pictures(3)
+    out = model(seen)
+    assert out.grids == seen.grids
+    torch.testing.assert_close(out.values, by_hand(model, seen), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "absent"),
+    [
+        ("siglip", ("patch.bias", "norm.weight"), ("class_token", "pre_norm.weight", "blocks.0.scale1", "registers")),
+        ("clip", ("class_token", "pre_norm.weight"), ("patch.bias", "registers", "blocks.0.scale1")),
+        ("dinov2", ("class_token", "registers", "blocks.0.scale1"), ("pre_norm.weight", "blocks.0.feedforward.gate")),
+        ("dinov2-giant", ("blocks.0.feedforward.gate.weight", "blocks.2.scale2"), ("registers", "stem.convs.0.weight")),
+    ],
+)
+def test_parameters_are_the_families(name: str, there: tuple[str, ...], absent: tuple[str, ...]) -> None:
+    names = set(ViT(FAMILIES[name]).state_dict())
+    assert set(there) <= names
+    assert not names & set(absent)
+
+
+@pytest.mark.parametrize("name", ["clip", "dinov2"])
+@torch.no_grad()
+def test_tokens_before_the_patches_are_seen_but_not_given_out(name: str) -> None:
+    model, seen = vit(FAMILIES[name]), pictures(2)
+    tokens, out = model.tokens(seen), model(seen)
+    assert tokens.shape[1] == 16 + model.config.prefix
+    assert torch.equal(out.dense(), tokens[:, model.config.prefix :])
+    for parameter in (model.class_token, model.registers):
+        if parameter is not None:
+            parameter.normal_()
+            moved = model(seen).values
+            assert float((moved - out.values).abs().max()) > 1e-3
+            out = out.with_values(moved)
+
+
+@torch.no_grad()
+def test_layer_minus_2_is_a_shallower_encoder_without_its_last_norm() -> None:
+    model = vit(CLIP)
+    shallow = ViT(replace(CLIP, depth=2, layer=-1))
+    shallow.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("blocks.2.")})
+    seen = pictures(2)
+    assert torch.equal(model(seen).values, shallow(seen).values)
+    normed = vit(replace(CLIP, normed=True))
+    normed.load_state_dict(model.state_dict())
+    torch.testing.assert_close(normed(seen).values, model.norm(model(seen).values))
+
+
+@pytest.mark.parametrize("layer", [0, 3, -5])
+def test_a_layer_that_is_not_there_is_refused(layer: int) -> None:
+    with pytest.raises(ConfigError, match=rf"layer {layer} of 3 blocks, expected -4 to -1"):
+        ViT(replace(SIGLIP, layer=layer))
+
+
+# ---------------------------------------------------------------------------------------------------- positions, grids
+
+
+def test_positions_of_the_published_grid_are_used_as_they_are() -> None:
+    model = vit(CLIP)
+    assert model.position_table((1, 4, 4)) is model.positions
+
+
+@pytest.mark.parametrize("name", ["siglip", "clip"])
+@torch.no_grad()
+def test_resized_positions_stay_at_their_share_of_the_side(name: str) -> None:
+    """A table that holds its own row and column does so on a larger, oblong grid; bicubic strays by a tenth."""
+    model = vit(FAMILIES[name])
+    head = int(model.config.class_token)
+    row, column = torch.meshgrid(torch.arange(4) + 0.5, torch.arange(4) + 0.5, indexing="ij")
+    model.positions[head:, 0], model.positions[head:, 1] = row.flatten(), column.flatten()
+    table = model.position_table((1, 8, 12))
+    assert torch.equal(table[:head], model.positions[:head])
+    found = table[head:].unflatten(0, (8, 12))[2:-2, 3:-3]  # away from the edges, beyond which there is nothing
+    rows, columns = (torch.arange(8) + 0.5) * 4 / 8, (torch.arange(12) + 0.5) * 4 / 12
+    torch.testing.assert_close(found[..., 0], rows[2:-2, None].expand(4, 6), atol=0.1, rtol=0)
+    torch.testing.assert_close(found[..., 1], columns[None, 3:-3].expand(4, 6), atol=0.1, rtol=0)
+
+
+@torch.no_grad()
+def test_smoothing_of_resized_positions_is_a_setting() -> None:
+    smooth, sharp = vit(replace(SIGLIP, antialias=True)), vit(replace(SIGLIP, antialias=False))
+    smooth.load_state_dict(sharp.state_dict())
+    assert not torch.allclose(smooth.position_table((1, 2, 2)), sharp.position_table((1, 2, 2)), atol=1e-2)
+    for model in (smooth, sharp):
+        model.positions[:] = model.positions[:1]
+        torch.testing.assert_close(model.position_table((1, 2, 2)), model.positions[:4])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_mixed_grids_are_as_one_by_one(name: str) -> None:
+    model = vit(FAMILIES[name])
+    shapes = [(4, 4), (2, 6), (4, 4), (6, 2), (3, 3), (2, 6)]
+    seen = [pictures(1, *shape) for shape in shapes]
+    together = model(join(seen))
+    assert together.grids == tuple((1, *shape) for shape in shapes)
+    for item, alone in zip(together.items(), seen, strict=True):
+        torch.testing.assert_close(item, model(alone).values, atol=1e-4, rtol=1e-4)
+
+
+def test_patches_of_another_size_are_refused() -> None:
+    with pytest.raises(ConfigError, match="patch vectors of 48 numbers, this encoder reads 192"):
+        ViT(SIGLIP)(patchify(torch.randn(1, 3, 16, 16), 4))
+
+
+# ---------------------------------------------------------------------------------------------------------------- stem
+
+
+@torch.no_grad()
+def test_the_stem_cuts_what_its_convolutions_make_of_the_whole_picture() -> None:
+    """Patch (row, column) of an oblong picture is its own 2x2 square of the shrunken picture, channels first."""
+    model, picture = vit(STEM), torch.randn(1, 3, 16, 40)
+    assert model.stem is not None
+    x = picture
+    for conv, norm in zip(model.stem.convs, model.stem.norms, strict=True):
+        x = F.gelu(norm(conv(x)))
+    found = model.stem(patchify(picture, 8))[0]
+    assert found.shape == (2 * 5, 10 * 2 * 2)
+    for row in range(2):
+        for column in range(5):
+            square = x[0, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+            torch.testing.assert_close(found[5 * row + column], square.flatten(), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_neighbours_overlap_through_the_stem_alone() -> None:
+    pixels = torch.randn(1, 3, 32, 32)
+    changed = pixels.clone()
+    changed[:, :, :, 15] += 1.0  # the last column of the second patch
+    for cfg, touched in ((STEM, {1, 2}), (SIGLIP, {1})):
+        model = vit(cfg)
+        if model.stem is not None:
+            model.stem.norms = torch.nn.ModuleList(torch.nn.Identity() for _ in cfg.stem)  # it looks at everything
+        before, after = (model.embed(patchify(x, 8)).unflatten(1, (4, 4)) for x in (pixels, changed))
+        moved = (before - after).abs().amax((0, 1, 3)) > 1e-6
+        assert set(moved.nonzero()[:, 0].tolist()) == touched
+
+
+def test_a_stem_must_divide_its_patch() -> None:
+    with pytest.raises(ConfigError, match="a stem of 3 halvings needs a patch size divisible by 8, not 12"):
+        ViT(replace(STEM, patch_size=12, stem=(4, 4, 4)))

@@ -1,0 +1,93 @@
+"""Tiny vision-language models with random weights and the processor that writes for them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from torch import Tensor
+
+from sightline.core.sequence import Image, ask
+from sightline.data.batch import Batch, Example, collate
+from sightline.data.images import Square
+from sightline.data.processor import Processor
+from sightline.encoders.vit import ViTConfig
+from sightline.fusion.projector import ProjectorConfig
+from sightline.language.decoder import DecoderConfig
+from sightline.language.tokenizer import Tokenizer, train_tokenizer
+from sightline.model import VLM, VLMConfig
+from sightline.zoo.own import ProcessorConfig
+
+CONTROLS = ("<pad>", "<bos>", "<eos>", "<image>", "<user>", "<assistant>")
+SETTINGS = ProcessorConfig(Square(32), codec=None, max_length=256)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A model, its tokenizer, and shorthands for what every equality does."""
+
+    model: VLM
+    tokenizer: Tokenizer
+
+    @property
+    def pad(self) -> int:
+        return self.tokenizer.control("<pad>")
+
+    @property
+    def settings(self) -> ProcessorConfig:
+        return SETTINGS
+
+    @property
+    def processor(self) -> Processor:
+        return SETTINGS.build(self.tokenizer, self.model)
+
+    def pictures(self, count: int, seed: int = 0) -> tuple[Image, ...]:
+        """Noise, another for every seed."""
+        noise = [np.random.default_rng(seed + i).integers(0, 255, (32, 32, 3), dtype=np.uint8) for i in range(count)]
+        return tuple(Image(PIL.Image.fromarray(each)) for each in noise)
+
+    def question(self, images: int, words: str = "how many?", answer: str | None = "two", seed: int = 0) -> Example:
+        """One question about some pictures, with its answer or without."""
+        return self.processor(ask(words, *self.pictures(images, seed), answer=answer))
+
+    def batch(self, *examples: Example, side: str = "right") -> Batch:
+        return collate(examples, 8, self.pad, side)  # type: ignore[arg-type]
+
+    def hidden(self, *examples: Example) -> list[Tensor]:
+        """Hidden states [length, width] of each example, read alone."""
+        return [self.model(self.batch(example))[0] for example in examples]
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(["how many? two where"] * 30, 300, CONTROLS, bos="<bos>", eos="<eos>", pad="<pad>")
+
+
+@pytest.fixture(scope="session")
+def build(tokenizer: Tokenizer) -> Callable[[str], Tiny]:
+    """A model that looks that way; a picture is 16 patches and 4 tokens. Its weights are exact in bfloat16."""
+
+    def make(look: str) -> Tiny:
+        config = VLMConfig(
+            image=ViTConfig(image_size=32, patch_size=8, width=24, depth=2, heads=2, mlp=32, stem=(8,)),
+            fusion=ProjectorConfig(inputs=24, width=32, shuffle=2),
+            decoder=DecoderConfig(
+                vocab_size=tokenizer.vocab_size, width=32, depth=2, heads=4, kv_heads=2, mlp=48, max_length=256
+            ),
+            look=look,  # type: ignore[arg-type]
+        )
+        model, generator = VLM(config).eval(), torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_((torch.randn(parameter.shape, generator=generator) * 0.4).bfloat16())
+        return Tiny(model, tokenizer)
+
+    return make
+
+
+@pytest.fixture(params=["causal", "prefix"])
+def tiny(request: pytest.FixtureRequest, build: Callable[[str], Tiny]) -> Tiny:
+    """A model of each look in turn."""
+    return build(request.param)

@@ -1,0 +1,169 @@
+"""However a conversation is read, its numbers are the same: in pieces, packed, batched, padded, branched."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sightline.core.layout import COLUMNS
+from sightline.core.sequence import Conversation, Message, Text
+from sightline.data.batch import IGNORE, Batch, Example, pack
+from sightline.fusion.projector import Bridge
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-4}
+NO_SLOTS = torch.zeros(0, dtype=torch.int64)
+
+
+def turn(question: str, answer: str) -> Conversation:
+    return Message("user", (Text(question),)), Message("assistant", (Text(answer),))
+
+
+def mixed(tiny: Any) -> list[Example]:
+    """Questions of several lengths about no, one and two pictures."""
+    return [
+        tiny.question(1, "how many?", "two"),
+        tiny.question(0, "where where where?", "two two two"),
+        tiny.question(2, "how?", "where", seed=5),
+        tiny.question(1, "how many many?", "two where", seed=9),
+    ]
+
+
+def prompt_length(example: Example) -> int:
+    """Tokens before the answer."""
+    return int((example.labels != IGNORE).long().argmax()) + 1
+
+
+def in_pieces(tiny: Any, example: Example, stops: list[int]) -> Tensor:
+    """Hidden states of one example read with a cache; pictures are seen once and their tokens handed out in order."""
+    batch, cache, out = tiny.batch(example), tiny.model.new_cache(), []
+    seen = None if batch.patches is None else tiny.model.see(batch.patches).tokens
+    for a, b in pairwise([0, *stops]):
+        inside = (batch.slots >= a) & (batch.slots < b)
+        bridge = None if seen is None else Bridge(seen[inside])
+        piece = Batch(batch.ids[:, a:b], batch.layout.span(a, b), batch.slots[inside] - a)
+        out.append(tiny.model(piece, cache, bridge))
+    return torch.cat(out, dim=1)[0]
+
+
+@pytest.mark.parametrize("images", [0, 1, 2])
+@torch.no_grad()
+def test_cached_is_whole(tiny: Any, images: int) -> None:
+    example = tiny.question(images, answer="two where two")
+    (whole,) = tiny.hidden(example)
+    start, stop = prompt_length(example), example.length
+    one_by_one = [start, *range(start + 1, stop + 1)]
+    cuts = [one_by_one, [start, start + 2, stop]]
+    if tiny.model.config.look == "causal":  # a prefix is one block, which is never cut
+        cuts += [list(range(1, stop + 1)), [2, 5, 9, stop]]
+    for stops in cuts:
+        torch.testing.assert_close(in_pieces(tiny, example, stops), whole, **CLOSE)
+
+
+@pytest.mark.parametrize("talk", [turn("how many?", "two two"), turn("how?", "two") + turn("where?", "two where")])
+def test_a_written_answer_is_laid_out_as_a_learned_one(tiny: Any, talk: Conversation) -> None:
+    """What `Layout.next` says of each answer token is what the processor wrote for training."""
+    example, prompt = tiny.processor(talk), tiny.processor(talk[:-1])
+    assert torch.equal(example.ids[: prompt.length], prompt.ids)
+    wanted, layout = tiny.batch(example).layout, tiny.batch(prompt).layout
+    for t in range(prompt.length, example.length):
+        step = layout.next()
+        for name in COLUMNS:
+            assert torch.equal(getattr(step, name), getattr(wanted.span(t, t + 1), name)), (t, name)
+        layout = layout.then(step)
+
+
+@torch.no_grad()
+def test_no_token_that_is_to_be_predicted_is_seen(tiny: Any) -> None:
+    """In every turn, what is learned after a token has no way into the numbers that predict it."""
+    example = tiny.processor(turn("how many?", "two") + turn("where?", "where two"))
+    (hidden,) = tiny.hidden(example)
+    learned = (example.labels != IGNORE).nonzero()[:, 0].tolist()
+    assert len(learned) > 4
+    for t in learned:
+        batch = tiny.batch(example)
+        batch.ids[0, t + 1 :] = tiny.pad
+        torch.testing.assert_close(tiny.model(batch)[0, t], hidden[t], **CLOSE)
+
+
+@torch.no_grad()
+def test_packed_is_separate(tiny: Any) -> None:
+    examples = mixed(tiny)
+    length = max(e.length for e in examples) + 12
+    batch = pack(examples, 8, tiny.pad, length)
+    assert len(batch.ids) < len(examples)
+    hidden, found = tiny.model(batch), []
+    for row in range(len(batch.ids)):
+        for document in range(int(batch.layout.document[row].max()) + 1):
+            found.append(hidden[row][batch.layout.document[row] == document])
+    longest_first = sorted(examples, key=lambda e: -e.length)  # as they are packed
+    for wanted in tiny.hidden(*longest_first):
+        near = [x for x in found if x.shape == wanted.shape and torch.allclose(x, wanted, **CLOSE)]
+        assert len(near) == 1
+
+
+def test_packed_learns_what_separate_ones_learn(tiny: Any) -> None:
+    """The gradient of the summed loss is the sum of the gradients, for pixels' weights too."""
+
+    def gradients(batches: list[Batch]) -> list[Tensor]:
+        tiny.model.zero_grad()
+        for batch in batches:
+            assert batch.labels is not None
+            scores = tiny.model.logits(tiny.model(batch)).flatten(0, 1)
+            F.cross_entropy(scores, batch.labels.flatten(), ignore_index=IGNORE, reduction="sum").backward()
+        return [p.grad.clone() for p in tiny.model.parameters()]
+
+    examples = mixed(tiny)
+    packed = gradients([pack(examples, 8, tiny.pad, 64)])
+    for a, b in zip(packed, gradients([tiny.batch(e) for e in examples]), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.no_grad()
+def test_batched_is_single_padded_on_either_side(tiny: Any, side: str) -> None:
+    examples = mixed(tiny)
+    batch = tiny.batch(*examples, side=side)
+    assert int((batch.layout.document < 0).sum()) > 0
+    hidden = tiny.model(batch)
+    for row, alone in enumerate(tiny.hidden(*examples)):
+        torch.testing.assert_close(hidden[row][batch.layout.document[row] >= 0], alone, **CLOSE)
+
+
+@torch.no_grad()
+def test_left_padded_prompts_go_on_as_alone(tiny: Any) -> None:
+    """Answers written behind padding, a token per row and step."""
+    examples, cache = mixed(tiny), tiny.model.new_cache()
+    batch = tiny.batch(*examples, side="left")
+    tiny.model(batch, cache)
+    more = torch.randint(10, 200, (len(examples), 3))
+    for t in range(3):
+        step = Batch(more[:, t : t + 1], cache.layout.next(), NO_SLOTS)
+        found = tiny.model(step, cache)[:, 0]
+    for row, example in enumerate(examples):
+        alone, single = tiny.model.new_cache(), tiny.batch(example)
+        tiny.model(single, alone)
+        for t in range(3):
+            step = Batch(more[row : row + 1, t : t + 1], alone.layout.next(), NO_SLOTS)
+            wanted = tiny.model(step, alone)[0, 0]
+        torch.testing.assert_close(found[row], wanted, **CLOSE)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@torch.no_grad()
+def test_branches_are_separate_questions(build: Callable[[str], Any], images: int) -> None:
+    """Many questions behind one picture in one row: each predicts as if it had been the only one."""
+    tiny = build("causal")
+    pictures = tiny.pictures(images)
+    turns = [turn("how many?", "two"), turn("how?", "where two"), turn("where?", "two")]
+    about = [(Message("user", (*pictures, *question.parts)), answer) for question, answer in turns]
+    together = tiny.processor.branches(about[0] + turns[1] + turns[2])
+    learned = together.labels != IGNORE
+    separate = [tiny.processor(talk) for talk in about]
+    wanted = [h[e.labels != IGNORE] for h, e in zip(tiny.hidden(*separate), separate, strict=True)]
+    assert together.length < sum(e.length for e in separate) - 2 * len(together.slots)
+    torch.testing.assert_close(tiny.model(tiny.batch(together))[0][learned], torch.cat(wanted), **CLOSE)
+    assert together.labels[learned].tolist() == [i for e in separate for i in e.labels.tolist() if i != IGNORE]

@@ -1,0 +1,166 @@
+"""The decoder: what its settings change, who sees whom, and the same numbers with a cache as without."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sightline.core.layout import Layout, causal_layout
+from sightline.language.cache import Cache
+from sightline.language.decoder import Context, Decoder, DecoderConfig
+
+LENGTH = 12
+CLOSE = {"atol": 1e-5, "rtol": 1e-4}
+PLAIN = DecoderConfig(vocab_size=50, width=32, depth=2, heads=4, mlp=48)
+
+
+def ids(batch: int = 2) -> Tensor:
+    return torch.randint(0, 50, (batch, LENGTH))
+
+
+def prefix_layout(batch: int, seen_whole: int) -> Layout:
+    """The first tokens see one another, the rest is written left to right."""
+    plain = causal_layout(batch, LENGTH)
+    return replace(plain, block=(plain.block - seen_whole + 1).clamp(min=0), causal=False)
+
+
+def read(decoder: Decoder, tokens: Tensor, layout: Layout, stops: Sequence[int]) -> Tensor:
+    """Hidden states of tokens that are read in pieces, each up to one of `stops`."""
+    cache = Cache(len(decoder.blocks))
+    pieces = [decoder(decoder.embed(tokens[:, a:b]), layout.span(a, b), cache=cache) for a, b in pairwise((0, *stops))]
+    assert cache.length == stops[-1]
+    return torch.cat(pieces, dim=1)
+
+
+@pytest.mark.parametrize("stops", [range(1, LENGTH + 1), (5, *range(6, LENGTH + 1)), (4, 7, LENGTH)])
+@torch.no_grad()
+def test_in_pieces_with_a_cache_as_in_one(decoder: Decoder, stops: Sequence[int]) -> None:
+    tokens, layout = ids(), causal_layout(2, LENGTH)
+    torch.testing.assert_close(read(decoder, tokens, layout, stops), decoder(decoder.embed(tokens), layout), **CLOSE)
+
+
+@pytest.mark.parametrize("stops", [(5, *range(6, LENGTH + 1)), (7, LENGTH)])
+@torch.no_grad()
+def test_a_prefix_read_whole_goes_on_token_by_token(decoder: Decoder, stops: Sequence[int]) -> None:
+    tokens, layout = ids(), prefix_layout(2, 5)
+    whole = decoder(decoder.embed(tokens), layout)
+    torch.testing.assert_close(read(decoder, tokens, layout, stops), whole, **CLOSE)
+    assert not torch.allclose(whole[:, 0], decoder(decoder.embed(tokens), causal_layout(2, LENGTH))[:, 0], atol=1e-3)
+
+
+@torch.no_grad()
+def test_the_layout_of_the_next_token_continues_a_cache(decoder: Decoder) -> None:
+    """A generated token is placed by `Layout.next` as a writer would have placed it, behind padding or not."""
+    tokens, layout = ids(), causal_layout(2, LENGTH)
+    whole = decoder(decoder.embed(tokens), layout)
+    padded = replace(
+        causal_layout(2, LENGTH - 1),
+        document=torch.tensor([[0] * 6 + [-1] * 5, [0] * 11]),
+        causal=False,
+    )
+    cache = Cache(2)
+    decoder(decoder.embed(tokens[:, :-1]), padded, cache=cache)
+    assert cache.layout is not None
+    out = decoder(decoder.embed(torch.stack([tokens[0, 6:7], tokens[1, 11:]])), cache.layout.next(), cache=cache)
+    torch.testing.assert_close(out[:, 0], torch.stack([whole[0, 6], whole[1, 11]]), **CLOSE)
+
+
+@torch.no_grad()
+def test_the_kernel_s_own_causal_path_is_the_mask_s(decoder: Decoder) -> None:
+    x, layout = decoder.embed(ids()), causal_layout(2, LENGTH)
+    torch.testing.assert_close(decoder(x, layout), decoder(x, replace(layout, causal=False)), **CLOSE)
+
+
+@torch.no_grad()
+def test_a_token_changes_nothing_before_it_and_everything_after(decoder: Decoder) -> None:
+    x = decoder.embed(ids())
+    changed = x.clone()
+    changed[:, 4] = 1.0
+    difference = (decoder(x, causal_layout(2, LENGTH)) - decoder(changed, causal_layout(2, LENGTH))).abs().amax(-1)
+    assert float(difference[:, :4].max()) == 0.0
+    assert float(difference[:, 4:].min()) > 1e-4
+    within = (decoder(x, prefix_layout(2, 6)) - decoder(changed, prefix_layout(2, 6))).abs().amax(-1)
+    assert float(within.min()) > 1e-4  # a prefix looks ahead
+
+
+@torch.no_grad()
+def test_documents_and_branches_of_one_row_do_not_see_one_another(decoder: Decoder) -> None:
+    x, plain = decoder.embed(ids(1)), causal_layout(1, LENGTH)
+    packed = replace(plain, document=torch.tensor([[0] * 5 + [1] * 7]), causal=False)
+    branched = replace(plain, branch=torch.tensor([[0] * 4 + [1] * 3 + [2] * 5]), causal=False)
+    for layout, hidden_from_8 in ((packed, range(5)), (branched, (4, 5, 6))):
+        for place in range(8):
+            changed = x.clone()
+            changed[:, place] += 1.0
+            moved = float((decoder(x, layout) - decoder(changed, layout))[0, 8].abs().max())
+            assert (moved == 0.0) == (place in hidden_from_8)
+
+
+# ------------------------------------------------------------------------------------------------------------ settings
+
+
+def test_a_tied_head_is_the_embedding(build: Callable[[DecoderConfig], Decoder]) -> None:
+    tied, free = build(replace(PLAIN, tied=True)), build(PLAIN)
+    hidden = torch.randn(2, 3, 32)
+    assert "head.weight" not in tied.state_dict()
+    torch.testing.assert_close(tied.logits(hidden), hidden @ tied.embedding.weight.T)
+    assert free.head is not None
+    torch.testing.assert_close(free.logits(hidden), hidden @ free.head.weight.T)
+
+
+def test_logits_are_float32_whatever_the_weights(build: Callable[[DecoderConfig], Decoder]) -> None:
+    decoder = build(PLAIN).bfloat16()
+    hidden = decoder(decoder.embed(ids()), causal_layout(2, LENGTH))
+    assert hidden.dtype == torch.bfloat16
+    assert decoder.logits(hidden).dtype == torch.float32
+
+
+@torch.no_grad()
+def test_gemma_rounds_its_embedding_factor_to_the_weights_precision(build: Callable[[DecoderConfig], Decoder]) -> None:
+    """sqrt(3072) is 55.4256; Gemma's published code multiplies bfloat16 embeddings by 55.5."""
+    decoder = Decoder(DecoderConfig(50, 3072, 0, 4, 8, scale_embedding=True)).bfloat16()
+    nn.init.ones_(decoder.embedding.weight)
+    assert float(decoder.embed(torch.tensor([[3]]))[0, 0, 0]) == 55.5
+    decoder.float()
+    assert float(decoder.embed(torch.tensor([[3]]))[0, 0, 0]) == pytest.approx(math.sqrt(3072))
+
+
+@torch.no_grad()
+def test_a_stored_difference_from_one_is_the_same_norm(build: Callable[[DecoderConfig], Decoder]) -> None:
+    plain, offset = build(PLAIN), build(replace(PLAIN, norm_offset=True))
+    weights = plain.state_dict()
+    offset.load_state_dict({k: v - 1 if "norm" in k else v for k, v in weights.items()})
+    x = plain.embed(ids())
+    torch.testing.assert_close(plain(x, causal_layout(2, LENGTH)), offset(x, causal_layout(2, LENGTH)), **CLOSE)
+
+
+@pytest.mark.parametrize("change", [{"rope_theta": 50.0}, {"activation": "gelu"}, {"eps": 0.1}])
+@torch.no_grad()
+def test_settings_without_weights_change_the_numbers(
+    build: Callable[[DecoderConfig], Decoder], change: dict[str, object]
+) -> None:
+    plain, other = build(PLAIN), build(replace(PLAIN, **change))
+    x, layout = plain.embed(ids()), causal_layout(2, LENGTH)
+    assert float((plain(x, layout) - other(x, layout)).abs().max()) > 1e-3
+
+
+def test_blocks_are_given_and_know_the_memory() -> None:
+    """A fusion's own block is called like any other, with what its look needs."""
+    seen: list[Context] = []
+
+    class Adds(nn.Module):
+        def forward(self, x: Tensor, context: Context, cache: object) -> Tensor:
+            seen.append(context)
+            assert context.memory is not None and cache is None
+            return x + context.memory
+
+    decoder = Decoder(PLAIN, [Adds(), Adds()])
+    x, memory = torch.randn(2, LENGTH, 32), torch.randn(2, 1, 32)
+    out = decoder(x, causal_layout(2, LENGTH), memory)
+    torch.testing.assert_close(out, F.rms_norm(x + 2 * memory, (32,), eps=PLAIN.eps))
+    assert seen[0] is seen[1] and seen[0].layout.length == LENGTH

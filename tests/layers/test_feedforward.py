@@ -1,0 +1,46 @@
+"""Feed-forward branches against their formulas, activations against theirs, names told."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sightline.core.errors import ConfigError
+from sightline.layers.feedforward import ACTIVATIONS, FeedForward, GatedFeedForward, activation
+
+X = np.linspace(-4, 4, 41)
+FORMULAS = {
+    "gelu": [x * (1 + math.erf(x / math.sqrt(2))) / 2 for x in X],
+    "gelu_tanh": X * (1 + np.tanh(math.sqrt(2 / math.pi) * (X + 0.044715 * X**3))) / 2,
+    "quick_gelu": X / (1 + np.exp(-1.702 * X)),
+    "silu": X / (1 + np.exp(-X)),
+    "relu": np.maximum(X, 0),
+}
+
+
+def test_every_activation_has_its_formula_here() -> None:
+    assert set(FORMULAS) == set(ACTIVATIONS)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_activations(name: str) -> None:
+    assert activation(name)(torch.tensor(X)).numpy() == pytest.approx(np.array(FORMULAS[name]), abs=1e-12)
+
+
+def test_an_unknown_activation_tells_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="unknown activation 'quickgelu'; did you mean 'quick_gelu'"):
+        FeedForward(4, 8, "quickgelu")
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_plain_and_gated(bias: bool, training: bool) -> None:
+    x = torch.randn(2, 3, 8)
+    plain, gated = FeedForward(8, 12, "gelu", bias), GatedFeedForward(8, 12, "silu", bias)
+    assert len(list(plain.parameters())) == (4 if bias else 2)
+    assert len(list(gated.parameters())) == (6 if bias else 3)
+    with torch.set_grad_enabled(training):
+        found = plain(x), gated(x)
+    torch.testing.assert_close(found[0], plain.down(activation("gelu")(plain.up(x))))
+    torch.testing.assert_close(found[1], gated.down(activation("silu")(gated.gate(x)) * gated.up(x)))

@@ -1,0 +1,83 @@
+"""Models by name: what is here, what must be brought, and which name was meant."""
+
+from pathlib import Path
+
+import pytest
+
+from sightline.core.errors import CheckpointError, ConfigError
+from sightline.model import VLM
+from sightline.zoo import names
+from sightline.zoo.checkpoint import write
+from sightline.zoo.hollow import hollow
+from sightline.zoo.names import describe_named, listed, locate, shipped
+from sightline.zoo.rows import ROWS
+
+
+@pytest.fixture
+def assets(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> Path:
+    """An installation whose only model inside is called `tiny`."""
+    monkeypatch.setattr(names, "ASSETS", tiny_folder.parent)
+    return tiny_folder.parent
+
+
+def test_models_inside_the_installation_go_by_their_names(assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shipped() == ["tiny"]
+    assert locate("tiny") == assets / "tiny"
+    monkeypatch.setattr(names, "DEFAULT", "tiny")
+    assert locate() == locate(None) == locate("") == assets / "tiny"
+    assert describe_named().name == "tiny"
+
+
+def test_any_folder_is_a_model_by_its_path(tiny_folder: Path, tmp_path: Path) -> None:
+    assert locate(str(tiny_folder)) == locate(tiny_folder) == tiny_folder
+    assert locate(tmp_path) == tmp_path  # what is in it is told when it is read
+    with pytest.raises(CheckpointError, match=r"no config\.json, expected a folder with a published checkpoint"):
+        describe_named(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tniy", "no model and no folder 'tniy'; did you mean 'tiny'?"),
+        ("sightline-mni", "no model and no folder 'sightline-mni'; did you mean 'sightline-mini'?"),
+        ("llava15-7b", "no model and no folder 'llava15-7b'; did you mean 'llava-1.5-7b'?"),
+        ("paligemma-3b-mix-223", "did you mean 'paligemma-3b-mix-224'?"),
+        ("zzz", "no model and no folder 'zzz'; known: "),
+        ("x" * 5000, "no model and no folder 'xxx"),  # longer than a file system allows
+        ("a\0b", "no model and no folder "),
+    ],
+)
+def test_an_unknown_name_tells_the_nearest(assets: Path, name: str, message: str) -> None:
+    for look in (locate, describe_named):
+        with pytest.raises(ConfigError) as caught:
+            look(name)
+        assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_published_models_are_known_but_not_here(name: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        locate(name)
+    assert str(caught.value) == f"the weights of {name!r} are not here; give the folder that holds {ROWS[name].source}"
+
+
+def test_a_broken_installation_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(names, "ASSETS", tmp_path)
+    with pytest.raises(CheckpointError, match="the default model is missing from this installation"):
+        locate()
+
+
+def test_every_model_of_the_list_says_what_it_is(assets: Path) -> None:
+    rows = {row.name: row for row in listed()}
+    assert list(rows) == ["tiny", *ROWS]
+    assert rows["tiny"].made == "ViT of 2 blocks → projector → decoder of 2 blocks"
+    assert all(row.licence and row.source and row.proof for row in rows.values())
+    for name in ("llava-1.5-7b", "paligemma-3b-pt-224"):
+        with hollow():
+            assert rows[name].parameters == sum(p.numel() for p in VLM(ROWS[name].model).parameters())
+
+
+def test_a_part_alone_is_not_described_as_a_model(tmp_path: Path) -> None:
+    write(tmp_path, {}, {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2})
+    with pytest.raises(ConfigError, match="is a llama alone; expected a model that reads pictures and writes text"):
+        describe_named(tmp_path)

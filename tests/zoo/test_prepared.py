@@ -1,0 +1,118 @@
+"""A model as it is run writes what the model itself writes, in every precision, with the kernels and without."""
+
+import pytest
+import torch
+
+from sightline.core.config import from_dict
+from sightline.core.errors import ConfigError
+from sightline.core.layout import Layout, causal_layout
+from sightline.encoders.vit import ViT, ViTConfig
+from sightline.language.decoder import Decoder, DecoderConfig
+from sightline.layers import native
+from sightline.layers.packed import PackedLinear
+from sightline.zoo.prepared import prepared
+
+SETTINGS = {
+    "llama": {"kv_heads": 2},
+    "qwen2": {"qkv_bias": True, "tied": True},
+    "gemma": {"norm_offset": True, "activation": "gelu_tanh", "scale_embedding": True, "tied": True, "kv_heads": 1},
+}
+MOST = {"fp32": 1e-5, "bf16": 0.03, "int8": 0.04}
+
+
+def decoder(family: str) -> Decoder:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "width": 64, "depth": 3, "heads": 4, "mlp": 96, "max_length": 64}
+    model = Decoder(from_dict(DecoderConfig, sizes | SETTINGS[family]))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape) * 0.2)
+    return model.eval()
+
+
+@pytest.fixture(params=["kernels", "torch alone"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Once with the built kernels even for tiny models, once as on a machine without a compiler."""
+    wanted = request.param == "kernels"
+    if wanted and native.library() is None:
+        pytest.skip("no compiler on this machine")
+    monkeypatch.setattr(native, "WORTH", 0 if wanted else 1 << 60)
+    return wanted
+
+
+def written(model: Decoder, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Logits of a prompt's last token and of each next one read through the cache."""
+    cache = model.new_cache()
+    out = []
+    with torch.inference_mode():
+        last = torch.full((len(ids),), 8)
+        hidden = model(model.embed(ids[:, :9]), layout.span(0, 9), None, cache, last)
+        out.append(model.logits(hidden[:, -1]))
+        for t in range(9, ids.shape[1]):
+            hidden = model(model.embed(ids[:, t : t + 1]), layout.span(t, t + 1), None, cache)
+            out.append(model.logits(hidden[:, -1]))
+    return torch.stack(out, 1)
+
+
+@pytest.mark.parametrize("precision", MOST)
+@pytest.mark.parametrize("family", SETTINGS)
+@pytest.mark.parametrize("batch", [1, 5])
+def test_logits_are_those_of_the_model(family: str, batch: int, precision: str, kernels: bool) -> None:
+    model, ids = decoder(family), torch.randint(0, 64, (batch, 16))
+    layout = causal_layout(batch, 16)
+    with torch.inference_mode():
+        wanted = model.logits(model(model.embed(ids), layout))[:, 8:]
+    twin = prepared(model, precision)  # type: ignore[arg-type]
+    assert (twin.stepper is not None) == kernels
+    found = written(twin, ids, layout)
+    assert float((found - wanted).norm() / wanted.norm()) < MOST[precision]
+
+
+def test_rows_padded_on_the_left(kernels: bool) -> None:
+    """Rows of unlike length: what lies before a row's beginning is never looked at."""
+    model = decoder("llama")
+    ids = torch.randint(0, 64, (2, 16))
+    document = torch.zeros(2, 16, dtype=torch.long)
+    document[0, :5] = -1
+    counted = torch.arange(16).expand(2, -1)
+    position = torch.stack([(counted[0] - 5).clamp(min=0), counted[1]])
+    zero = torch.zeros_like(document)
+    layout = Layout(document, counted, position, zero, zero, zero)
+    twin = prepared(model)
+    found = written(twin, ids, layout)
+    alone = written(twin, ids[1:], causal_layout(1, 16))
+    assert torch.allclose(found[1:], alone, atol=1e-5)
+    with torch.inference_mode():
+        short = model.logits(model(model.embed(ids[:1, 5:]), causal_layout(1, 11)))
+    assert torch.allclose(found[0, 1:], short[0, 4:], atol=1e-4)
+
+
+def test_the_model_itself_stays_as_it_was() -> None:
+    model = decoder("llama")
+    before = {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in model.state_dict().items()}
+    twin = prepared(model)
+    after = model.state_dict()
+    for name, (place, old) in before.items():
+        assert after[name].data_ptr() == place and torch.equal(after[name], old)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert any(isinstance(module, PackedLinear) for module in twin.modules())
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"])
+def test_encoders(activation: str) -> None:
+    from sightline.core.patches import patchify
+
+    torch.manual_seed(0)
+    cfg = ViTConfig(image_size=32, patch_size=8, width=32, depth=2, heads=2, mlp=64, activation=activation)
+    model = ViT(cfg).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape) * 0.3)
+    patches = patchify(torch.randn(2, 3, 32, 32), 8)
+    with torch.inference_mode():
+        assert torch.allclose(prepared(model)(patches).values, model(patches).values, atol=2e-5)
+
+
+def test_an_unknown_precision_is_told() -> None:
+    with pytest.raises(ConfigError, match="unknown precision 'fp8', expected one of fp32, bf16, int8"):
+        prepared(decoder("llama"), "fp8")  # type: ignore[arg-type]
