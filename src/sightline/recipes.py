@@ -21,12 +21,12 @@ def sightline_mini() -> Recipe:
         ),
         fusion=ProjectorConfig(inputs=192, width=192, layers=2, hidden=512),
         decoder=DecoderConfig(
-            vocab_size=1024, width=192, depth=4, heads=6, mlp=512, tied=True, scale_embedding=True, max_length=768
+            vocab_size=1024, width=192, depth=6, heads=6, mlp=512, tied=True, scale_embedding=True, max_length=768
         ),
     )
     sources = {
         "pictures": ScenesSource(kind="pictures"),
-        "text": ScenesSource(kind="text", start=20_000_000, first=3, grown=30_000),
+        "text": ScenesSource(kind="text", start=20_000_000, first=3, grown=14_000),
         "captions": ScenesSource(kind="captions", start=40_000_000),
         "questions": ScenesSource(kind="questions", start=50_000_000, first=3, grown=60_000),
     }
@@ -36,7 +36,7 @@ def sightline_mini() -> Recipe:
             learn={"encoder.*": 3e-3},
             data={"pictures": 1.0},
             objective={"dense": 1.0, "siglip": 0.3},
-            steps=1700,
+            steps=3000,
             batch=32,
             optimizer="muon",
             decay=1.0,
@@ -45,17 +45,17 @@ def sightline_mini() -> Recipe:
             name="language",
             learn={"decoder.*": 2e-3},
             data={"text": 1.0},
-            steps=4000,
+            steps=2000,
             batch=8,
             optimizer="muon",
             decay=0.4,
         ),
-        Stage(name="align", learn={"fusion.*": 3e-3}, data={"questions": 1.0}, steps=300, batch=8, optimizer="muon"),
+        Stage(name="align", learn={"fusion.*": 3e-3}, data={"questions": 1.0}, steps=200, batch=8, optimizer="muon"),
         Stage(
             name="instruct",
             learn={"fusion.*": 2e-3, "decoder.*": 2e-3},
             data={"questions": 1.0},
-            steps=20_000,
+            steps=13_000,
             batch=8,
             optimizer="muon",
         ),

@@ -10,7 +10,7 @@ from sightline.core.errors import CheckpointError, ConfigError, InputError
 from sightline.core.sequence import Piece
 from sightline.language.tokenizer import Tokenizer, train_tokenizer
 
-CONTROLS = ("<pad>", "<bos>", "<eos>", "<image>", "<loc1>", "<loc12>", "<a><b>", "<b>")
+CONTROLS = ("<pad>", "<bos>", "<eos>", "<image>", "<loc1>", "<loc12>", "<a>", "<a><b>", "<b>")
 TEXTS = ["how many red circles are there? <image> <eos>", "the user asks where the red square is"] * 30
 TOKENIZER = train_tokenizer(TEXTS, 500, CONTROLS, bos="<bos>", eos="<eos>", pad="<pad>")
 FORBIDDEN = set(TOKENIZER.controls.values())
@@ -76,7 +76,7 @@ def test_encode_and_trusted_part_at_control_tokens_only() -> None:
 def test_the_first_and_then_the_longest_name_counts() -> None:
     pieces = TOKENIZER.split("x<loc12><loc1>2<a><b><b><a>")
     assert [piece.text for piece in pieces] == ["x", "<loc12>", "<loc1>", "2", "<a><b>", "<b>", "<a>"]
-    assert [piece.control for piece in pieces] == [False, True, True, False, True, True, False]
+    assert [piece.control for piece in pieces] == [False, True, True, False, True, True, True]
 
 
 def test_pieces_keep_tokens_apart_from_text_that_looks_like_them() -> None:
@@ -93,12 +93,16 @@ def test_pieces_keep_tokens_apart_from_text_that_looks_like_them() -> None:
 
 
 def test_a_control_token_that_is_an_ordinary_word_too_is_still_not_typed() -> None:
-    """Training on text full of `user` learns that word under the id that the control token has."""
-    tokenizer = train_tokenizer(["user user"] * 50, 300, ("user", "<eos>"))
-    assert tokenizer.spec["model"]["merges"], "the word was learned, or this shows nothing"
-    ids = tokenizer.encode("the user<eos>")
-    assert not set(tokenizer.controls.values()).intersection(ids) and tokenizer.decode(ids) == "the user<eos>"
-    assert tokenizer.trusted("user") == [tokenizer.control("user")]
+    """Some published vocabularies hold a control token a second time, as a word that text may be cut into."""
+    (red,) = TOKENIZER.encode(" red")
+    spec = json.loads(json.dumps(TOKENIZER.spec))
+    spec["added_tokens"].append(
+        {**spec["added_tokens"][0], "id": red, "content": "\u0120red"}
+    )  # as byte-level BPE spells
+    tokenizer = Tokenizer(spec)
+    ids = tokenizer.encode("how red it is")
+    assert red not in ids and tokenizer.decode(ids) == "how red it is"
+    assert tokenizer.ids([Piece("\u0120red", control=True)]) == [red]
 
 
 def test_encode_gives_each_caller_its_own_list() -> None:

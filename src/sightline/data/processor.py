@@ -27,6 +27,9 @@ class ImagePipeline(Protocol):
         ...
 
 
+Seen = tuple[Tensor, Transform]
+
+
 @dataclass
 class _Columns:
     """The columns of an example while it is written."""
@@ -72,13 +75,14 @@ class Processor:
         self.image_id = tokenizer.control(image_token)
         self.look, self.max_length = look, max_length
 
-    def __call__(self, conversation: Conversation) -> Example:
+    def __call__(self, conversation: Conversation, known: dict[str, Seen] | None = None) -> Example:
         """A prompt when the conversation ends with the user, a training example when it ends with an answer.
 
+        known: pictures that were seen before, by their content, so that each is resized once; new ones are added.
         Raises CapacityError when a prompt is longer than the context; a training example loses its last turns.
         """
-        pictures = images_of(conversation)
-        seen = [self.pixels(image.picture) for image in pictures]
+        known = {} if known is None else known
+        seen = [self.see(image, known) for image in images_of(conversation)]
         while True:
             example = self._write(self.template(conversation), seen[: len(images_of(conversation))])
             if example.length <= self.max_length:
@@ -90,6 +94,12 @@ class Processor:
                     f"{example.length} tokens ({slots} of images) for a context of {self.max_length}; shorten the text"
                 )
             conversation = conversation[:-2]
+
+    def see(self, image: Image, known: dict[str, Seen]) -> Seen:
+        """Pixels of a picture and the way its coordinates went, looked up in what is known."""
+        if image.digest not in known:
+            known[image.digest] = self.pixels(image.picture)
+        return known[image.digest]
 
     def branches(self, conversation: Conversation) -> Example:
         """A training example whose turns each follow the pictures directly and do not see one another.
@@ -107,7 +117,7 @@ class Processor:
             examples.append(self._write(self.template(turn), seen))
         return branched(examples)
 
-    def _write(self, segments: list[Segment], seen: list[tuple[Tensor, Transform]]) -> Example:
+    def _write(self, segments: list[Segment], seen: list[Seen]) -> Example:
         found = sum(isinstance(segment, Slot) for segment in segments)
         if found != len(seen):
             raise InputError(f"{len(seen)} images for {found} places in the conversation")
@@ -124,7 +134,7 @@ class Processor:
             block = out.add(ids, block, 0 if prefix and not learned else 1, learned, medium, item)
         return self._example(out, seen)
 
-    def _ids(self, segment: Segment, seen: list[tuple[Tensor, Transform]]) -> tuple[list[int], bool, Medium]:
+    def _ids(self, segment: Segment, seen: list[Seen]) -> tuple[list[int], bool, Medium]:
         if isinstance(segment, Slot):
             pixels = seen[segment.index][0]
             grid = (1, pixels.shape[1] // self.patch, pixels.shape[2] // self.patch)
@@ -141,7 +151,7 @@ class Processor:
             return self.tokenizer.encode(segment.text), segment.learned, Medium.TEXT
         return [self.tokenizer.control(segment.name)], isinstance(segment, End), Medium.TEXT
 
-    def _example(self, out: _Columns, seen: list[tuple[Tensor, Transform]]) -> Example:
+    def _example(self, out: _Columns, seen: list[Seen]) -> Example:
         ids = torch.tensor(out.ids)
         labels = torch.full_like(ids, IGNORE)
         labels[:-1] = torch.where(torch.tensor(out.learned[1:], dtype=torch.bool), ids[1:], IGNORE)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..core.errors import SightlineError
 from ..core.sequence import Conversation, images_of
 from ..data.batch import COLUMNS, Batch, Example, collate
-from ..data.processor import Processor
+from ..data.processor import Processor, Seen
 from ..fusion.projector import Bridge
 from ..grounding.codecs import Grounded
 from ..language.cache import Cache
@@ -64,9 +64,10 @@ class Engine:
         settings = [sampling] * len(conversations) if isinstance(sampling, Sampling) else list(sampling)
         replies: list[Reply] = [Reply()] * len(conversations)
         groups: dict[tuple[str, ...], list[tuple[int, Example]]] = {}
+        known: dict[str, Seen] = {}
         for i, conversation in enumerate(conversations):
             try:
-                example = self.processor(conversation)
+                example = self.processor(conversation, known)
             except SightlineError as error:
                 replies[i] = Reply(error=error)
                 continue
