@@ -58,7 +58,9 @@ def compare(shape: str, precision: str, images: int, rounds: int) -> dict[str, A
     num_tokens, patch = ours.fusion.num_tokens, ours.config.image.patch_size
     processor = Processor(tokenizer, TEMPLATES["llava-hf"], pixels, num_tokens, patch, "<image>")
     noise = np.random.default_rng(0)
-    pictures = [Image(PIL.Image.fromarray(noise.integers(0, 255, (240, 320, 3), dtype=np.uint8))) for _ in range(images)]
+    pictures = [
+        Image(PIL.Image.fromarray(noise.integers(0, 255, (240, 320, 3), dtype=np.uint8))) for _ in range(images)
+    ]
     talks = [ask(sentence, pictures[i // QUESTIONS]) for i, sentence in enumerate(sentences)]
     examples = [processor(talk) for talk in talks]
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16

@@ -1,6 +1,6 @@
 """A training step against transformers' plain loop: batch 32, 196 image and 40 text tokens, labels on the last 24.
 
-    python benchmarks/bench_training.py [--shape micro] [--rounds 3]
+python benchmarks/bench_training.py [--shape micro] [--rounds 3]
 """
 
 import argparse

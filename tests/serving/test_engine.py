@@ -178,7 +178,27 @@ def test_a_stop_text_ends_an_answer_and_is_not_part_of_it(writer: Writer, stop: 
     assert reply.usage["completion_tokens"] == len(reply.ids) == len(text.split())
 
 
+def test_what_a_token_holds_before_a_stop_text_stays(writer: Writer) -> None:
+    (reply,) = writer(" one two three four").answer([TALK], Sampling(stop=("wo thr",)))
+    assert reply.grounded.text == "one t"
+
+
+def test_one_sampling_or_one_for_each(writer: Writer) -> None:
+    with pytest.raises(InputError, match="2 samplings for 1 conversations"):
+        writer(" one").answer([TALK], [Sampling(), Sampling()])
+
+
 # -------------------------------------------------------------------------------------------------------------- stream
+
+
+def test_a_stop_text_is_never_shown_in_parts(writer: Writer) -> None:
+    pieces = list(writer(" one two three four").stream(TALK, Sampling(stop=("two three",))))
+    assert "".join(piece for piece in pieces if isinstance(piece, str)) == "one"
+
+
+def test_what_only_begins_like_a_stop_text_is_shown(writer: Writer) -> None:
+    pieces = list(writer(" one two three four").stream(TALK, Sampling(stop=("three five",))))
+    assert "".join(piece for piece in pieces if isinstance(piece, str)) == "one two three four"
 
 
 def test_a_stream_is_its_reply_piece_by_piece(writer: Writer) -> None:

@@ -96,7 +96,7 @@ def test_the_probability_told_is_the_model_s_own(settings: dict[str, float]) -> 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens is 0, expected at least 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0, expected a whole number of at least 1"),
         ({"temperature": -0.1}, r"temperature is -0.1, expected 0 \(greedy\) to 100"),
         ({"temperature": math.nan}, "temperature is nan"),
         ({"temperature": math.inf}, "temperature is inf"),

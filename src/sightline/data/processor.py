@@ -106,6 +106,8 @@ class Processor:
 
         One pass through the model then learns many questions, and each looks like the first and only one.
         """
+        if self.look == "prefix":
+            raise InputError("a model whose pictures see the question learns one question at a time")
         seen = [self.pixels(image.picture) for image in images_of(conversation)]
         before = [message for message in conversation if message.role == "system"]
         talk = [message for message in conversation if message.role != "system"]

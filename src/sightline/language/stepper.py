@@ -15,6 +15,7 @@ from .cache import Cache
 if TYPE_CHECKING:
     from .decoder import Decoder
 
+
 class Stepper:
     """The blocks, final norm and head of a decoder for steps of one token in each of a few rows.
 

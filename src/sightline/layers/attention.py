@@ -88,6 +88,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -
         return explicit_attention(q, k, v, mask, causal)
     if grouped and q.shape[2] == 1:  # one query: the heads that share keys are read as several queries of one head
         folded = q.unflatten(1, (k.shape[1], -1)).squeeze(3)
+        if mask is not None and mask.dim() == 4 and mask.shape[1] > 1:  # a mask of its own for each head
+            mask = mask.unflatten(1, (k.shape[1], -1)).squeeze(3)
         return F.scaled_dot_product_attention(folded, k, v, attn_mask=mask).flatten(1, 2)[:, :, None]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 

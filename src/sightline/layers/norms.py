@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from . import native
@@ -43,13 +44,14 @@ class _RootMeanSquare(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
         scale = (norm.square() / x.shape[-1] + eps).rsqrt()
         unit = x * scale.to(x.dtype)
         ctx.save_for_backward(unit, weight, scale)
         return unit * weight.to(x.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         unit, weight, scale = ctx.saved_tensors
         weighted = (grad * unit).flatten(0, -2).sum(0, dtype=torch.float32).to(weight.dtype)

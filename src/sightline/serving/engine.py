@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..core.errors import SightlineError
+from ..core.errors import InputError, SightlineError
 from ..core.sequence import Conversation, images_of
 from ..data.batch import COLUMNS, Batch, Example, collate
 from ..data.processor import Processor, Seen
@@ -43,6 +43,7 @@ class _Row:
     choose: Chooser
     ids: list[int] = field(default_factory=list)
     sure: list[float] = field(default_factory=list)
+    stopped: list[int] = field(default_factory=list)  # the ids with the stop text that ended them
     done: bool = False
     first: float = 0.0
 
@@ -62,6 +63,8 @@ class Engine:
     ) -> list[Reply]:
         """One reply per conversation, in order; one that cannot be read gets its error, the others their answer."""
         settings = [sampling] * len(conversations) if isinstance(sampling, Sampling) else list(sampling)
+        if len(settings) != len(conversations):
+            raise InputError(f"{len(settings)} samplings for {len(conversations)} conversations, expected one for each")
         replies: list[Reply] = [Reply()] * len(conversations)
         groups: dict[tuple[str, ...], list[tuple[int, Example]]] = {}
         known: dict[str, Seen] = {}
@@ -106,6 +109,7 @@ class Engine:
         with torch.inference_mode():
             for _ in self._tokens([row], began):
                 text = self.processor.read(row.ids, row.example.transforms).text
+                text = text[: len(text) - begun(text, sampling.stop)].rstrip()
                 half = text.endswith("�")  # the rest of a letter is still to come
                 if len(text) > len(shown) and text.startswith(shown) and not half and not row.done:
                     yield text[len(shown) :]
@@ -122,6 +126,10 @@ class Engine:
     def _reply(self, row: _Row, began: float) -> Reply:
         example = row.example
         grounded = self.processor.read(row.ids, example.transforms)
+        if row.stopped:
+            text = self.processor.read(row.stopped, example.transforms).text
+            cut = found(text, row.choose.sampling.stop)  # none where reading took away the space it begins with
+            grounded = grounded if cut is None else replace(grounded, text=text[:cut].rstrip())
         usage = {
             "image_tokens": len(example.slots),
             "prompt_tokens": example.length,
@@ -169,13 +177,13 @@ class Engine:
         row.done = row.done or full or len(row.ids) >= sampling.max_new_tokens
 
     def _stop(self, row: _Row) -> None:
-        """End the row at the first stop text, which is cut off."""
+        """End the row at the first stop text; a token that holds its beginning and something before it stays."""
         text = self._text(row)
-        places = [place for stop in row.choose.sampling.stop if (place := text.find(stop)) >= 0]
-        if places:
-            while row.ids and len(self._text(row)) > min(places):
+        cut = found(text, row.choose.sampling.stop)
+        if cut is not None:
+            row.stopped, row.done = list(row.ids), True
+            while row.ids and len(self.processor.tokenizer.decode(row.ids[:-1])) >= len(text[:cut].rstrip()):
                 row.ids.pop()
-            row.done = True
 
     def _prefill(self, rows: list[_Row]) -> tuple[Cache, Tensor]:
         """Read all prompts; the hidden state [rows, width] of each one's last token."""
@@ -215,6 +223,18 @@ class Engine:
         ids = torch.stack([e.ids[:shortest] for e in examples])
         same = int((ids == ids[:1]).all(0).long().cumprod(0).sum())
         return same if same > int(first.slots.max()) else 0
+
+
+def found(text: str, stops: Sequence[str]) -> int | None:
+    """Where the first of the stop texts begins, if any is there."""
+    return min((place for stop in stops if (place := text.find(stop)) >= 0), default=None)
+
+
+def begun(text: str, stops: Sequence[str]) -> int:
+    """How many letters at the end of a text may turn out to be the beginning of a stop text."""
+    longest = max((len(stop) for stop in stops), default=1) - 1
+    ends = (n for n in range(min(longest, len(text)), 0, -1) if any(stop.startswith(text[-n:]) for stop in stops))
+    return next(ends, 0)
 
 
 def _part(example: Example, start: int, stop: int) -> Example:

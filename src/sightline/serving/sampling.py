@@ -1,5 +1,6 @@
 """How the next token is chosen: greedily, or drawn with a temperature from the likeliest, by a seed of its own."""
 
+import hashlib
 import math
 from dataclasses import dataclass
 
@@ -20,12 +21,14 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1")
+        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is {self.max_new_tokens}, expected a whole number of at least 1")
         if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 100):
             raise InputError(f"temperature is {self.temperature}, expected 0 (greedy) to 100")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p is {self.top_p}, expected above 0 and at most 1")
+        if isinstance(self.stop, str) or not all(isinstance(text, str) for text in self.stop):
+            raise InputError(f"stop is {self.stop!r}, expected a list of texts")
         if any(not text for text in self.stop):
             raise InputError("a stop text is empty, expected some letters")
 
@@ -35,16 +38,23 @@ class Chooser:
 
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling
-        self.generator = torch.Generator().manual_seed(sampling.seed % 2**63)
+        # torch's generator looks at 32 bits of a seed only, so all of its digits go into these
+        digest = hashlib.sha256(str(sampling.seed).encode()).digest()
+        self.generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
 
     def __call__(self, logits: Tensor) -> tuple[int, float]:
         """A token for float32 scores [vocabulary], and the model's probability of it at temperature 1."""
         if self.sampling.temperature == 0:
             index = int(logits.argmax())
         else:
-            scores = kept(torch.softmax(logits / self.sampling.temperature, -1), self.sampling.top_p)
+            scores = kept(tempered(logits, self.sampling.temperature), self.sampling.top_p)
             index = int(torch.multinomial(scores.cpu(), 1, generator=self.generator))
         return index, float(torch.exp(logits[index] - logits.logsumexp(-1)))
+
+
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """Probabilities at a temperature above 0, however small."""
+    return torch.softmax((logits - logits.max()) / max(temperature, 1e-6), -1)
 
 
 def kept(probabilities: Tensor, top_p: float) -> Tensor:

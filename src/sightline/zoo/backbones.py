@@ -96,9 +96,7 @@ def _tower(cfg: ViTConfig) -> KeyMap:
     layer, block = "encoder.layers.{i}.", "blocks.{i}."
     return KeyMap(
         (
-            rule(
-                "embeddings.patch_embedding.weight", "patch.weight", reshape=flat_patch(cfg.channels, cfg.patch_size)
-            ),
+            rule("embeddings.patch_embedding.weight", "patch.weight", reshape=flat_patch(cfg.channels, cfg.patch_size)),
             rule("embeddings.position_embedding.weight", "positions"),
             *(rule(f"{layer}self_attn.{x}_proj.{{p}}", f"{block}attention.{x}.{{p}}") for x in "qkv"),
             rule(f"{layer}self_attn.out_proj.{{p}}", f"{block}attention.o.{{p}}"),

@@ -9,8 +9,7 @@ from ..model import VLM
 from . import own
 from .checkpoint import read_json
 from .describe import Description, count, describe
-from .hollow import hollow
-from .published import FAMILIES, family_of
+from .published import build, family_of
 from .rows import ROWS
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -59,8 +58,7 @@ def describe_named(name: str | Path | None = None) -> Description:
         return describe(card.name, card.model, card.stages)
     config = read_json(folder / "config.json")
     family = family_of(config)
-    with hollow():
-        model = FAMILIES[family].build(config, folder)
+    model = build(family, config, folder)
     if not isinstance(model, VLM):
         raise ConfigError(f"{folder} is a {family} alone; expected a model that reads pictures and writes text")
     return describe(folder.name, model.config)

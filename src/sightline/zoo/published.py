@@ -1,6 +1,5 @@
 """A published checkpoint by its folder: what `config.json` says it is, its weights, the inputs it is known by."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.config import nearest
-from ..core.errors import CheckpointError, ConfigError, InputError
+from ..core.errors import CheckpointError, ConfigError, InputError, SightlineError
 from ..core.layout import Layout
 from ..core.patches import Patches, patchify
 from ..data.batch import Batch
@@ -22,6 +21,7 @@ from ..model import VLM
 from . import backbones, llava, paligemma
 from .backbones import Json
 from .checkpoint import assign, read_json, read_tensors, write
+from .hollow import hollow
 from .keymap import KeyMap
 from .prepared import dtype_of, prepared
 
@@ -149,6 +149,8 @@ class Published:
     @torch.inference_mode()
     def generate_ids(self, max_new_tokens: int, **inputs: Tensor) -> Tensor:
         """The greedy continuation [batch, at most max_new_tokens]; rows that ended are filled up with the end token."""
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
         batch, runner = self.batch(**inputs), self.runner
         decoder = self._decoder(runner)
         if not bool((batch.layout.document[:, -1] >= 0).all()):
@@ -178,7 +180,7 @@ class Published:
 
     def batch(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
@@ -188,6 +190,12 @@ class Published:
         if other:
             known = ("input_ids", "pixel_values", "attention_mask", "token_type_ids")
             raise InputError(f"unknown input {min(other)!r}{nearest(min(other), known)}")
+        if input_ids is None or input_ids.dim() != 2 or input_ids.is_floating_point():
+            shape = "none" if input_ids is None else f"{input_ids.dtype} {list(input_ids.shape)}"
+            raise InputError(f"input_ids: found {shape}, expected whole numbers [batch, length]")
+        for name, given in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
+            if given is not None and given.shape != input_ids.shape:
+                raise InputError(f"{name} is {list(given.shape)}, expected {list(input_ids.shape)} as input_ids")
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         is_slot = input_ids == self.image_token if isinstance(self.model, VLM) else torch.zeros_like(input_ids).bool()
         patches = None
@@ -201,6 +209,10 @@ class Published:
         elif pixel_values is not None:
             raise InputError(f"a {self.family} model takes no pixel_values")
         slots = is_slot.flatten().nonzero()[:, 0]
+        words = input_ids[~is_slot]
+        most = self._decoder(self.model).config.vocab_size
+        if len(words) and (int(words.min()) < 0 or int(words.max()) >= most):
+            raise InputError(f"input_ids from {int(words.min())} to {int(words.max())}, expected 0 to {most - 1}")
         return Batch(torch.where(is_slot, 0, input_ids), self._layout(real, is_slot, token_type_ids), slots, patches)
 
     def _layout(self, real: Tensor, is_slot: Tensor, token_type_ids: Tensor | None) -> Layout:
@@ -227,7 +239,7 @@ class Published:
     def _ends(self) -> list[int]:
         """Ids that end an answer, from the generation settings or the configuration."""
         path = self.folder / "generation_config.json"
-        settings = json.loads(path.read_text()) if path.exists() else {}
+        settings = read_json(path) if path.exists() else {}
         found = settings.get("eos_token_id", self.config.get("eos_token_id"))
         if found is None:
             found = (self.config.get("text_config") or {}).get("eos_token_id")
@@ -242,15 +254,26 @@ def _read(runner: nn.Module, batch: Batch, cache: Cache, wanted: Tensor | None =
     return cast(Tensor, runner(runner.embed(batch.ids), batch.layout, None, cache, wanted))
 
 
+def build(family: str, c: Json, folder: Path) -> nn.Module:
+    """The model that a configuration describes, without weights; CheckpointError where it describes none."""
+    where = folder / "config.json"
+    try:
+        with hollow():
+            return FAMILIES[family].build(c, folder)
+    except SightlineError:
+        raise
+    except KeyError as error:
+        raise CheckpointError(f"{where}: the key {error} is missing") from None
+    except (ValueError, TypeError, ArithmeticError, AttributeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise CheckpointError(f"{where}: its values describe no {family} model ({reason})") from None
+
+
 def load_published(folder: Path, precision: Precision = "fp32") -> Published:
     """Load a folder by its own `config.json`; CheckpointError or ConfigError tells what is wrong with it."""
     c = read_json(folder / "config.json")
     family = family_of(c)
     chosen = FAMILIES[family]
-    try:
-        with torch.device("meta"):
-            model = chosen.build(c, folder)
-    except KeyError as error:
-        raise CheckpointError(f"{folder / 'config.json'}: the key {error} is missing") from None
+    model = build(family, c, folder)
     tensors = chosen.keys(model.config).load(chosen.tensors(c, folder))
     return Published(assign(model, tensors, dtype_of(precision), folder), c, family, folder, precision)
