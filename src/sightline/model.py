@@ -62,17 +62,17 @@ class VLM(nn.Module):
         return x.flatten(0, 1).index_copy(0, slots, bridge.tokens.to(x.dtype)).view_as(x)
 
     def forward(
-        self, batch: Batch, cache: Cache | None = None, bridge: Bridge | None = None, wanted: Tensor | None = None
+        self, batch: Batch, cache: Cache | None = None, bridge: Bridge | None = None, rows: Tensor | None = None
     ) -> Tensor:
         """Normed hidden states [batch, length, width]; a `bridge` computed before replaces the batch's patches.
 
-        wanted: the one token [batch] of each row that is asked for; then [batch, 1, width].
+        rows: the tokens [n] that are asked for, counted through the batch; then [n, width].
         """
         if bridge is None and batch.patches is not None:
             bridge = self.see(batch.patches)
         x = self.embed(batch.ids, batch.slots, bridge)
         memory = None if bridge is None else bridge.memory
-        hidden: Tensor = self.decoder(x, batch.layout, memory, cache, wanted)
+        hidden: Tensor = self.decoder(x, batch.layout, memory, cache, rows)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -50,3 +50,9 @@ def test_angles_of_far_positions_are_taken_in_float32() -> None:
 def test_the_precision_of_what_is_turned_stays() -> None:
     cos, sin = rotary_table(torch.arange(3), 8, 10_000.0, torch.float32)
     assert rotate(torch.randn(1, 2, 3, 8).bfloat16(), cos, sin).dtype == torch.bfloat16
+
+
+def test_the_gradient_is_that_of_the_formula() -> None:
+    x = torch.randn(2, 3, 5, 8, dtype=torch.float64, requires_grad=True)
+    cos, sin = (t[:, None].double() for t in rotary_table(torch.arange(5)[None], 8, 10_000.0, torch.float32))
+    assert torch.autograd.gradcheck(lambda x: rotate(x, cos, sin), (x,))

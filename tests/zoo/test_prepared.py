@@ -45,9 +45,8 @@ def written(model: Decoder, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
     cache = model.new_cache()
     out = []
     with torch.inference_mode():
-        last = torch.full((len(ids),), 8)
-        hidden = model(model.embed(ids[:, :9]), layout.span(0, 9), None, cache, last)
-        out.append(model.logits(hidden[:, -1]))
+        last = torch.arange(8, 9 * len(ids), 9)
+        out.append(model.logits(model(model.embed(ids[:, :9]), layout.span(0, 9), None, cache, last)))
         for t in range(9, ids.shape[1]):
             hidden = model(model.embed(ids[:, t : t + 1]), layout.span(t, t + 1), None, cache)
             out.append(model.logits(hidden[:, -1]))

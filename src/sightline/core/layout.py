@@ -58,11 +58,6 @@ class Layout:
         """The layout of tokens start to stop of every row."""
         return replace(self, **{name: getattr(self, name)[:, start:stop] for name in COLUMNS})
 
-    def at(self, index: Tensor) -> "Layout":
-        """The layout of the one token [batch] of every row."""
-        rows = torch.arange(self.batch, device=index.device)
-        return replace(self, **{name: getattr(self, name)[rows, index][:, None] for name in COLUMNS})
-
     def then(self, other: "Layout") -> "Layout":
         """This layout followed by another of the same batch."""
         joined = {name: torch.cat([getattr(self, name), getattr(other, name)], dim=1) for name in COLUMNS}

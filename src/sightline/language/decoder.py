@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ..core.config import config
 from ..core.layout import Layout, visible
-from ..layers.attention import Attention, KeyValueStore
+from ..layers.attention import Attention, KeyValueStore, chosen
 from ..layers.feedforward import GatedFeedForward
 from ..layers.linear import working_precision
 from ..layers.native import MOST_ROWS
@@ -58,7 +58,7 @@ class Context:
     mask: [batch, 1, queries, keys], True where seen; None where `causal` or nothing is hidden.
     rotary: cosines and sines [batch, 1, queries, head_dim].
     memory: what cross-attention blocks look at.
-    wanted: the one token [batch] of each row that is still asked for, in the last block of a prompt.
+    rows: in the last block, the tokens [n] that are asked for, counted through the batch.
     """
 
     layout: Layout
@@ -66,7 +66,7 @@ class Context:
     causal: bool
     rotary: tuple[Tensor, Tensor] | None
     memory: Tensor | None = None
-    wanted: Tensor | None = None
+    rows: Tensor | None = None
 
 
 class Block(Protocol):
@@ -88,10 +88,9 @@ class SelfBlock(nn.Module):
         self.feedforward = GatedFeedForward(cfg.width, cfg.mlp, cfg.activation)
 
     def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
-        normed, c = self.norm1(x), context
-        if c.wanted is not None:
-            x = at(x, c.wanted)
-        x = x + self.attention(normed, c.mask, c.causal, c.rotary, cache, c.wanted)
+        c = context
+        seen = self.attention(self.norm1(x), c.mask, c.causal, c.rotary, cache, c.rows)
+        x = chosen(x, c.rows) + seen
         return x + self.feedforward(self.norm2(x))
 
 
@@ -154,30 +153,24 @@ class Decoder(nn.Module):
         layout: Layout,
         memory: Tensor | None = None,
         cache: Cache | None = None,
-        wanted: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
         """Vectors [batch, length, width] to normed hidden states of the same shape.
 
-        wanted: the one token [batch] of each row that is asked for; then [batch, 1, width], and the last block computes
-        nothing but keys and values of the others.
+        rows: the tokens [n] that are asked for, counted through the batch; then [n, width], and what the last block
+        does to a token once it has been attended to is done to these only.
         """
         x = working_precision(x)
         keys = cache.read(layout) if cache else layout
         context = self.context(layout, keys, memory, x.dtype)
         if self.stepper is not None and cache is not None and self.stepper.takes(x, cache):
             assert context.rotary is not None
-            return self.stepper.step(x, context.rotary, context.mask, cache)
+            return chosen(self.stepper.step(x, context.rotary, context.mask, cache), rows)
         for i, block in enumerate(self.blocks):
-            if wanted is not None and i == len(self.blocks) - 1:
-                mask = visible(layout.at(wanted), keys)[:, None]
-                context = replace(context, mask=mask, causal=False, wanted=wanted)
+            if rows is not None and i == len(self.blocks) - 1:
+                context = replace(context, rows=rows)
             x = block(x, context, cache.layers[i] if cache else None)
         return self.norm(x)
-
-
-def at(x: Tensor, index: Tensor) -> Tensor:
-    """The one token [batch] of each row: [batch, length, width] to [batch, 1, width]."""
-    return x[torch.arange(len(x), device=x.device), index][:, None]
 
 
 def plain_blocks(cfg: DecoderConfig) -> list[nn.Module]:

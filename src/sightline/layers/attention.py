@@ -55,30 +55,33 @@ class Attention(nn.Module):
         causal: bool = False,
         rotary: tuple[Tensor, Tensor] | None = None,
         cache: KeyValueStore | None = None,
-        wanted: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
         """x [batch, length, width]; mask broadcasts to [batch, heads, queries, keys], True where a key is seen.
 
-        wanted: the one token [batch] of each row that attends, all others are only attended to; [batch, 1, width].
+        rows: the tokens [n] that are asked for, counted through the batch; then [n, width].
         """
         if self.kernels and self.qkv is not None and causal and rotary is not None:
             heads, kv_heads = (size // self.head_dim for size in self.qkv.sizes[:2])
             out, k, v = native.causal_attention(self.qkv(x), heads, kv_heads, self.head_dim, rotary)
             if cache is not None:
                 cache.append(k, v)
-            return self.o(out)
+            return self.o(chosen(out, rows))
         parts = together(x, (self.q, self.k, self.v)) if self.qkv is None else self.qkv.parts(x)
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts)
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
-        if wanted is not None:
-            q = q[torch.arange(len(q), device=q.device), :, wanted][:, :, None]
         if cache is not None:
             stored = cache.append(k, v)
             if stored[0].shape[2] > k.shape[2]:  # else all of them are here already, in the precision they came in
                 k, v = stored
         out = attend(q.to(k.dtype), k, v, mask, causal).to(x.dtype)
-        return self.o(out.transpose(1, 2).flatten(2))
+        return self.o(chosen(out.transpose(1, 2).flatten(2), rows))
+
+
+def chosen(x: Tensor, rows: Tensor | None) -> Tensor:
+    """Some tokens [n, width] of x [batch, length, width], counted through the batch; without rows all, as they are."""
+    return x if rows is None else x.flatten(0, 1)[rows]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:

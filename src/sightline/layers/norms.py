@@ -52,9 +52,11 @@ class _RootMeanSquare(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:  # type: ignore[override]
         unit, weight, scale = ctx.saved_tensors
-        weighted = (grad * unit).flatten(0, -2).sum(0, dtype=torch.float32).to(weight.dtype)
+        weighted = None
+        if ctx.needs_input_grad[1]:
+            weighted = (grad * unit).flatten(0, -2).sum(0, dtype=torch.float32).to(weight.dtype)
         inner = grad * weight.to(grad.dtype)
         along = torch.linalg.vecdot(inner.float(), unit.float())[..., None] / unit.shape[-1]
         out = torch.addcmul(inner, unit, along.to(unit.dtype), value=-1)

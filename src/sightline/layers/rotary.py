@@ -1,5 +1,7 @@
 """Rotary position embedding (arXiv:2104.09864), the half-split convention of GPT-NeoX and LLaMA."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,28 @@ def rotary_table(position: Tensor, dim: int, theta: float, dtype: torch.dtype) -
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn x [batch, heads, length, dim] by tables that broadcast to it, in the precision of x."""
+    """Turn x [batch, heads, length, dim] by tables that broadcast to it and whose halves are alike, in its precision."""
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    if torch.is_grad_enabled() and x.requires_grad:
+        out: Tensor = _Rotation.apply(x, cos, sin)
+        return out
+    return _turned(x, cos, sin)
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos.to(x.dtype), torch.cat((-second, first), dim=-1), sin.to(x.dtype))
+    return torch.addcmul(x * cos, torch.cat((-second, first), dim=-1), sin)
+
+
+class _Rotation(torch.autograd.Function):
+    """The gradient of a rotation is the rotation back: half the passes over memory that torch would make."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        cos, sin = ctx.saved_tensors
+        return _turned(grad, cos, -sin), None, None

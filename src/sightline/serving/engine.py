@@ -201,13 +201,14 @@ class Engine:
 
     def _read(self, examples: list[Example], cache: Cache, bridge: Bridge | None) -> Tensor:
         batch = collate(examples, self.processor.patch, self.pad).to(self.model.device)
-        last = torch.tensor([example.length - 1 for example in examples], device=self.model.device)
-        hidden: Tensor = self.model(batch, cache, bridge, last)
+        length = batch.ids.shape[1]
+        last = [row * length + example.length - 1 for row, example in enumerate(examples)]
+        hidden: Tensor = self.model(batch, cache, bridge, torch.tensor(last, device=self.model.device))
         lengths = {example.length for example in examples}
         if len(lengths) > 1 and cache.layout is not None:
             # padding now lies between a row's prompt and its answer, where the causal promise no longer holds
             cache.layout = replace(cache.layout, causal=False)
-        return hidden[:, 0]
+        return hidden
 
     def _shared(self, examples: list[Example]) -> int:
         """How many first tokens all prompts have in common, if these hold every picture; 0 where nothing is gained."""

@@ -44,11 +44,10 @@ class NextToken(Objective):
         return {"next-token": int((batch.labels != IGNORE).sum())}
 
     def forward(self, model: VLM, batch: Batch) -> dict[str, Term]:
-        hidden = model(batch)
         assert batch.labels is not None
-        learned = batch.labels != IGNORE
-        chosen, labels = hidden[learned], batch.labels[learned]
-        total = hidden.new_zeros((), dtype=torch.float32)
+        learned = (batch.labels != IGNORE).flatten().nonzero()[:, 0]
+        chosen, labels = model(batch, rows=learned), batch.labels.flatten()[learned]
+        total = chosen.new_zeros((), dtype=torch.float32)
         for start in range(0, max(1, len(labels)), self.chunk):  # once at least: zero, with gradients of zero
             part = slice(start, start + self.chunk)
             total = total + self.loss(model.logits(chosen[part]), labels[part])

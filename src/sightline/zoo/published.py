@@ -156,12 +156,13 @@ class Published:
         if not bool((batch.layout.document[:, -1] >= 0).all()):
             raise InputError("a prompt is padded on the right, expected padding on the left for generation")
         cache = decoder.new_cache(batch.ids.shape[1] + max_new_tokens)
-        hidden = _read(runner, batch, cache, torch.full((len(batch.ids),), batch.ids.shape[1] - 1))
+        length = batch.ids.shape[1]
+        hidden = _read(runner, batch, cache, torch.arange(length - 1, batch.ids.numel(), length))
         ends = self._ends()
         done = torch.zeros(len(batch.ids), dtype=torch.bool)
         written: list[Tensor] = []
         for _ in range(max_new_tokens):
-            chosen = decoder.logits(hidden[:, -1]).argmax(-1)
+            chosen = decoder.logits(hidden).argmax(-1)
             if ends:
                 chosen = torch.where(done, ends[0], chosen)
                 done |= torch.isin(chosen, torch.tensor(ends))
@@ -170,7 +171,7 @@ class Published:
                 break
             assert cache.layout is not None
             step = Batch(chosen[:, None], cache.layout.next(), torch.zeros(0, dtype=torch.int64))
-            hidden = _read(runner, step, cache)
+            hidden = _read(runner, step, cache)[:, -1]
         return torch.stack(written, dim=1)
 
     def save(self, folder: Path) -> None:
@@ -246,12 +247,12 @@ class Published:
         return [] if found is None else [found] if isinstance(found, int) else list(found)
 
 
-def _read(runner: nn.Module, batch: Batch, cache: Cache, wanted: Tensor | None = None) -> Tensor:
+def _read(runner: nn.Module, batch: Batch, cache: Cache, rows: Tensor | None = None) -> Tensor:
     """Hidden states of a VLM or a bare decoder."""
     if isinstance(runner, VLM):
-        return cast(Tensor, runner(batch, cache, None, wanted))
+        return cast(Tensor, runner(batch, cache, None, rows))
     assert isinstance(runner, Decoder)
-    return cast(Tensor, runner(runner.embed(batch.ids), batch.layout, None, cache, wanted))
+    return cast(Tensor, runner(runner.embed(batch.ids), batch.layout, None, cache, rows))
 
 
 def build(family: str, c: Json, folder: Path) -> nn.Module:
