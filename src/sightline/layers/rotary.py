@@ -15,7 +15,7 @@ def rotary_table(position: Tensor, dim: int, theta: float, dtype: torch.dtype) -
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn x [batch, heads, length, dim] by tables that broadcast to it and whose halves are alike, in its precision."""
+    """Turn x [batch, heads, length, dim] by tables that broadcast to it and whose halves are alike."""
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     if torch.is_grad_enabled() and x.requires_grad:
         out: Tensor = _Rotation.apply(x, cos, sin)
