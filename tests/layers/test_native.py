@@ -19,22 +19,37 @@ def error(found: Tensor, wanted: Tensor) -> float:
 
 
 @pytest.mark.parametrize("dtype, most", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("turned", [True, False])
 @pytest.mark.parametrize(
-    "batch, length, heads, kv_heads, dim", [(1, 1, 4, 2, 16), (2, 37, 4, 2, 32), (3, 70, 2, 1, 80)]
+    "batch, length, heads, kv_heads, dim", [(1, 1, 4, 2, 16), (2, 37, 4, 2, 32), (3, 70, 2, 1, 80), (1, 64, 2, 2, 256)]
 )
-def test_attention_of_a_prompt(
-    batch: int, length: int, heads: int, kv_heads: int, dim: int, dtype: torch.dtype, most: float
+def test_attention_of_tokens_to_themselves(
+    batch: int,
+    length: int,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    turned: bool,
+    causal: bool,
+    dtype: torch.dtype,
+    most: float,
 ) -> None:
     joined = torch.randn(batch, length, (heads + 2 * kv_heads) * dim).to(dtype)
     rotary = tuple(t[:, None] for t in rotary_table(torch.arange(length)[None], dim, 1e4, torch.float32))
-    out, key, value = native.causal_attention(joined, heads, kv_heads, dim, rotary)  # type: ignore[arg-type]
+    given = rotary if turned else None
+    out, key, value = native.self_attention(joined, heads, kv_heads, dim, causal, given, cached=True)  # type: ignore[arg-type]
+    assert key is not None and value is not None
     parts = joined.float().split([heads * dim, kv_heads * dim, kv_heads * dim], -1)
     q, k, v = (part.unflatten(-1, (-1, dim)).transpose(1, 2) for part in parts)
-    q, k = rotate(q, *rotary), rotate(k, *rotary)
-    wanted = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2).flatten(2)
+    if turned:
+        q, k = rotate(q, *rotary), rotate(k, *rotary)
+    wanted = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True).transpose(1, 2).flatten(2)
     assert error(out, wanted) < most
     assert error(key, k) < most
     assert torch.equal(value.float(), v)
+    again, *none = native.self_attention(joined, heads, kv_heads, dim, causal, given)  # type: ignore[arg-type]
+    assert torch.equal(again, out) and none == [None, None]
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 9])

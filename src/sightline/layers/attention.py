@@ -61,10 +61,11 @@ class Attention(nn.Module):
 
         rows: the tokens [n] that are asked for, counted through the batch; then [n, width].
         """
-        if self.kernels and self.qkv is not None and causal and rotary is not None:
+        if self.kernels and self.qkv is not None and mask is None and (cache is None or causal):
             heads, kv_heads = (size // self.head_dim for size in self.qkv.sizes[:2])
-            out, k, v = native.causal_attention(self.qkv(x), heads, kv_heads, self.head_dim, rotary)
-            if cache is not None:
+            joined, cached = self.qkv(x), cache is not None
+            out, k, v = native.self_attention(joined, heads, kv_heads, self.head_dim, causal, rotary, cached)
+            if cache is not None and k is not None and v is not None:
                 cache.append(k, v)
             return self.o(chosen(out, rows))
         parts = together(x, (self.q, self.k, self.v)) if self.qkv is None else self.qkv.parts(x)

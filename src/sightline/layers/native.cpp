@@ -265,11 +265,11 @@ extern "C" void step(const Step* given, const Layer* layers) {
     }
 }
 
-// A prompt's attention to itself, each token to those before it. joined [batch, length, (heads + 2 kv_heads) * dim] holds
-// queries, keys and values; out [batch, length, heads * dim]; the turned keys and the values go to key and value
-// [batch, kv_heads, length, dim]; cos and sin [batch, length, dim].
+// Attention of tokens to themselves, each to all or, where causal, to those before it. joined [batch, length, (heads +
+// 2 kv_heads) * dim] holds queries, keys and values; out [batch, length, heads * dim]; where there is a cache to fill, the
+// turned keys and the values go to key and value [batch, kv_heads, length, dim]; cos and sin [batch, length, dim] or null.
 struct Prompt {
-    int64_t batch, length, heads, kv_heads, dim;
+    int64_t batch, length, heads, kv_heads, dim, causal;
     const void* joined;
     const float *cos, *sin;
     void *out, *key, *value;
@@ -277,6 +277,7 @@ struct Prompt {
 };
 
 template <class T> static void turned(const Prompt& p, const T* from, int64_t at, float* to) {
+    if (!p.cos) { for (int64_t i = 0; i < p.dim; i++) to[i] = plain(from[i]); return; }
     const float *cos = p.cos + at * p.dim, *sin = p.sin + at * p.dim;
     const int64_t half = p.dim / 2;
     for (int64_t i = 0; i < half; i++) {
@@ -304,7 +305,8 @@ template <class T> static void attend(const Prompt& p) {
                 turned(p, row, b * L + t, k);
                 const T* v = row + p.kv_heads * D;
                 T *key = (T*)p.key + (bk * L + t) * D, *value = (T*)p.value + (bk * L + t) * D;
-                for (int64_t i = 0; i < D; i++) { store(key + i, k[i]); value[i] = v[i]; values[t * D + i] = plain(v[i]); }
+                for (int64_t i = 0; i < D; i++) values[t * D + i] = plain(v[i]);
+                if (p.key) for (int64_t i = 0; i < D; i++) { store(key + i, k[i]); value[i] = v[i]; }
             }
             for (int64_t i = 0; i < D; i++)
                 for (int64_t t = part * 32; t < part * 32 + 32; t++) keys[i * padded + t] = t < stop ? tile[t - part * 32][i] : 0.0f;
@@ -313,7 +315,7 @@ template <class T> static void attend(const Prompt& p) {
         #pragma omp for schedule(dynamic, 1) collapse(2)
         for (int64_t bh = 0; bh < p.batch * p.heads; bh++) for (int64_t n = 0; n < blocks; n++) {
             const int64_t b = bh / p.heads, h = bh % p.heads, first = (blocks - 1 - n) * Q;  // the longest first
-            const int64_t some = L - first < Q ? L - first : Q, seen = first + some, wide = (seen + 31) / 32 * 32;
+            const int64_t some = L - first < Q ? L - first : Q, seen = p.causal ? first + some : L, wide = (seen + 31) / 32 * 32;
             const float *keys = p.scratch + (b * p.kv_heads + h / share) * panel, *values = keys + padded * D;
             float q[Q][256] = {}, over[Q];
             for (int64_t j = 0; j < some; j++) {
@@ -330,7 +332,7 @@ template <class T> static void attend(const Prompt& p) {
             }
             for (int64_t j = 0; j < Q; j++) {
                 float *row = scores + j * padded, top = -1e30f, total = 0;
-                const int64_t sees = first + j + 1;
+                const int64_t sees = p.causal ? first + j + 1 : L;
                 if (j >= some) { for (int64_t t = 0; t < wide; t++) row[t] = 0; over[j] = 0; continue; }
                 for (int64_t t = sees; t < wide; t++) row[t] = -1e30f;
                 for (int64_t t = 0; t < sees; t++) top = row[t] > top ? row[t] : top;
@@ -364,7 +366,111 @@ template <class T> static void attend(const Prompt& p) {
         }
     }
 }
-extern "C" void prompt(const Prompt* p, int64_t kind) { if (kind == 0) attend<float>(*p); else attend<uint16_t>(*p); }
+#ifdef __AVX512BF16__
+// The same in bfloat16 with the instruction that multiplies and adds pairs: keys lie as pairs along a head's dimension,
+// values as pairs of neighbouring tokens.
+static void attend_in_pairs(const Prompt& p) {
+    const int Q = 8;
+    const int64_t L = p.length, D = p.dim, padded = (L + 31) / 32 * 32, each = (p.heads + 2 * p.kv_heads) * D;
+    const int64_t panel = D * padded, share = p.heads / p.kv_heads, blocks = (L + Q - 1) / Q;
+    const float scale = 1.0f / std::sqrt((float)D);
+    uint32_t* scratch = (uint32_t*)p.scratch;
+    #pragma omp parallel
+    {
+        #pragma omp for collapse(2)
+        for (int64_t bk = 0; bk < p.batch * p.kv_heads; bk++) for (int64_t part = 0; part < padded / 32; part++) {
+            const int64_t b = bk / p.kv_heads, kv = bk % p.kv_heads, start = part * 32, stop = start + 32 < L ? start + 32 : L;
+            uint32_t *keys = scratch + bk * panel, *values = keys + panel / 2;
+            uint16_t tile[32][256], nothing[256] = {};
+            float k[256];
+            const uint16_t* v[32];
+            for (int64_t t = start; t < start + 32; t++) {
+                if (t >= stop) { std::memset(tile[t - start], 0, D * 2); v[t - start] = nothing; continue; }
+                const uint16_t* row = (const uint16_t*)p.joined + (b * L + t) * each + (p.heads + kv) * D;
+                v[t - start] = row + p.kv_heads * D;
+                turned(p, row, b * L + t, k);
+                for (int64_t i = 0; i < D; i++) store(&tile[t - start][i], k[i]);
+                if (p.key) {
+                    std::memcpy((uint16_t*)p.key + (bk * L + t) * D, tile[t - start], D * 2);
+                    std::memcpy((uint16_t*)p.value + (bk * L + t) * D, v[t - start], D * 2);
+                }
+            }
+            for (int64_t i = 0; i < D / 2; i++)
+                for (int64_t t = 0; t < 32; t++) std::memcpy(keys + i * padded + start + t, &tile[t][2 * i], 4);
+            for (int64_t t = 0; t < 32; t += 2)
+                for (int64_t i = 0; i < D; i++) values[(start + t) / 2 * D + i] = v[t][i] | (uint32_t)v[t + 1][i] << 16;
+        }
+        float* scores = p.scratch + p.batch * p.kv_heads * panel + omp_get_thread_num() * Q * padded;
+        #pragma omp for schedule(dynamic, 1) collapse(2)
+        for (int64_t bh = 0; bh < p.batch * p.heads; bh++) for (int64_t n = 0; n < blocks; n++) {
+            const int64_t b = bh / p.heads, h = bh % p.heads, first = (blocks - 1 - n) * Q;  // the longest first
+            const int64_t some = L - first < Q ? L - first : Q, seen = p.causal ? first + some : L, wide = (seen + 31) / 32 * 32;
+            const uint32_t *keys = scratch + (b * p.kv_heads + h / share) * panel, *values = keys + panel / 2;
+            uint16_t q[Q][256] = {};
+            float turn[256], over[Q] = {};
+            for (int64_t j = 0; j < some; j++) {
+                turned(p, (const uint16_t*)p.joined + (b * L + first + j) * each + h * D, b * L + first + j, turn);
+                for (int64_t i = 0; i < D; i++) store(&q[j][i], turn[i] * scale);
+            }
+            for (int64_t t = 0; t < wide; t += 32) {
+                __m512 acc[Q][2] = {};
+                for (int64_t i = 0; i < D / 2; i++) {
+                    const __m512bh low = (__m512bh)_mm512_loadu_si512(keys + i * padded + t);
+                    const __m512bh high = (__m512bh)_mm512_loadu_si512(keys + i * padded + t + LANES);
+                    for (int j = 0; j < Q; j++) {
+                        uint32_t pair; std::memcpy(&pair, &q[j][2 * i], 4);
+                        const __m512bh both = (__m512bh)_mm512_set1_epi32((int)pair);
+                        acc[j][0] = _mm512_dpbf16_ps(acc[j][0], low, both);
+                        acc[j][1] = _mm512_dpbf16_ps(acc[j][1], high, both);
+                    }
+                }
+                for (int j = 0; j < Q; j++) std::memcpy(scores + j * padded + t, acc[j], sizeof acc[j]);
+            }
+            for (int64_t j = 0; j < some; j++) {
+                float *row = scores + j * padded, top = -1e30f;
+                uint16_t* shares = (uint16_t*)row;  // written behind what is still to be read
+                const int64_t sees = p.causal ? first + j + 1 : L;
+                for (int64_t t = sees; t < wide; t++) row[t] = -1e30f;
+                f16 tops = load(row);
+                for (int64_t t = LANES; t < wide; t += LANES) { f16 v = load(row + t); tops = tops > v ? tops : v; }
+                for (int i = 0; i < LANES; i++) top = tops[i] > top ? tops[i] : top;
+                f16 all = {};
+                for (int64_t t = 0; t < wide; t += LANES) {
+                    const f16 e = exponential(load(row + t) - top);
+                    const __m256bh rounded = _mm512_cvtneps_pbh((__m512)e);
+                    std::memcpy(shares + t, &rounded, sizeof rounded);
+                    all += e;
+                }
+                over[j] = 1.0f / sum(all);
+            }
+            for (int64_t j = some; j < Q; j++) std::memset(scores + j * padded, 0, wide * 2);
+            for (int half = 0; half < Q; half += 4) for (int64_t i = 0; i < D; i += 64) {
+                const int C = D - i < 64 ? (int)((D - i) / LANES) : 4;
+                __m512 acc[4][4] = {};
+                for (int64_t t = 0; t < wide / 2; t++) {
+                    __m512bh v[4];
+                    for (int c = 0; c < 4; c++) if (c < C) v[c] = (__m512bh)_mm512_loadu_si512(values + t * D + i + c * LANES);
+                    for (int j = 0; j < 4; j++) {
+                        uint32_t pair; std::memcpy(&pair, (uint16_t*)(scores + (half + j) * padded) + 2 * t, 4);
+                        const __m512bh both = (__m512bh)_mm512_set1_epi32((int)pair);
+                        for (int c = 0; c < 4; c++) if (c < C) acc[j][c] = _mm512_dpbf16_ps(acc[j][c], v[c], both);
+                    }
+                }
+                for (int64_t j = half; j < some && j < half + 4; j++) {
+                    uint16_t* out = (uint16_t*)p.out + ((b * L + first + j) * p.heads + h) * D + i;
+                    for (int c = 0; c < C; c++) {
+                        const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_mul_ps(acc[j - half][c], _mm512_set1_ps(over[j])));
+                        std::memcpy(out + c * LANES, &rounded, sizeof rounded);
+                    }
+                }
+            }
+        }
+    }
+}
+#else
+static void attend_in_pairs(const Prompt& p) { attend<uint16_t>(p); }
+#endif
+extern "C" void prompt(const Prompt* p, int64_t kind) { if (kind == 0) attend<float>(*p); else attend_in_pairs(*p); }
 
 // out [rows, width] = x scaled to a mean square of one, times the weight.
 extern "C" void normalise(const void* x, const float* weight, void* out, int64_t rows, int64_t width, double eps, int64_t kind) {

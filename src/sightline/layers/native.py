@@ -63,7 +63,7 @@ class Prompt(ctypes.Structure):
     """A prompt's attention to itself."""
 
     _fields_ = [
-        *[(name, ctypes.c_int64) for name in ("batch", "length", "heads", "kv_heads", "dim")],
+        *[(name, ctypes.c_int64) for name in ("batch", "length", "heads", "kv_heads", "dim", "causal")],
         *[(name, _pointer) for name in ("joined", "cos", "sin", "out", "key", "value", "scratch")],
     ]  # fmt: skip
 
@@ -140,25 +140,32 @@ def gate(joined: Tensor, activation: str) -> Tensor:
     return out
 
 
-def causal_attention(
-    joined: Tensor, heads: int, kv_heads: int, dim: int, rotary: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A prompt's attention to itself, rotary positions applied on the way.
+def self_attention(
+    joined: Tensor,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    causal: bool,
+    rotary: tuple[Tensor, Tensor] | None = None,
+    cached: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Attention of tokens to themselves, rotary positions applied on the way.
 
     joined: [batch, length, (heads + 2 kv_heads) * dim], queries, keys and values side by side; rotary: [batch or 1, 1,
-    length, dim]. Returns what was attended [batch, length, heads * dim], the turned keys and the values [batch,
-    kv_heads, length, dim].
+    length, dim]. Returns what was attended [batch, length, heads * dim] and, for a cache, the turned keys and the
+    values [batch, kv_heads, length, dim].
     """
     joined = joined.contiguous()
     batch, length, _ = joined.shape
-    cos, sin = (t.float().expand(batch, 1, length, dim).contiguous() for t in rotary)
+    tables = [None, None]
+    if rotary is not None:
+        tables = [t.float().expand(batch, 1, length, dim).contiguous() for t in rotary]
     out = joined.new_empty(batch, length, heads * dim)
-    key, value = (joined.new_empty(batch, kv_heads, length, dim) for _ in range(2))
+    key, value = (joined.new_empty(batch, kv_heads, length, dim) if cached else None for _ in range(2))
     padded = -(-length // 32) * 32
-    numbers = 2 * padded * dim * batch * kv_heads + library().threads() * 4 * padded
-    scratch = torch.empty(numbers + 32)
-    tensors = (joined, cos, sin, out, key, value, scratch)
-    prompt = Prompt(batch, length, heads, kv_heads, dim, *map(address, tensors))
+    scratch = torch.empty(2 * padded * dim * batch * kv_heads + library().threads() * 8 * padded)
+    tensors = (joined, *tables, out, key, value, scratch)
+    prompt = Prompt(batch, length, heads, kv_heads, dim, causal, *map(address, tensors))
     library().prompt(ctypes.byref(prompt), KINDS[joined.dtype])
     return out, key, value
 
