@@ -5,7 +5,9 @@ PYTHON ?= $(firstword $(shell for p in python3.11 python3.12 python3.13 python3;
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
+PACKAGE := $(VENV)/package-installed
 INSTALLED := $(VENV)/installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 
 # Several test processes share the cores: one thread each, and no lookups on the hub.
@@ -17,14 +19,20 @@ PYTEST := $(QUIET) $(BIN)/python -m pytest
 
 install: $(INSTALLED)
 
-# torch first and alone: see constraints.txt
-$(INSTALLED): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,hf]'
+# torch first and alone: see constraints.txt; an environment that was left half made is made again
+$(PACKAGE): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: found no Python of 3.11 or later, expected python3.11 or newer on the path" >&2; exit 2; }
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(PIP) $(TORCH)
+	$(PIP) -c constraints.txt -e .
 	touch $@
 
-demo: $(INSTALLED)
+$(INSTALLED): $(PACKAGE)
+	$(PIP) -c constraints.txt -e '.[dev,hf]'
+	touch $@
+
+demo: $(PACKAGE)
 	$(BIN)/sightline ask docs/assets/shapes.png "Where is the red circle?" --draw demo.png
 	@echo "drawn: demo.png"
 
@@ -46,7 +54,7 @@ fix: $(INSTALLED)
 	$(BIN)/ruff format .
 
 bench: $(INSTALLED)
-	set -e; for script in benchmarks/bench_*.py; do $(BIN)/python $$script; done
+	set -e; for script in benchmarks/bench_*.py benchmarks/eval_scenes.py; do $(BIN)/python $$script; done
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

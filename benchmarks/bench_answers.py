@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from common import IMAGE_TOKEN, interleaved, pair, write
+from common import interleaved, write
+from peers import IMAGE_TOKEN, pair
 
 from sightline.core.sequence import Image, ask
 from sightline.data.images import CenterCrop

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import IMAGE_TOKEN, SLOTS, interleaved, pair, write
+from common import interleaved, write
+from peers import IMAGE_TOKEN, SLOTS, pair
 
 from sightline.zoo.published import Published
 

@@ -4,22 +4,20 @@ Every round starts one process of each kind, one after the other, so that whatev
 the result is the median over rounds. The claims: an answer takes at most twice as long as importing torch, help under
 half a second.
 
-    python benchmarks/bench_startup.py [--rounds 15] [--model FOLDER] [--tokens N] [--out FILE]
+    python benchmarks/bench_startup.py [--rounds 15] [--model FOLDER] [--tokens N]
 
 Without --model it is the default model. Random weights of the same sizes take the same time for the same number of
 tokens, but do not know when to end, so --tokens cuts them off.
 """
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
+
+from common import interleaved, write
 
 HERE = Path(__file__).parent
 PICTURE = HERE.parent / "docs" / "assets" / "shapes.png"
@@ -27,11 +25,9 @@ MOST = 2.0  # times importing torch
 HELP_SECONDS = 0.5
 
 
-def seconds(command: list[str]) -> float:
-    """Wall time of a process that must succeed."""
-    start = time.perf_counter()
+def run(command: list[str]) -> None:
+    """A process that must succeed."""
     subprocess.run(command, check=True, capture_output=True)
-    return time.perf_counter() - start
 
 
 def commands(model: str | None, tokens: int) -> dict[str, list[str]]:
@@ -46,49 +42,30 @@ def commands(model: str | None, tokens: int) -> dict[str, list[str]]:
     }
 
 
-def measure(rounds: int, model: str | None, tokens: int) -> dict[str, list[float]]:
-    """Seconds of every round by name, after one round that only warms the disk's cache."""
-    timed = commands(model, tokens)
-    for command in timed.values():
-        seconds(command)
-    found: dict[str, list[float]] = {name: [] for name in timed}
-    for _ in range(rounds):
-        for name, command in timed.items():
-            found[name].append(seconds(command))
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--model")
     parser.add_argument("--tokens", type=int, default=64)
-    today = datetime.date.today().isoformat()
-    parser.add_argument("--out", type=Path, default=HERE / "results" / f"startup-{today}.json")
-    options = parser.parse_args()
-    times = measure(options.rounds, options.model, options.tokens)
-    middle = {name: statistics.median(each) for name, each in times.items()}
-    ratio = middle["ask"] / middle["import torch"]
+    parser.add_argument("--dry", action="store_true", help="print only")
+    args = parser.parse_args()
+    runs = {name: partial(run, command) for name, command in commands(args.model, args.tokens).items()}
+    times = interleaved(runs, args.rounds)
+    middle = {name: round(statistics.median(each), 3) for name, each in times.items()}
+    ratio = round(middle["ask"] / middle["import torch"], 3)
     result = {
-        "date": today,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "threads": os.environ.get("OMP_NUM_THREADS", "as many as cores"),
-        "python": platform.python_version(),
-        "model": Path(options.model).name if options.model else "default",
-        "tokens": options.tokens,
-        "rounds": options.rounds,
-        "median_seconds": {name: round(value, 3) for name, value in middle.items()},
+        "model": Path(args.model).name if args.model else "default",
+        "median_seconds": middle,
         "spread_seconds": {name: [round(min(each), 3), round(max(each), 3)] for name, each in times.items()},
-        "ask_over_import_torch": round(ratio, 3),
+        "ask_over_import_torch": ratio,
         "claims": {
             f"ask at most {MOST:g}x": ratio <= MOST,
             f"help under {HELP_SECONDS:g} s": middle["help"] < HELP_SECONDS,
         },
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
-    sys.exit(0 if all(result["claims"].values()) else 1)
+    print(result)
+    if not args.dry:
+        print("written to", write("startup", result))
 
 
 if __name__ == "__main__":

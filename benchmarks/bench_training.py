@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import IMAGE_TOKEN, SLOTS, interleaved, pair, summary, write
+from common import interleaved, summary, write
+from peers import IMAGE_TOKEN, SLOTS, pair
 
 from sightline.core.layout import causal_layout
 from sightline.core.patches import patchify

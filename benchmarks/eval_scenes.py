@@ -50,13 +50,14 @@ def main() -> None:
     print(f"{'':{width}}", *(f"{control:>9}" for control in rows))
     for name in names:
         print(f"{name:{width}}", *(f"{row.get(name, 0):9.1%}" for row in rows.values()))
-    claims = {f"{name} at least {least:.0%}": rows["real"][name] >= least for name, least in CLAIMS.items()}
+    seen = rows.get("real", {})
+    claims = {f"{name} at least {least:.0%}": seen[name] >= least for name, least in CLAIMS.items() if name in seen}
     result = {
         "model": assistant.name,
         "questions": args.count,
         "seconds": round(time.perf_counter() - began, 1),
         **rows,
-        "claims": claims if "real" in rows else {},
+        "claims": claims,
     }
     if not args.dry:
         print("written to", write("scenes", result))

@@ -138,7 +138,7 @@ def chat(
     while question := _asked():
         turn = (*talk, Message("user", (*(() if talk else first), Text(question))))
         answer = _spoken(assistant, turn, settings)
-        talk = (*turn, assistant.said(answer))
+        talk = (*turn, assistant.said(answer, max(0, len(first) - 1)))
 
 
 @app.command()

@@ -26,9 +26,9 @@ def sightline_mini() -> Recipe:
     )
     sources = {
         "pictures": ScenesSource(kind="pictures"),
-        "text": ScenesSource(kind="text", start=20_000_000, first=3, grown=14_000),
-        "captions": ScenesSource(kind="captions", start=40_000_000),
-        "questions": ScenesSource(kind="questions", start=50_000_000, first=3, grown=60_000),
+        "text": ScenesSource(kind="text", start=20_000_000, first=3, grown=10_000),
+        "aligned": ScenesSource(kind="pictures", start=40_000_000),
+        "questions": ScenesSource(kind="questions", start=50_000_000, first=3, grown=40_000),
     }
     stages = (
         Stage(
@@ -43,19 +43,27 @@ def sightline_mini() -> Recipe:
         ),
         Stage(
             name="language",
-            learn={"decoder.*": 2e-3},
+            learn={"decoder.*": 1e-3},
             data={"text": 1.0},
-            steps=2000,
+            steps=300,
             batch=8,
             optimizer="muon",
             decay=0.4,
         ),
-        Stage(name="align", learn={"fusion.*": 3e-3}, data={"questions": 1.0}, steps=200, batch=8, optimizer="muon"),
+        Stage(
+            name="align",
+            learn={"fusion.*": 3e-3},
+            data={"aligned": 1.0},
+            objective={"words": 1.0},
+            steps=250,
+            batch=32,
+            decay=1.0,
+        ),
         Stage(
             name="instruct",
-            learn={"fusion.*": 2e-3, "decoder.*": 2e-3},
+            learn={"fusion.*": 1e-3, "decoder.*": 1e-3},
             data={"questions": 1.0},
-            steps=13_000,
+            steps=8_000,
             batch=8,
             optimizer="muon",
         ),

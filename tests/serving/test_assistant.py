@@ -42,7 +42,7 @@ class Wrote:
     """An engine whose model always writes the same."""
 
     def __init__(self, model: Assistant, text: str) -> None:
-        self.model, self.text, self.processor = model, text, model.engine.processor
+        self.model, self.text, self.processor = model.published.runner, text, model.engine.processor
 
     def answer(self, talks: Sequence[Conversation], sampling: Any) -> list[Reply]:
         return [said_by(self.model, self.text, talk) for talk in talks]

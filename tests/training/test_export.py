@@ -45,6 +45,6 @@ def test_the_last_finished_stage_is_what_is_exported(run: Path) -> None:
 
 
 def test_a_run_without_a_checkpoint_is_told(run: Path) -> None:
-    with pytest.raises(CheckpointError, match="no checkpoint of recipe 'sightline-mini'"):
+    with pytest.raises(CheckpointError, match="no stage of recipe 'sightline-mini' is finished"):
         export(sightline_mini(), run, run / "model")
     assert not (run / "model").exists()

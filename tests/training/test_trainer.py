@@ -32,7 +32,7 @@ def losses(steps: Iterator[Step]) -> list[tuple[str, int, float]]:
 
 
 def weights(recipe: Recipe, folder: Path) -> dict[str, Tensor]:
-    return final_model(recipe, folder).state_dict()
+    return final_model(recipe, folder)[0].state_dict()
 
 
 def trainer_of(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> tuple[Trainer, Batches]:

@@ -16,7 +16,7 @@ COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0
 def check_drawing(path: Path) -> None:
     """InputError for a file name that no picture can be written under, told before any work is done."""
     kinds = PIL.Image.registered_extensions()
-    if path.suffix.lower() not in kinds:
+    if kinds.get(path.suffix.lower()) not in PIL.Image.SAVE:
         raise InputError(f"{path}: unknown kind of picture {path.suffix!r}, expected .png, .jpg or .webp")
     if not path.parent.is_dir():
         raise InputError(f"{path}: its folder does not exist")

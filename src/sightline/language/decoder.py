@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.config import config
+from ..core.errors import ConfigError
 from ..core.layout import Layout, visible
 from ..layers.attention import Attention, KeyValueStore, chosen
 from ..layers.feedforward import GatedFeedForward
@@ -46,6 +47,15 @@ class DecoderConfig:
     scale_embedding: bool = False  # embeddings times sqrt(width)
     max_length: int = 2048  # tokens of context the model was trained for
 
+    def __post_init__(self) -> None:
+        kv_heads = self.kv_heads or self.heads
+        if min(self.vocab_size, self.width, self.heads, kv_heads, self.mlp) < 1 or self.depth < 1:
+            raise ConfigError("a decoder's sizes are at least 1")
+        if self.heads % kv_heads:
+            raise ConfigError(f"{self.heads} heads cannot share {kv_heads} heads of keys alike")
+        if self.rotary_dim % 2:
+            raise ConfigError(f"heads of {self.rotary_dim} numbers cannot be turned in pairs, expected an even number")
+
     @property
     def rotary_dim(self) -> int:
         return self.head_dim or self.width // self.heads
@@ -73,7 +83,7 @@ class Block(Protocol):
     """What the decoder asks of a block."""
 
     def __call__(self, x: Tensor, context: Context, cache: KeyValueStore | None) -> Tensor:
-        """x [batch, length, width] to the same shape."""
+        """x [batch, length, width] to the same shape, or with `context.rows` to those tokens [n, width]."""
         ...
 
 
@@ -109,10 +119,14 @@ class Decoder(nn.Module):
         self.reset()
 
     def reset(self) -> None:
-        """Random start: normal of 0.02, biases zero."""
+        """Random start: every map keeps the size of what it reads, branches add up to the size of the stream."""
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
-                nn.init.normal_(parameter, std=0.02)
+                table = name in ("embedding.weight", "head.weight")
+                std = 0.02 if table and not self.config.scale_embedding else parameter.shape[1] ** -0.5
+                if name.endswith(("o.weight", "down.weight")):
+                    std *= (2 * len(self.blocks)) ** -0.5
+                nn.init.normal_(parameter, std=std)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 

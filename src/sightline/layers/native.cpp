@@ -13,39 +13,39 @@
 #include <immintrin.h>
 #endif
 
-typedef float f16 __attribute__((vector_size(64)));
-typedef int32_t i16 __attribute__((vector_size(64)));
-typedef uint32_t u16x __attribute__((vector_size(64)));
-typedef uint16_t h16 __attribute__((vector_size(32)));
-typedef int8_t b16 __attribute__((vector_size(16)));
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
+typedef int8_t Bytes __attribute__((vector_size(16)));
 
 static const int LANES = 16, GROUP = 32;
 
-static inline f16 load(const float* p) { f16 v; std::memcpy(&v, p, sizeof v); return v; }
-static inline f16 load(const uint16_t* p) {
-    h16 v; std::memcpy(&v, p, sizeof v);
-    u16x wide = __builtin_convertvector(v, u16x) << 16;
-    return (f16)wide;
+static inline Floats load(const float* p) { Floats v; std::memcpy(&v, p, sizeof v); return v; }
+static inline Floats load(const uint16_t* p) {
+    Halves v; std::memcpy(&v, p, sizeof v);
+    Words wide = __builtin_convertvector(v, Words) << 16;
+    return (Floats)wide;
 }
-static inline f16 load(const int8_t* p) {
+static inline Floats load(const int8_t* p) {
 #ifdef __AVX512F__  // gcc converts bytes element by element unless it is told the instruction
-    return (f16)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+    return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
 #else
-    b16 v; std::memcpy(&v, p, sizeof v);
-    return __builtin_convertvector(__builtin_convertvector(v, i16), f16);
+    Bytes v; std::memcpy(&v, p, sizeof v);
+    return __builtin_convertvector(__builtin_convertvector(v, Ints), Floats);
 #endif
 }
-// e to the power of lanes that are at most 0, to float's precision (Cephes' polynomial); below -87 it is zero.
-static inline f16 exponential(f16 x) {
-    const f16 low = x * 0 - 87.0f;
-    const f16 given = x;
+// e to the power of lanes that are at most 0, to a few millionths (Cephes' polynomial); below -87 it is zero.
+static inline Floats exponential(Floats x) {
+    const Floats low = x * 0 - 87.0f;
+    const Floats given = x;
     x = x > low ? x : low;
-    const i16 whole = __builtin_convertvector(x * 1.44269504f - 0.5f, i16);  // towards zero, so to the nearest
-    const f16 n = __builtin_convertvector(whole, f16);
-    f16 r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    f16 y = (((((1.9875691500e-4f * r + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r
+    const Ints whole = __builtin_convertvector(x * 1.44269504f - 0.5f, Ints);  // towards zero, so to the nearest
+    const Floats n = __builtin_convertvector(whole, Floats);
+    Floats r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    Floats y = (((((1.9875691500e-4f * r + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r
               + 1.6666665459e-1f) * r + 5.0000001201e-1f) * r * r + r + 1.0f;
-    return given > low ? y * (f16)((whole + 127) << 23) : y * 0;
+    return given > low ? y * (Floats)((whole + 127) << 23) : y * 0;
 }
 static inline void store(float* p, float v) { *p = v; }
 static inline void store(uint16_t* p, float v) {  // to the nearest, ties to even
@@ -54,41 +54,41 @@ static inline void store(uint16_t* p, float v) {  // to the nearest, ties to eve
 }
 static inline float plain(float v) { return v; }
 static inline float plain(uint16_t v) { uint32_t bits = (uint32_t)v << 16; float f; std::memcpy(&f, &bits, sizeof f); return f; }
-static inline float sum(f16 v) { float s = 0; for (int i = 0; i < LANES; i++) s += v[i]; return s; }
+static inline float sum(Floats v) { float s = 0; for (int i = 0; i < LANES; i++) s += v[i]; return s; }
 
 // A weight [outputs, inputs] of one of three kinds; `scale` [outputs, inputs / GROUP] is there for int8 only.
 struct Matrix { const void* data; const float* scale; const float* bias; int64_t kind, outputs, inputs; };
 
-// Outputs [first, first + R) of B rows; y[b * stride + r].
-template <int R, int B> static inline void tile(const float* w, const float*, const float* x, int n, f16 (&acc)[R][B]) {
+// Sums of R outputs for B rows, a vector each, still to be added up across its lanes.
+template <int R, int B> static inline void tile(const float* w, const float*, const float* x, int n, Floats (&acc)[R][B]) {
     for (int i = 0; i < n; i += LANES) {
-        f16 xs[B];
+        Floats xs[B];
         for (int b = 0; b < B; b++) xs[b] = load(x + (int64_t)b * n + i);
-        for (int r = 0; r < R; r++) { f16 v = load(w + (int64_t)r * n + i); for (int b = 0; b < B; b++) acc[r][b] += v * xs[b]; }
+        for (int r = 0; r < R; r++) { Floats v = load(w + (int64_t)r * n + i); for (int b = 0; b < B; b++) acc[r][b] += v * xs[b]; }
     }
 }
-template <int R, int B> static inline void tile(const uint16_t* w, const float*, const float* x, int n, f16 (&acc)[R][B]) {
+template <int R, int B> static inline void tile(const uint16_t* w, const float*, const float* x, int n, Floats (&acc)[R][B]) {
     for (int i = 0; i < n; i += LANES) {
-        f16 xs[B];
+        Floats xs[B];
         for (int b = 0; b < B; b++) xs[b] = load(x + (int64_t)b * n + i);
-        for (int r = 0; r < R; r++) { f16 v = load(w + (int64_t)r * n + i); for (int b = 0; b < B; b++) acc[r][b] += v * xs[b]; }
+        for (int r = 0; r < R; r++) { Floats v = load(w + (int64_t)r * n + i); for (int b = 0; b < B; b++) acc[r][b] += v * xs[b]; }
     }
 }
-template <int R, int B> static inline void tile(const int8_t* w, const float* scale, const float* x, int n, f16 (&acc)[R][B]) {
+template <int R, int B> static inline void tile(const int8_t* w, const float* scale, const float* x, int n, Floats (&acc)[R][B]) {
     int groups = n / GROUP;
     for (int g = 0; g < groups; g++) {
-        f16 xs[B][2];
+        Floats xs[B][2];
         for (int b = 0; b < B; b++) for (int j = 0; j < 2; j++) xs[b][j] = load(x + (int64_t)b * n + g * GROUP + j * LANES);
         for (int r = 0; r < R; r++) {
             const int8_t* p = w + (int64_t)r * n + g * GROUP;
             float s = scale[(int64_t)r * groups + g];
-            f16 low = load(p) * s, high = load(p + LANES) * s;
+            Floats low = load(p) * s, high = load(p + LANES) * s;
             for (int b = 0; b < B; b++) acc[r][b] += low * xs[b][0] + high * xs[b][1];
         }
     }
 }
 template <int R, int B, class W> static inline void block(const W* w, const float* scale, const float* bias, const float* x, float* y, int n, int64_t stride) {
-    f16 acc[R][B] = {};
+    Floats acc[R][B] = {};
     tile<R, B>(w, scale, x, n, acc);
     for (int r = 0; r < R; r++) for (int b = 0; b < B; b++) y[b * stride + r] = sum(acc[r][b]) + (bias ? bias[r] : 0.0f);
 }
@@ -129,7 +129,7 @@ struct Step {
     const uint8_t* mask;        // [batch, length + 1], or null where everything is seen
     const float* norm;
     float *x, *h, *a, *g, *u;   // [batch, width], widest input, heads * dim, hidden, hidden
-    float* scores;              // [threads, heads, length + 1]
+    float* scores;              // [threads, length + 1]
 };
 
 static void normed(const Step& s, const float* x, const float* weight, float* out) {
@@ -148,15 +148,15 @@ static void rotated(const Step& s, float* v, int64_t row) {
     }
 }
 // The activations of gates: silu, or gelu by its tanh, which is x times a sigmoid too.
-static inline f16 activated(f16 g, int64_t kind) {
-    const f16 inner = kind == 0 ? g : 1.5957691216057308f * (g + 0.044715f * g * g * g);
-    const f16 e = exponential(inner > 0 ? -inner : inner);  // never of more than 0: no overflow
+static inline Floats activated(Floats g, int64_t kind) {
+    const Floats inner = kind == 0 ? g : 1.5957691216057308f * (g + 0.044715f * g * g * g);
+    const Floats e = exponential(inner > 0 ? -inner : inner);  // never of more than 0: no overflow
     return g * (inner > 0 ? 1.0f / (1.0f + e) : e / (1.0f + e));
 }
 static void gated(float* g, const float* u, int64_t count, int64_t kind) {
     int64_t i = 0;
-    for (; i + LANES <= count; i += LANES) { f16 y = activated(load(g + i), kind) * load(u + i); std::memcpy(g + i, &y, sizeof y); }
-    for (; i < count; i++) { f16 one = {g[i]}; g[i] = activated(one, kind)[0] * u[i]; }
+    for (; i + LANES <= count; i += LANES) { Floats y = activated(load(g + i), kind) * load(u + i); std::memcpy(g + i, &y, sizeof y); }
+    for (; i < count; i++) { Floats one = {g[i]}; g[i] = activated(one, kind)[0] * u[i]; }
 }
 // One row's query heads that share a head of keys; the new key and value are stored first.
 template <class T> static void attended(const Step& s, const Layer& l, int64_t row, int64_t kv, const float* k, const float* v, float* scores) {
@@ -171,9 +171,9 @@ template <class T> static void attended(const Step& s, const Layer& l, int64_t r
         float top = -1e30f;
         for (int64_t t = 0; t < keys; t += 4) {  // four sums at once hide each other's wait
             const int64_t some = keys - t < 4 ? keys - t : 4;
-            f16 acc[4] = {};
+            Floats acc[4] = {};
             for (int64_t i = 0; i < dim; i += LANES) {
-                f16 part = load(q + i);
+                Floats part = load(q + i);
                 for (int64_t u = 0; u < 4; u++) acc[u] += part * load(key + (t + (u < some ? u : 0)) * dim + i);
             }
             for (int64_t u = 0; u < some; u++) {
@@ -184,19 +184,19 @@ template <class T> static void attended(const Step& s, const Layer& l, int64_t r
         }
         float total = 0;
         int64_t t = 0;
-        for (; t + LANES <= keys; t += LANES) { f16 e = exponential(load(scores + t) - top); std::memcpy(scores + t, &e, sizeof e); total += sum(e); }
-        for (; t < keys; t++) { f16 one = {scores[t] - top}; scores[t] = exponential(one)[0]; total += scores[t]; }
+        for (; t + LANES <= keys; t += LANES) { Floats e = exponential(load(scores + t) - top); std::memcpy(scores + t, &e, sizeof e); total += sum(e); }
+        for (; t < keys; t++) { Floats one = {scores[t] - top}; scores[t] = exponential(one)[0]; total += scores[t]; }
         const float over = total > 0 ? 1.0f / total : 0.0f;
         float* out = s.h + (row * s.heads + head) * dim;
         int64_t i = 0;
         for (; i + 4 * LANES <= dim; i += 4 * LANES) {
-            f16 acc[4] = {};
+            Floats acc[4] = {};
             for (int64_t t = 0; t < keys; t++)
                 for (int u = 0; u < 4; u++) acc[u] += load(value + t * dim + i + u * LANES) * scores[t];
             for (int u = 0; u < 4; u++) { acc[u] *= over; std::memcpy(out + i + u * LANES, &acc[u], sizeof acc[u]); }
         }
         for (; i < dim; i += LANES) {
-            f16 acc = {};
+            Floats acc = {};
             for (int64_t t = 0; t < keys; t++) acc += load(value + t * dim + i) * scores[t];
             acc *= over;
             std::memcpy(out + i, &acc, sizeof acc);
@@ -323,9 +323,9 @@ template <class T> static void attend(const Prompt& p) {
                 for (int64_t i = 0; i < D; i++) q[j][i] *= scale;
             }
             for (int64_t t = 0; t < wide; t += 32) {
-                f16 acc[Q][2] = {};
+                Floats acc[Q][2] = {};
                 for (int64_t i = 0; i < D; i++) {
-                    f16 low = load(keys + i * padded + t), high = load(keys + i * padded + t + LANES);
+                    Floats low = load(keys + i * padded + t), high = load(keys + i * padded + t + LANES);
                     for (int j = 0; j < Q; j++) { acc[j][0] += low * q[j][i]; acc[j][1] += high * q[j][i]; }
                 }
                 for (int j = 0; j < Q; j++) std::memcpy(scores + j * padded + t, acc[j], sizeof acc[j]);
@@ -336,9 +336,9 @@ template <class T> static void attend(const Prompt& p) {
                 if (j >= some) { for (int64_t t = 0; t < wide; t++) row[t] = 0; over[j] = 0; continue; }
                 for (int64_t t = sees; t < wide; t++) row[t] = -1e30f;
                 for (int64_t t = 0; t < sees; t++) top = row[t] > top ? row[t] : top;
-                f16 all = {};
+                Floats all = {};
                 for (int64_t t = 0; t < wide; t += LANES) {
-                    f16 e = exponential(load(row + t) - top);
+                    Floats e = exponential(load(row + t) - top);
                     std::memcpy(row + t, &e, sizeof e);
                     all += e;
                 }
@@ -347,16 +347,16 @@ template <class T> static void attend(const Prompt& p) {
             }
             for (int64_t i = 0; i < D; i += 64) {
                 const int C = D - i < 64 ? (int)((D - i) / LANES) : 4;
-                f16 acc[Q][4] = {};
+                Floats acc[Q][4] = {};
                 if (C == 4) {
                     for (int64_t t = 0; t < seen; t++) {
-                        f16 v[4];
+                        Floats v[4];
                         for (int c = 0; c < 4; c++) v[c] = load(values + t * D + i + c * LANES);
                         for (int j = 0; j < Q; j++) { float w = scores[j * padded + t]; for (int c = 0; c < 4; c++) acc[j][c] += v[c] * w; }
                     }
                 } else {
                     for (int64_t t = 0; t < seen; t++)
-                        for (int c = 0; c < C; c++) { f16 v = load(values + t * D + i + c * LANES); for (int j = 0; j < Q; j++) acc[j][c] += v * scores[j * padded + t]; }
+                        for (int c = 0; c < C; c++) { Floats v = load(values + t * D + i + c * LANES); for (int j = 0; j < Q; j++) acc[j][c] += v * scores[j * padded + t]; }
                 }
                 for (int64_t j = 0; j < some; j++) {
                     T* out = (T*)p.out + ((b * L + first + j) * p.heads + h) * D + i;
@@ -431,12 +431,12 @@ static void attend_in_pairs(const Prompt& p) {
                 uint16_t* shares = (uint16_t*)row;  // written behind what is still to be read
                 const int64_t sees = p.causal ? first + j + 1 : L;
                 for (int64_t t = sees; t < wide; t++) row[t] = -1e30f;
-                f16 tops = load(row);
-                for (int64_t t = LANES; t < wide; t += LANES) { f16 v = load(row + t); tops = tops > v ? tops : v; }
+                Floats tops = load(row);
+                for (int64_t t = LANES; t < wide; t += LANES) { Floats v = load(row + t); tops = tops > v ? tops : v; }
                 for (int i = 0; i < LANES; i++) top = tops[i] > top ? tops[i] : top;
-                f16 all = {};
+                Floats all = {};
                 for (int64_t t = 0; t < wide; t += LANES) {
-                    const f16 e = exponential(load(row + t) - top);
+                    const Floats e = exponential(load(row + t) - top);
                     const __m256bh rounded = _mm512_cvtneps_pbh((__m512)e);
                     std::memcpy(shares + t, &rounded, sizeof rounded);
                     all += e;
@@ -476,12 +476,12 @@ extern "C" void prompt(const Prompt* p, int64_t kind) { if (kind == 0) attend<fl
 extern "C" void normalise(const void* x, const float* weight, void* out, int64_t rows, int64_t width, double eps, int64_t kind) {
     #pragma omp parallel for
     for (int64_t r = 0; r < rows; r++) {
-        f16 squares = {};
+        Floats squares = {};
         float tail = 0;
         const float* a = (const float*)x + r * width;
         const uint16_t* b = (const uint16_t*)x + r * width;
         int64_t i = 0;
-        for (; i + LANES <= width; i += LANES) { f16 v = kind == 0 ? load(a + i) : load(b + i); squares += v * v; }
+        for (; i + LANES <= width; i += LANES) { Floats v = kind == 0 ? load(a + i) : load(b + i); squares += v * v; }
         for (; i < width; i++) { float v = kind == 0 ? a[i] : plain(b[i]); tail += v * v; }
         const float scale = 1.0f / std::sqrt((sum(squares) + tail) / width + (float)eps);
         if (kind == 0) { float* y = (float*)out + r * width; for (i = 0; i < width; i++) y[i] = a[i] * scale * weight[i]; }
@@ -495,14 +495,14 @@ extern "C" void gate(const void* joined, void* out, int64_t rows, int64_t hidden
         const float *a = (const float*)joined + r * 2 * hidden;
         const uint16_t *b = (const uint16_t*)joined + r * 2 * hidden;
         for (int64_t i = 0; i < hidden; i += LANES) {
-            f16 g, u;
+            Floats g, u;
             if (i + LANES <= hidden) { g = kind == 0 ? load(a + i) : load(b + i); u = kind == 0 ? load(a + hidden + i) : load(b + hidden + i); }
             else for (int e = 0; e < LANES; e++) {
                 const bool in = i + e < hidden;
                 g[e] = !in ? 0 : kind == 0 ? a[i + e] : plain(b[i + e]);
                 u[e] = !in ? 0 : kind == 0 ? a[hidden + i + e] : plain(b[hidden + i + e]);
             }
-            const f16 y = activated(g, activation) * u;
+            const Floats y = activated(g, activation) * u;
             const int64_t some = hidden - i < LANES ? hidden - i : LANES;
             if (kind == 0) std::memcpy((float*)out + r * hidden + i, &y, some * sizeof(float));
             else for (int64_t e = 0; e < some; e++) store((uint16_t*)out + r * hidden + i + e, y[e]);

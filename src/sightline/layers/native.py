@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 SOURCE = Path(__file__).with_name("native.cpp")
-FLAGS = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
+# what -ffast-math allows, without its start-up code, which would switch off tiny numbers in the whole process
+LOOSE = ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math")
+FLAGS = ("-O3", "-march=native", *LOOSE, "-fopenmp", "-shared", "-fPIC", "-std=c++17")
 OFF = "SIGHTLINE_NATIVE"  # set to 0 to leave it out
 GROUP = 32  # int8 weights of one output that share a scale
 LANES = 16
@@ -76,7 +78,7 @@ def library() -> Any:
         return None
     try:
         built = ctypes.CDLL(str(_built(compiler)))
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: a user without a home folder
         return None
     built.step.argtypes, built.step.restype = [_pointer, _pointer], None
     built.multiply.argtypes, built.multiply.restype = [_pointer, _pointer, _pointer, ctypes.c_int64], None
@@ -90,9 +92,10 @@ def library() -> Any:
 
 
 def _built(compiler: str) -> Path:
-    """The library in the user's cache; its name holds all that it depends on, so that it is never a stale one."""
+    """The library in the user's cache, under a name that changes with the source and the machine."""
+    chosen = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    folder = (chosen if chosen.is_absolute() else Path.home() / ".cache") / "sightline"
     about = "\0".join((SOURCE.read_text(), *FLAGS, compiler, torch.__version__, _processor()))
-    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sightline"
     path = folder / f"native-{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -107,10 +107,10 @@ class Assistant:
     @property
     def engine(self) -> Engine:
         """What answers; InputError for a checkpoint that cannot hold a conversation about pictures."""
-        if self._engine is None:
+        runner = self.published.runner
+        if self._engine is None or self._engine.model is not runner:
             if self.processor is None or not isinstance(self.published.model, VLM):
                 raise InputError(f"{self.name} is a {self.published.family} without a tokenizer, it reads no questions")
-            runner = self.published.runner
             assert isinstance(runner, VLM)
             self._engine = Engine(runner, self.processor)
         return self._engine
@@ -146,12 +146,12 @@ class Assistant:
             raise answer.error
         return answer
 
-    def said(self, answer: Answer) -> Message:
-        """An answer as a message, for the next turn of a conversation; places are handed back as places."""
+    def said(self, answer: Answer, image: int = 0) -> Message:
+        """An answer as a message, for the next turn of a conversation; its places are those of one of the images."""
         places: list[Box | Point] = [*answer.boxes, *answer.points]
         if isinstance(self.engine.processor.codec, LocationTokens) and places:
             labelled = [replace(place, label=f" {place.label}") for place in places]
-            return Message("assistant", tuple(map(Region, labelled)))
+            return Message("assistant", tuple(Region(place, image) for place in labelled))
         return Message("assistant", (Text(answer.text),))
 
     def detect(self, image: Picture, phrase: str, **sampling: Any) -> Answer:

@@ -95,7 +95,6 @@ class Engine:
         for start in range(0, len(single), self.batch):
             yield single[start : start + self.batch]
 
-    @torch.inference_mode()
     def _run(self, rows: list[_Row]) -> list[Reply]:
         began = time.perf_counter()
         for _ in self._tokens(rows, began):
@@ -106,14 +105,13 @@ class Engine:
         """The answer's text as it comes, then the whole reply; control tokens are not shown."""
         row = _Row(self.processor(conversation), Chooser(sampling))
         began, shown = time.perf_counter(), ""
-        with torch.inference_mode():
-            for _ in self._tokens([row], began):
-                text = self.processor.read(row.ids, row.example.transforms).text
-                text = text[: len(text) - begun(text, sampling.stop)].rstrip()
-                half = text.endswith("�")  # the rest of a letter is still to come
-                if len(text) > len(shown) and text.startswith(shown) and not half and not row.done:
-                    yield text[len(shown) :]
-                    shown = text
+        for _ in self._tokens([row], began):
+            text = self.processor.read(row.ids, row.example.transforms).text
+            text = text[: len(text) - begun(text, sampling.stop)].rstrip()
+            half = text.endswith("�")  # the rest of a letter is still to come
+            if len(text) > len(shown) and text.startswith(shown) and not half and not row.done:
+                yield text[len(shown) :]
+                shown = text
         reply = self._reply(row, began)
         rest = reply.grounded.text[len(shown) :] if reply.grounded.text.startswith(shown) else ""
         if rest:
@@ -121,7 +119,10 @@ class Engine:
         yield reply
 
     def _text(self, row: _Row) -> str:
-        return self.processor.tokenizer.decode(row.ids)
+        return self._words(row.ids)
+
+    def _words(self, ids: list[int]) -> str:
+        return self.processor.tokenizer.decode(ids)
 
     def _reply(self, row: _Row, began: float) -> Reply:
         example = row.example
@@ -141,6 +142,7 @@ class Engine:
 
     # ---------------------------------------------------------------------------------------------------- generation
 
+    @torch.inference_mode()  # on while a token is made, off while the caller has it
     def _tokens(self, rows: list[_Row], began: float) -> Iterator[None]:
         """Read the prompts, then one token per unfinished row and turn."""
         cache, hidden = self._prefill(rows)
@@ -182,7 +184,9 @@ class Engine:
         cut = found(text, row.choose.sampling.stop)
         if cut is not None:
             row.stopped, row.done = list(row.ids), True
-            while row.ids and len(self.processor.tokenizer.decode(row.ids[:-1])) >= len(text[:cut].rstrip()):
+            kept = len(text[:cut].rstrip())
+            # location tokens have no text: those before the stop text stay
+            while row.ids and len(self._text(row)) > kept and len(self._words(row.ids[:-1])) >= kept:
                 row.ids.pop()
 
     def _prefill(self, rows: list[_Row]) -> tuple[Cache, Tensor]:
@@ -190,6 +194,7 @@ class Engine:
         examples = [row.example for row in rows]
         shared = self._shared(examples)
         room = max(example.length for example in examples) + max(row.choose.sampling.max_new_tokens for row in rows)
+        room = min(room, self.model.config.decoder.max_length)
         if not shared:
             cache = self.model.new_cache(room)
             return cache, self._read(examples, cache, None)

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from ..zoo import own
 from .recipe import Recipe
-from .run import final_model, tokenizer_of
+from .run import final_model, processor_config, tokenizer_of
 
 
 def export(recipe: Recipe, run: Path, folder: Path) -> Path:
-    """Write the run's model after its last stage into `folder`; CheckpointError while no stage is finished."""
-    settings = own.ProcessorConfig(recipe.pixels, recipe.template, recipe.codec, max_length=recipe.max_length)
-    stages = {stage.name: tuple(stage.learn) for stage in recipe.stages}
-    own.save(final_model(recipe, run), tokenizer_of(recipe, run), settings, folder, stages)
+    """Write the run's model after its last finished stage into `folder`; CheckpointError while there is none."""
+    model, stages = final_model(recipe, run)
+    learned = {stage.name: tuple(stage.learn) for stage in stages}
+    own.save(model, tokenizer_of(recipe, run), processor_config(recipe), folder, learned)
     return folder

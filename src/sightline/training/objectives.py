@@ -159,7 +159,7 @@ class Dense(Objective):
             where = torch.ones_like(there) if everywhere else there
             seen, labels = features[where], labels[where]
             terms[name] = self._term(name, F.cross_entropy(head(seen), labels, reduction="sum"), len(labels))
-        scores = self.heads["box"](features[there]).unflatten(-1, (4, BINS)).log_softmax(-1)
+        scores = self.heads["box"](features[there]).float().unflatten(-1, (4, BINS)).log_softmax(-1)
         bins = (truth["box"][there] * BINS - 0.5).flatten()
         target = smoothed(bins, BINS, 1.5).view_as(scores)
         terms["box"] = self._term("box", -(target * scores).sum(), 4 * len(scores))

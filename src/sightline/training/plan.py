@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+from ..core.config import nearest
+from ..core.errors import ConfigError
 from ..model import VLM
 from ..zoo.describe import short
 from ..zoo.hollow import hollow
@@ -19,6 +21,9 @@ def plan(recipe: Recipe, stage: str | None = None) -> Iterator[str]:
     yield f"{recipe.name}: {short(sum(sizes.values()))} parameters, seed {recipe.seed}"
     for each in chosen:
         rates = learning_rates(model, each.learn)
+        for name in each.data:
+            if name not in recipe.sources:
+                raise ConfigError(f"stage {each.name!r} has no source {name!r}{nearest(name, recipe.sources)}")
         yield ""
         yield from _stage(each, sum(sizes.values()), sum(sizes[name] for name in rates))
 

@@ -5,6 +5,7 @@ from dataclasses import field
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from pydantic import NonNegativeInt, PositiveInt
 from torch import nn
 
 from ..core.config import config, nearest
@@ -26,19 +27,19 @@ class Stage:
     name: str
     learn: dict[str, float]
     data: dict[str, float]
-    steps: int
-    batch: int = 16
+    steps: PositiveInt
+    batch: PositiveInt = 16
     objective: dict[str, float] = field(default_factory=lambda: {"next-token": 1.0})
     optimizer: Literal["adamw", "muon"] = "adamw"
-    warmup: int = 50
+    warmup: NonNegativeInt = 50
     schedule: Literal["linear", "cosine"] = "linear"  # how the rate falls
     decay: float = 0.5  # share of the stage, at its end, over which it falls; 0 keeps it constant
     floor: float = 0.03  # what it falls to, as a share
     weight_decay: float = 0.01
     clip: float = 1.0
     precision: Literal["bf16", "fp32"] = "bf16"
-    accumulate: int = 1  # micro-batches a step
-    save_every: int = 250
+    accumulate: PositiveInt = 1  # micro-batches a step
+    save_every: PositiveInt = 250
 
     def rate(self, step: int) -> float:
         """The learning rate at a step (from 0) as a share of its peak."""

@@ -7,21 +7,24 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..core.errors import CheckpointError
+from ..core.config import nearest
+from ..core.errors import CheckpointError, ConfigError
 from ..data.processor import Processor
-from ..data.template import TEMPLATES
-from ..grounding.codecs import CODECS, LocationTokens
+from ..grounding.codecs import LocationTokens
 from ..language.tokenizer import Tokenizer, train_tokenizer
 from ..model import VLM
 from ..worlds.scene_questions import questions
 from ..worlds.scenes import COLORS, SHAPES, SIZES, TEXTURES, scene
+from ..zoo.own import ProcessorConfig
 from . import checkpoints
+from .alignment import Words, smooth_places, words_of
 from .objectives import Dense, NextToken, SigLIP, Total
 from .recipe import Recipe, Stage
 from .records import prepare, tell, whole
 from .trainer import Step, Trainer
 
 CONTROLS = ("<pad>", "<bos>", "<eos>", "<image>", "<user>", "<assistant>", *LocationTokens().names)
+VALUES = {"color": COLORS, "shape": SHAPES, "size": SIZES, "texture": TEXTURES}
 TOKENIZER_SCENES = range(5_000_000, 5_006_000)
 
 
@@ -39,6 +42,9 @@ def tokenizer_of(recipe: Recipe, folder: Path) -> Tokenizer:
     """The run's tokenizer; learned once and kept in its folder."""
     place = folder / "tokenizer"
     if not (place / "tokenizer.json").exists():
+        if recipe.vocabulary > recipe.model.decoder.vocab_size:
+            most = recipe.model.decoder.vocab_size
+            raise ConfigError(f"a vocabulary of {recipe.vocabulary} does not fit a decoder's table of {most}")
         learned = train_tokenizer(scenes_text(), recipe.vocabulary, CONTROLS, bos="<bos>", eos="<eos>", pad="<pad>")
         whole(place, learned.save)
     return Tokenizer.from_folder(place)
@@ -46,36 +52,35 @@ def tokenizer_of(recipe: Recipe, folder: Path) -> Tokenizer:
 
 def processor_of(recipe: Recipe, tokenizer: Tokenizer, model: VLM) -> Processor:
     """What turns the recipe's conversations into numbers."""
-    return Processor(
-        tokenizer=tokenizer,
-        template=TEMPLATES[recipe.template],
-        pixels=recipe.pixels,
-        num_tokens=model.fusion.num_tokens,
-        patch=recipe.model.image.patch_size,
-        image_token="<image>",
-        codec=CODECS[recipe.codec],
-        look=recipe.model.look,
-        max_length=recipe.max_length,
-    )
+    return processor_config(recipe).build(tokenizer, model)
+
+
+def processor_config(recipe: Recipe) -> ProcessorConfig:
+    """What a model folder says of its processor."""
+    return ProcessorConfig(recipe.pixels, recipe.template, recipe.codec, max_length=recipe.max_length)
 
 
 def objective_of(stage: Stage, recipe: Recipe, tokenizer: Tokenizer) -> Total:
     """The terms that a stage names."""
-    width, first = recipe.model.image.width, tokenizer.controls.get("<loc000>", 0)
-    classes = {"color": len(COLORS), "shape": len(SHAPES), "size": len(SIZES), "texture": len(TEXTURES)}
+    width, first = recipe.model.image.width, tokenizer.control(LocationTokens().name(0))
     made: dict[str, Callable[[], nn.Module]] = {
         "next-token": lambda: NextToken(first, LocationTokens().bins),
         "siglip": lambda: SigLIP(width, recipe.model.decoder.vocab_size, tokenizer.control(tokenizer.pad)),
-        "dense": lambda: Dense(width, classes),
+        "dense": lambda: Dense(width, {name: len(values) for name, values in VALUES.items()}),
+        "words": lambda: Words(words_of(tokenizer, VALUES), first, LocationTokens().bins),
     }
-    known = {name: build() for name, build in made.items() if name in stage.objective}
-    return Total(known, stage.objective)  # type: ignore[arg-type]
+    if unknown := sorted(set(stage.objective) - set(made)):
+        raise ConfigError(f"unknown objective {unknown[0]!r}{nearest(unknown[0], made)}")
+    return Total({name: made[name]() for name in stage.objective}, stage.objective)  # type: ignore[misc]
 
 
 def initial_model(recipe: Recipe) -> VLM:
-    """A model drawn from the recipe's seed."""
+    """A model drawn from the recipe's seed, its place tokens in order."""
     torch.manual_seed(recipe.seed)
-    return VLM(recipe.model)
+    model = VLM(recipe.model)
+    places = LocationTokens()
+    smooth_places(model.decoder.embedding.weight, CONTROLS.index(places.name(0)), places.bins)
+    return model
 
 
 def finished(recipe: Recipe, folder: Path, stage: Stage) -> bool:
@@ -122,12 +127,12 @@ def run(
             yield from trainer.run(processor_of(recipe, tokenizer, model), workers, evaluate)
 
 
-def final_model(recipe: Recipe, folder: Path) -> VLM:
-    """The model after the last stage that has a whole checkpoint."""
+def final_model(recipe: Recipe, folder: Path) -> tuple[VLM, tuple[Stage, ...]]:
+    """The model after the last stage that is finished, and the stages it went through."""
     model = initial_model(recipe)
-    for stage in reversed(recipe.stages):
+    for number, stage in reversed(list(enumerate(recipe.stages))):
         found = checkpoints.newest(folder / "checkpoints" / stage.name, tell)
-        if found is not None:
+        if found is not None and found.state["step"] >= stage.steps:
             model.load_state_dict(found.tensors["model"])
-            return model.eval()
-    raise CheckpointError(f"{folder}: no checkpoint of recipe {recipe.name!r}")
+            return model.eval(), recipe.stages[: number + 1]
+    raise CheckpointError(f"{folder}: no stage of recipe {recipe.name!r} is finished")

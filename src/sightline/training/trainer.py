@@ -109,7 +109,8 @@ class Trainer:
     def learn(self, micro: list[Batch]) -> Step:
         """One step over some micro-batches; refused, and counted, when anything in it is not a number.
 
-        Every term is divided by its count over all micro-batches, so that two of 16 are one of 32.
+        Every term is divided by its count over all micro-batches, so that two of 16 are one of 32; SigLIP apart, which
+        contrasts the pairs of one micro-batch only.
         """
         self.optimizers.zero()
         torch.manual_seed(hash((self.recipe.seed, self.number, self.step)))  # a step's chance, wherever a run resumes

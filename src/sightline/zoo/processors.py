@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import CheckpointError
+from ..data.chat_template import ChatTemplate
 from ..data.images import CenterCrop, PadSquare, Pipeline, Scaling, Square
 from ..data.processor import Processor
-from ..data.template import TEMPLATES
+from ..data.template import TEMPLATES, Template
 from ..grounding.codecs import CODECS
 from ..language.tokenizer import Tokenizer
 from ..model import VLM
@@ -46,7 +47,7 @@ def load_processor(published: Published) -> Processor | None:
     tokenizer.bos, tokenizer.eos = tokenizer.bos or habits.bos, tokenizer.eos or habits.eos
     return Processor(
         tokenizer=tokenizer,
-        template=TEMPLATES[habits.template],
+        template=load_template(folder, tokenizer, habits),
         pixels=load_pipeline(folder, published.family, model.config.image.image_size),
         num_tokens=model.fusion.num_tokens,
         patch=model.config.image.patch_size,
@@ -55,6 +56,18 @@ def load_processor(published: Published) -> Processor | None:
         look=model.config.look,
         max_length=model.config.decoder.max_length,
     )
+
+
+def load_template(folder: Path, tokenizer: Tokenizer, habits: _Habits) -> Template:
+    """The folder's own chat template, or without one as the family always lays out a conversation."""
+    path = folder / "chat_template.jinja"
+    source = path.read_text(encoding="utf-8") if path.exists() else None
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if source is None and (folder / name).exists():
+            source = read_json(folder / name).get("chat_template")
+    if not isinstance(source, str):  # none, or several by name, of which none is said to be the one to use
+        return TEMPLATES[habits.template]
+    return ChatTemplate(source, tuple(tokenizer.controls), habits.image, tokenizer.bos, tokenizer.eos)
 
 
 def load_pipeline(folder: Path, family: str, side: int) -> Pipeline:

@@ -155,8 +155,8 @@ class Published:
         decoder = self._decoder(runner)
         if not bool((batch.layout.document[:, -1] >= 0).all()):
             raise InputError("a prompt is padded on the right, expected padding on the left for generation")
-        cache = decoder.new_cache(batch.ids.shape[1] + max_new_tokens)
         length = batch.ids.shape[1]
+        cache = decoder.new_cache(min(length + max_new_tokens, max(length, decoder.config.max_length)))
         hidden = _read(runner, batch, cache, torch.arange(length - 1, batch.ids.numel(), length))
         ends = self._ends()
         done = torch.zeros(len(batch.ids), dtype=torch.bool)
@@ -191,7 +191,7 @@ class Published:
         if other:
             known = ("input_ids", "pixel_values", "attention_mask", "token_type_ids")
             raise InputError(f"unknown input {min(other)!r}{nearest(min(other), known)}")
-        if input_ids is None or input_ids.dim() != 2 or input_ids.is_floating_point():
+        if input_ids is None or input_ids.dim() != 2 or input_ids.is_floating_point() or not input_ids.numel():
             shape = "none" if input_ids is None else f"{input_ids.dtype} {list(input_ids.shape)}"
             raise InputError(f"input_ids: found {shape}, expected whole numbers [batch, length]")
         for name, given in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):

@@ -1,0 +1,130 @@
+"""Chat templates that come with a checkpoint, run in a sandbox and read as segments.
+
+A published folder may bring its template as a Jinja program. It is run over stand-ins for what people wrote, whose
+words are put in afterwards, as words: nothing that anybody types can become a control token or a part of the program.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from ..core.errors import CheckpointError, InputError
+from ..core.sequence import Conversation, Image, Message, Text, Video
+from .template import Control, End, Segment, Slot, Words, turns
+
+# private characters, which published templates have no use for
+_OPEN, _CLOSE, _LEARN, _STOP = "\ue000", "\ue001", "\ue002", "\ue003"
+_MARKS = re.compile(f"{_OPEN}(\\d+){_CLOSE}|([{_LEARN}{_STOP}])")
+
+
+class ChatTemplate:
+    """A template by its Jinja source.
+
+    controls: names that are control tokens where the template itself writes them; image: the one that stands for a
+    picture; bos begins a conversation whose template does not write it; eos ends an answer.
+    """
+
+    def __init__(self, source: str, controls: Sequence[str], image: str, bos: str = "", eos: str = "") -> None:
+        self.controls, self.image, self.bos, self.eos = tuple(controls), image, bos, eos
+        self.in_parts = re.search(r"""\[['"]type['"]\]|\.type\b|['"]type['"]""", source) is not None
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation])
+        environment.globals["raise_exception"] = _refuse
+        try:
+            self.program = environment.from_string(source)
+        except TemplateError as error:
+            raise CheckpointError(f"the chat template cannot be read: {error}") from None
+        names = sorted((name for name in self.controls if name), key=len, reverse=True)
+        self.names = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+
+    def __call__(self, conversation: Conversation) -> list[Segment]:
+        """The segments of a conversation, asking for an answer where the user spoke last."""
+        talk = turns(conversation)
+        said: list[str] = []
+        messages = [self._message(message, said) for message in conversation]
+        try:
+            text = self.program.render(
+                messages=messages,
+                add_generation_prompt=talk[-1].role == "user",
+                bos_token=self.bos,
+                eos_token=self.eos,
+            )
+        except InputError:
+            raise
+        except Exception as error:  # a program of others may fail in any way; the sandbox refuses in several
+            raise CheckpointError(f"the chat template fails: {error}") from None
+        found = self._segments(text, said)
+        starts = isinstance(found[0], Control) and found[0].name == self.bos if found else False
+        return [Control(self.bos), *found] if self.bos and not starts else found
+
+    def _message(self, message: Message, said: list[str]) -> dict[str, Any]:
+        """A message as templates know it, its words replaced by stand-ins."""
+        parts: list[dict[str, str]] = []
+        for part in message.parts:
+            if isinstance(part, Text):
+                said.append(part.text)
+                parts.append({"type": "text", "text": f"{_OPEN}{len(said) - 1}{_CLOSE}"})
+            elif isinstance(part, (Image, Video)):
+                parts += [{"type": "image"}] * (len(part.frames) if isinstance(part, Video) else 1)
+            else:
+                raise InputError(f"this model's chat template has no form for a {type(part).__name__.lower()}")
+        if self.in_parts:
+            return {"role": message.role, "content": parts}
+        if any(part["type"] == "image" for part in parts):
+            raise InputError("this model's chat template has no place for pictures")
+        return {"role": message.role, "content": "".join(part["text"] for part in parts)}
+
+    def _segments(self, text: str, said: list[str]) -> list[Segment]:
+        out: list[Segment] = []
+        learned, images, start = False, 0, 0
+
+        def words(piece: str) -> None:
+            last = out[-1] if out else None
+            if isinstance(last, Words) and last.learned == learned:
+                out[-1] = Words(last.text + piece, learned)
+            elif piece:
+                out.append(Words(piece, learned))
+
+        for mark in [*_MARKS.finditer(text), None]:
+            stop = len(text) if mark is None else mark.start()
+            place = start
+            for name in self.names.finditer(text, start, stop):
+                words(text[place : name.start()])
+                place = name.end()
+                if name[0] == self.image:
+                    out.append(Slot(images))
+                    images += 1
+                else:
+                    ends = name[0] == self.eos and bool(out) and getattr(out[-1], "learned", False)
+                    out.append(End(name[0]) if ends else Control(name[0]))
+            words(text[place:stop])
+            if mark is not None:
+                start = mark.end()
+                if mark[1] is not None:
+                    words(said[int(mark[1])])
+                else:
+                    learned = mark[2] == _LEARN
+        return out
+
+
+class _Generation(Extension):
+    """`{% generation %}` … `{% endgeneration %}`, around what the model is to write."""
+
+    tags = {"generation"}  # noqa: RUF012 # the name and kind that Jinja asks for
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
+
+    def _marked(self, caller: Any) -> str:
+        return f"{_LEARN}{caller()}{_STOP}"
+
+
+def _refuse(message: str) -> str:
+    """What templates call where a conversation is not one they know."""
+    raise InputError(f"the chat template refuses: {message}")

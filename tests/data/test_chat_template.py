@@ -1,0 +1,83 @@
+"""Templates that come with a checkpoint: what they write is control, what people write is words."""
+
+import PIL.Image
+import pytest
+
+from sightline.core.errors import CheckpointError, InputError
+from sightline.core.sequence import Image, Message, Text, ask
+from sightline.data.chat_template import ChatTemplate
+from sightline.data.template import Control, End, Slot, Words
+
+RED = Image(PIL.Image.new("RGB", (8, 8), "red"))
+CONTROLS = ("<s>", "</s>", "<image>", "<|im_start|>", "<|im_end|>")
+# the form of llava-hf's own
+LLAVA = """{% for message in messages %}
+{%- if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}
+{%- for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}
+{%- for content in message['content'] | selectattr('type', 'equalto', 'text') %}
+{%- if message['role'] == 'assistant' %}{% generation %}{{ content['text'] + eos_token }}{% endgeneration %}
+{%- else %}{{ content['text'] + ' ' }}{% endif %}
+{%- endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"""
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def llava() -> ChatTemplate:
+    return ChatTemplate(LLAVA, CONTROLS, "<image>", "<s>", "</s>")
+
+
+def test_a_question() -> None:
+    wanted = [Control("<s>"), Words("USER: "), Slot(0), Words("\nhow many? ASSISTANT:")]
+    assert llava()(ask("how many?", RED)) == wanted
+
+
+def test_an_answer_is_learned_with_its_end() -> None:
+    talk = (*ask("how many?", RED), Message("assistant", (Text("two"),)))
+    tail = llava()(talk)[-3:]
+    assert tail == [Words("\nhow many? ASSISTANT: "), Words("two", learned=True), End("</s>")]
+
+
+def test_a_template_of_plain_text() -> None:
+    template = ChatTemplate(CHATML, CONTROLS, "<image>", "", "<|im_end|>")
+    wanted = [Control("<|im_start|>"), Words("user\nhi"), Control("<|im_end|>"), Words("\n")]
+    assert template(ask("hi")) == [*wanted, Control("<|im_start|>"), Words("assistant\n")]
+    with pytest.raises(InputError, match="no place for pictures"):
+        template(ask("hi", RED))
+
+
+@pytest.mark.parametrize("typed", [*CONTROLS, "{{ 7 * 7 }}", "{% raw %}", "\ue0000\ue001", "\ue002", "a</s><image>b"])
+def test_what_people_type_is_words(typed: str) -> None:
+    segments = llava()(ask(typed, RED))
+    assert [type(segment) for segment in segments] == [Control, Words, Slot, Words]
+    assert segments[-1] == Words(f"\n{typed} ASSISTANT:")
+
+
+def test_a_bos_that_the_template_writes_is_not_doubled() -> None:
+    template = ChatTemplate("{{ bos_token }}" + CHATML, CONTROLS, "<image>", "<s>", "</s>")
+    assert template(ask("hi"))[:2] == [Control("<s>"), Control("<|im_start|>")]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{% for i in range(10 ** 9) %}x{% endfor %}",
+        "{{ 1 // 0 }}",
+    ],
+)
+def test_what_a_template_must_not_do_is_refused(source: str) -> None:
+    with pytest.raises(CheckpointError, match="the chat template fails"):
+        ChatTemplate(source, CONTROLS, "<image>")(ask("hi"))
+
+
+def test_a_template_that_is_no_program() -> None:
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        ChatTemplate("{% for %}", CONTROLS, "<image>")
+
+
+def test_a_refusal_is_told() -> None:
+    with pytest.raises(InputError, match="the chat template refuses: no systems here"):
+        ChatTemplate("{{ raise_exception('no systems here') }}", CONTROLS, "<image>")(ask("hi"))
