@@ -28,7 +28,7 @@ def sightline_mini() -> Recipe:
         "pictures": ScenesSource(kind="pictures"),
         "text": ScenesSource(kind="text", start=20_000_000, first=3, grown=10_000),
         "aligned": ScenesSource(kind="pictures", start=40_000_000),
-        "questions": ScenesSource(kind="questions", start=50_000_000, first=3, grown=40_000),
+        "questions": ScenesSource(kind="questions", start=50_000_000, first=3, grown=28_000),
     }
     stages = (
         Stage(
@@ -63,7 +63,7 @@ def sightline_mini() -> Recipe:
             name="instruct",
             learn={"fusion.*": 1e-3, "decoder.*": 1e-3},
             data={"questions": 1.0},
-            steps=8_000,
+            steps=6_000,
             batch=8,
             optimizer="muon",
         ),

@@ -42,10 +42,11 @@ class Wrote:
     """An engine whose model always writes the same."""
 
     def __init__(self, model: Assistant, text: str) -> None:
-        self.model, self.text, self.processor = model.published.runner, text, model.engine.processor
+        self.assistant, self.text, self.processor = model, text, model.engine.processor
+        self.model = model.published.runner
 
     def answer(self, talks: Sequence[Conversation], sampling: Any) -> list[Reply]:
-        return [said_by(self.model, self.text, talk) for talk in talks]
+        return [said_by(self.assistant, self.text, talk) for talk in talks]
 
 
 def test_a_picture_may_come_in_any_form(model: Assistant, picture: PIL.Image.Image, tmp_path: Path) -> None:
