@@ -107,14 +107,14 @@ def card(folder: Path, result: dict[str, Any]) -> str:
 
 CARD = """# {name}
 
-A vision-language model of {millions:.1f} million parameters ({size:.1f} MiB in bfloat16), the default of the package. It
+A vision-language model of {millions:.1f} million parameters ({size:.1f} MiB in bfloat16), the package's default. It
 answers questions about drawn scenes of coloured shapes, in words, boxes and points. Apache-2.0, trained by this project
 on nothing but its own synthetic world.
 
 ## What it is made of
 
-- encoder: ViT, {image.depth} blocks of width {image.width}, pictures of {image.image_size}x{image.image_size} pixels in patches
-  of {image.patch_size}, strided convolutions before them
+- encoder: ViT, {image.depth} blocks of width {image.width}, strided convolutions before them, pictures of
+  {image.image_size}x{image.image_size} pixels in patches of {image.patch_size}
 - fusion: MLP of {fusion.layers} layers, {tokens} visual tokens a picture
 - language model: {decoder.depth} blocks of width {decoder.width}, vocabulary {decoder.vocab_size}, places as tokens
 

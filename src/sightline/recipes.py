@@ -29,6 +29,7 @@ def sightline_mini() -> Recipe:
         "text": ScenesSource(kind="text", start=20_000_000, first=3, grown=10_000),
         "aligned": ScenesSource(kind="pictures", start=40_000_000),
         "questions": ScenesSource(kind="questions", start=50_000_000, first=3, grown=28_000),
+        "more": ScenesSource(kind="questions", start=60_000_000, first=4, grown=12_000),
     }
     stages = (
         Stage(
@@ -63,9 +64,20 @@ def sightline_mini() -> Recipe:
             name="instruct",
             learn={"fusion.*": 1e-3, "decoder.*": 1e-3},
             data={"questions": 1.0},
-            steps=6_000,
+            steps=1_665,
             batch=8,
             optimizer="muon",
+            decay=0.0,
+        ),
+        Stage(
+            name="refine",
+            learn={"fusion.*": 1e-3, "decoder.*": 1e-3},
+            data={"more": 1.0},
+            objective={"answers": 1.0},
+            steps=3_300,
+            batch=8,
+            optimizer="muon",
+            decay=0.6,
         ),
     )
     return Recipe("sightline-mini", model, Square(128), sources, stages)

@@ -46,10 +46,27 @@ def test_next_token_is_cross_entropy_of_all_logits(
     assert count == int((batch.labels != IGNORE).sum()) == NextToken().counts(batch)["next-token"] > 0
 
 
-def test_a_batch_that_teaches_nothing_is_zero_with_gradients(recipe: Recipe, tokenizer: Tokenizer, model: VLM) -> None:
+def test_by_answer_a_long_one_counts_as_much_as_a_short_one(recipe: Recipe, tokenizer: Tokenizer, model: VLM) -> None:
+    batch = batch_of(recipe, tokenizer, model, "instruct")
+    assert batch.labels is not None
+    labels = torch.full_like(batch.labels, IGNORE)
+    labels[0, 4:5], labels[0, 7:10], labels[2, :2] = 5, 6, 7  # three answers, the last at the beginning of its row
+    batch = replace(batch, labels=labels)
+    objective = NextToken(by_answer=True)
+    total, count = objective(model, batch)["answers"]
+    loss = F.cross_entropy(model.logits(model(batch)).flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
+    assert torch.allclose(total, loss[0, 4] + loss[0, 7:10].mean() + loss[2, :2].mean(), rtol=1e-5)
+    assert count == objective.counts(batch)["answers"] == 3
+
+
+@pytest.mark.parametrize("by_answer", [False, True])
+def test_a_batch_that_teaches_nothing_is_zero_with_gradients(
+    recipe: Recipe, tokenizer: Tokenizer, model: VLM, by_answer: bool
+) -> None:
     batch = batch_of(recipe, tokenizer, model, "language")
     assert batch.labels is not None
-    total, count = NextToken()(model, replace(batch, labels=torch.full_like(batch.labels, IGNORE)))["next-token"]
+    objective = NextToken(by_answer=by_answer)
+    ((total, count),) = objective(model, replace(batch, labels=torch.full_like(batch.labels, IGNORE))).values()
     total.backward()
     assert (float(total.detach()), count) == (0.0, 0)
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,11 +18,13 @@ from sightline.core.errors import CheckpointError, ConfigError, SightlineError
 from sightline.data.batch import Batch
 from sightline.language.tokenizer import Tokenizer
 from sightline.training import checkpoints
+from sightline.training.export import export
 from sightline.training.loader import Batches
 from sightline.training.objectives import Objective
 from sightline.training.recipe import Recipe
 from sightline.training.run import final_model, initial_model, objective_of, processor_of, run
 from sightline.training.trainer import NonFinite, Step, Trainer
+from sightline.zoo import own
 
 Fresh = Callable[[str], Path]
 Alone = Callable[..., Recipe]
@@ -285,3 +288,32 @@ def test_pictures_and_conversations_do_not_mix(recipe: Recipe, folder: Path, alo
             list(run(alone(recipe, "language", data=data), folder, workers=0))
     with pytest.raises(ConfigError, match="has no source 'txet'; did you mean 'text'"):
         list(run(replace(alone(recipe, "language", data={"txet": 1.0})), folder, workers=0))
+
+
+# --------------------------------------------------------------------------------------------- starting from a folder
+
+
+def test_a_run_starts_from_a_model_folder(recipe: Recipe, fresh: Callable[[str], Path], tmp_path: Path) -> None:
+    """A later stage alone, from what another run exported; its tokenizer comes along."""
+    first = fresh("first")
+    begun = replace(recipe, stages=recipe.stages[:2])
+    for _ in run(begun, first, workers=0):
+        pass
+    exported = export(begun, first, tmp_path / "model")
+    shutil.rmtree(first)
+    later = replace(recipe, start=str(exported))
+    folder = tmp_path / "later"
+    step = next(run(later, folder, "align", workers=0))
+    assert (step.stage, step.step) == ("align", 1)
+    kept = checkpoints.newest(folder / "checkpoints" / "align", print)
+    wanted = own.load_model(exported).state_dict()
+    assert kept is not None
+    same = [name for name, tensor in wanted.items() if torch.equal(kept.tensors["model"][name], tensor)]
+    assert set(same) >= {name for name in wanted if not name.startswith("fusion.")}
+    theirs = (exported / "tokenizer.json").read_text()
+    assert (folder / "tokenizer" / "tokenizer.json").read_text() == theirs
+
+
+def test_a_start_of_another_design_is_refused(recipe: Recipe, folder: Path, tiny_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="of another design than recipe 'tiny'"):
+        next(run(replace(recipe, start=str(tiny_folder)), folder, "align", workers=0))

@@ -26,7 +26,7 @@ class Batches(Dataset[Batch]):
             if name not in sources:
                 raise ConfigError(f"stage {stage.name!r} has no source {name!r}{nearest(name, sources)}")
         found = {"pictures" if sources[name].kind == "pictures" else "conversations" for name in stage.data}
-        wanted = {"conversations" if name == "next-token" else "pictures" for name in stage.objective}
+        wanted = {"conversations" if name in ("next-token", "answers") else "pictures" for name in stage.objective}
         if found != wanted or len(found) > 1:
             reads, learns = " and ".join(sorted(found)), " and ".join(sorted(wanted))
             raise ConfigError(

@@ -32,35 +32,53 @@ class NextToken(Objective):
     """Cross-entropy on learned positions only; the head is applied to nothing else.
 
     Ids in [first, first + count) are places on a line: their target is a Gaussian of `sigma` bins over the
-    neighbours, so that a near miss costs less than a far one.
+    neighbours, so that a near miss costs less than a far one. With `by_answer` every answer counts the same, whatever
+    its length: else a list of boxes outweighs dozens of a yes or no.
     """
 
-    def __init__(self, first: int = 0, count: int = 0, sigma: float = 1.5, chunk: int = 8192) -> None:
+    def __init__(
+        self, first: int = 0, count: int = 0, sigma: float = 1.5, chunk: int = 8192, by_answer: bool = False
+    ) -> None:
         super().__init__()
-        self.first, self.count, self.sigma, self.chunk = first, count, sigma, chunk
+        self.first, self.count, self.sigma, self.chunk, self.by_answer = first, count, sigma, chunk, by_answer
+        self.name = "answers" if by_answer else "next-token"
 
     def counts(self, batch: Batch) -> dict[str, int]:
         assert batch.labels is not None
-        return {"next-token": int((batch.labels != IGNORE).sum())}
+        learned = batch.labels != IGNORE
+        return {self.name: int(_begins(learned).sum() if self.by_answer else learned.sum())}
 
     def forward(self, model: VLM, batch: Batch) -> dict[str, Term]:
         assert batch.labels is not None
-        learned = (batch.labels != IGNORE).flatten().nonzero()[:, 0]
+        mask = batch.labels != IGNORE
+        learned = mask.flatten().nonzero()[:, 0]
         chosen, labels = model(batch, rows=learned), batch.labels.flatten()[learned]
+        answer = _begins(mask).flatten()[learned].long().cumsum(0) - 1
+        weight = torch.ones(len(labels), device=labels.device)
+        if self.by_answer:
+            weight = 1 / torch.bincount(answer)[answer]
         total = chosen.new_zeros((), dtype=torch.float32)
         for start in range(0, max(1, len(labels)), self.chunk):  # once at least: zero, with gradients of zero
             part = slice(start, start + self.chunk)
-            total = total + self.loss(model.logits(chosen[part]), labels[part])
-        return {"next-token": (total, len(labels))}
+            total = total + self.loss(model.logits(chosen[part]), labels[part], weight[part])
+        return {self.name: (total, self.counts(batch)[self.name])}
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Sum over positions [n] of logits [n, vocabulary] in float32."""
+    def loss(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Weighted sum over positions [n] of logits [n, vocabulary] in float32."""
+        weight = torch.ones(len(labels), device=labels.device) if weight is None else weight
         place = (labels >= self.first) & (labels < self.first + self.count)
+        plain = (F.cross_entropy(logits[~place], labels[~place], reduction="none") * weight[~place]).sum()
         if not bool(place.any()):
-            return F.cross_entropy(logits, labels, reduction="sum")
-        plain = F.cross_entropy(logits[~place], labels[~place], reduction="sum")
+            return plain
         scores = logits[place].log_softmax(-1)[:, self.first : self.first + self.count]
-        return plain - (smoothed(labels[place] - self.first, self.count, self.sigma) * scores).sum()
+        target = smoothed(labels[place] - self.first, self.count, self.sigma)
+        return plain - ((target * scores).sum(-1) * weight[place]).sum()
+
+
+def _begins(learned: Tensor) -> Tensor:
+    """Where an answer begins in rows [batch, length] of what is learned: after something that is not."""
+    before = torch.nn.functional.pad(learned[:, :-1], (1, 0), value=False)
+    return learned & ~before
 
 
 def smoothed(bins: Tensor, count: int, sigma: float) -> Tensor:

@@ -52,7 +52,11 @@ class Stage:
 
 @config
 class Recipe:
-    """Everything a run needs; the same recipe and seed give the same weights."""
+    """Everything a run needs; the same recipe and seed give the same weights.
+
+    start: a model folder whose weights and tokenizer a run begins from, at whichever stage is trained first; without
+    one the weights are drawn from the seed and the tokenizer is learned.
+    """
 
     name: str
     model: VLMConfig
@@ -64,6 +68,7 @@ class Recipe:
     vocabulary: int = 1024
     max_length: int = 768
     seed: int = 0
+    start: str = ""
 
     def stage(self, name: str) -> int:
         """The index of a stage; ConfigError tells the nearest name."""

@@ -15,7 +15,7 @@ from ..language.tokenizer import Tokenizer, train_tokenizer
 from ..model import VLM
 from ..worlds.scene_questions import questions
 from ..worlds.scenes import COLORS, SHAPES, SIZES, TEXTURES, scene
-from ..zoo.own import ProcessorConfig
+from ..zoo.own import ProcessorConfig, load_model, read_card
 from . import checkpoints
 from .alignment import Words, smooth_places, words_of
 from .objectives import Dense, NextToken, SigLIP, Total
@@ -41,6 +41,8 @@ def scenes_text() -> Iterator[str]:
 def tokenizer_of(recipe: Recipe, folder: Path) -> Tokenizer:
     """The run's tokenizer; learned once and kept in its folder."""
     place = folder / "tokenizer"
+    if not (place / "tokenizer.json").exists() and recipe.start:
+        whole(place, Tokenizer.from_folder(Path(recipe.start)).save)
     if not (place / "tokenizer.json").exists():
         if recipe.vocabulary > recipe.model.decoder.vocab_size:
             most = recipe.model.decoder.vocab_size
@@ -65,6 +67,7 @@ def objective_of(stage: Stage, recipe: Recipe, tokenizer: Tokenizer) -> Total:
     width, first = recipe.model.image.width, tokenizer.control(LocationTokens().name(0))
     made: dict[str, Callable[[], nn.Module]] = {
         "next-token": lambda: NextToken(first, LocationTokens().bins),
+        "answers": lambda: NextToken(first, LocationTokens().bins, by_answer=True),
         "siglip": lambda: SigLIP(width, recipe.model.decoder.vocab_size, tokenizer.control(tokenizer.pad)),
         "dense": lambda: Dense(width, {name: len(values) for name, values in VALUES.items()}),
         "words": lambda: Words(words_of(tokenizer, VALUES), first, LocationTokens().bins),
@@ -90,15 +93,24 @@ def finished(recipe: Recipe, folder: Path, stage: Stage) -> bool:
 
 
 def weights_before(recipe: Recipe, folder: Path, number: int, model: VLM) -> None:
-    """Start a stage from the last weights of the one before it; the first starts from the recipe's seed."""
-    if number == 0:
-        return
-    before = recipe.stages[number - 1]
-    found = checkpoints.newest(folder / "checkpoints" / before.name, tell)
-    if found is None or found.state["step"] < before.steps:
+    """Start a stage from the last weights of the one before it, the first one of a run from where the recipe says."""
+    before = recipe.stages[number - 1] if number else None
+    found = checkpoints.newest(folder / "checkpoints" / before.name, tell) if before else None
+    if before and found and found.state["step"] >= before.steps:
+        model.load_state_dict(found.tensors["model"])
+    elif recipe.start:
+        load_start(recipe, model)
+    elif before:
         after = recipe.stages[number].name
         raise CheckpointError(f"{folder}: stage {before.name!r} is not finished; train it before {after!r}")
-    model.load_state_dict(found.tensors["model"])
+
+
+def load_start(recipe: Recipe, model: VLM) -> None:
+    """Give a model the weights of the folder that the recipe starts from; it must be of the same design."""
+    folder = Path(recipe.start)
+    if read_card(folder).model != recipe.model:
+        raise ConfigError(f"{folder}: the model in it is of another design than recipe {recipe.name!r}")
+    model.load_state_dict(load_model(folder).state_dict())
 
 
 def run(
