@@ -21,15 +21,22 @@ def sightline_mini() -> Recipe:
         ),
         fusion=ProjectorConfig(inputs=192, width=192, layers=2, hidden=512),
         decoder=DecoderConfig(
-            vocab_size=1024, width=192, depth=6, heads=6, mlp=512, tied=True, scale_embedding=True, max_length=768
+            vocab_size=1024,
+            width=192,
+            depth=6,
+            heads=6,
+            mlp=512,
+            tied=True,
+            scale_embedding=True,
+            qk_norm=True,
+            max_length=768,
         ),
     )
     sources = {
         "pictures": ScenesSource(kind="pictures"),
         "text": ScenesSource(kind="text", start=20_000_000, first=3, grown=10_000),
         "aligned": ScenesSource(kind="pictures", start=40_000_000),
-        "questions": ScenesSource(kind="questions", start=50_000_000, first=3, grown=28_000),
-        "more": ScenesSource(kind="questions", start=60_000_000, first=4, grown=12_000),
+        "questions": ScenesSource(kind="questions", start=50_000_000, first=3, grown=16_000),
     }
     stages = (
         Stage(
@@ -46,7 +53,7 @@ def sightline_mini() -> Recipe:
             name="language",
             learn={"decoder.*": 1e-3},
             data={"text": 1.0},
-            steps=300,
+            steps=100,
             batch=8,
             optimizer="muon",
             decay=0.4,
@@ -64,20 +71,10 @@ def sightline_mini() -> Recipe:
             name="instruct",
             learn={"fusion.*": 1e-3, "decoder.*": 1e-3},
             data={"questions": 1.0},
-            steps=1_665,
-            batch=8,
-            optimizer="muon",
-            decay=0.0,
-        ),
-        Stage(
-            name="refine",
-            learn={"fusion.*": 1e-3, "decoder.*": 1e-3},
-            data={"more": 1.0},
             objective={"answers": 1.0},
-            steps=3_300,
+            steps=2_600,
             batch=8,
             optimizer="muon",
-            decay=0.6,
         ),
     )
     return Recipe("sightline-mini", model, Square(128), sources, stages)

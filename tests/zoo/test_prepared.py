@@ -86,6 +86,20 @@ def test_rows_padded_on_the_left(kernels: bool) -> None:
     assert torch.allclose(found[0, 1:], short[0, 4:], atol=1e-4)
 
 
+def test_normalised_queries_and_keys_are_left_to_torch(kernels: bool) -> None:
+    torch.manual_seed(0)
+    model = Decoder(DecoderConfig(vocab_size=64, width=64, depth=2, heads=4, mlp=96, qk_norm=True)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.2)
+    ids, layout = torch.randint(0, 64, (3, 16)), causal_layout(3, 16)
+    with torch.inference_mode():
+        wanted = model.logits(model(model.embed(ids), layout))[:, 8:]
+    twin = prepared(model)
+    assert twin.stepper is None
+    assert torch.allclose(written(twin, ids, layout), wanted, atol=1e-4)
+
+
 def test_the_model_itself_stays_as_it_was() -> None:
     model = decoder("llama")
     before = {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in model.state_dict().items()}

@@ -43,6 +43,7 @@ class DecoderConfig:
     rope_theta: float = 10_000.0
     qkv_bias: bool = False
     out_bias: bool = False
+    qk_norm: bool = False  # a norm over each head of queries and keys (arXiv:2302.05442)
     tied: bool = False  # the head is the embedding table
     scale_embedding: bool = False  # embeddings times sqrt(width)
     max_length: int = 2048  # tokens of context the model was trained for
@@ -93,7 +94,9 @@ class SelfBlock(nn.Module):
     def __init__(self, cfg: DecoderConfig) -> None:
         super().__init__()
         self.norm1 = RMSNorm(cfg.width, cfg.eps, cfg.norm_offset)
-        self.attention = Attention(cfg.width, cfg.heads, cfg.kv_heads, cfg.head_dim, cfg.qkv_bias, cfg.out_bias)
+        self.attention = Attention(
+            cfg.width, cfg.heads, cfg.kv_heads, cfg.head_dim, cfg.qkv_bias, cfg.out_bias, cfg.qk_norm
+        )
         self.norm2 = RMSNorm(cfg.width, cfg.eps, cfg.norm_offset)
         self.feedforward = GatedFeedForward(cfg.width, cfg.mlp, cfg.activation)
 

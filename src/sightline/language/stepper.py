@@ -83,6 +83,12 @@ def _effective(norm: RMSNorm) -> Tensor:
 def _plain(block: nn.Module) -> bool:
     """Whether a block is self-attention and a gated feed-forward of sizes that the kernels read."""
     a, f = getattr(block, "attention", None), getattr(block, "feedforward", None)
-    if type(a) is not Attention or type(f) is not GatedFeedForward or a.qkv is not None or f.gate_up is not None:
+    if (
+        type(a) is not Attention
+        or type(f) is not GatedFeedForward
+        or a.q_norm is not None
+        or a.qkv is not None
+        or f.gate_up is not None
+    ):
         return False
     return all(map(native.Weight.fits, (a.q, a.k, a.v, a.o, f.gate, f.up, f.down)))

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from . import native
 from .linear import together
+from .norms import RMSNorm
 from .packed import PackedLinear
 from .rotary import rotate
 
@@ -31,6 +32,7 @@ class Attention(nn.Module):
         head_dim: int | None = None,
         qkv_bias: bool = True,
         out_bias: bool = True,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         self.head_dim = head_dim or width // heads
@@ -39,12 +41,16 @@ class Attention(nn.Module):
         self.k = nn.Linear(width, kv_heads * self.head_dim, bias=qkv_bias)
         self.v = nn.Linear(width, kv_heads * self.head_dim, bias=qkv_bias)
         self.o = nn.Linear(heads * self.head_dim, width, bias=out_bias)
+        # scores of normalised queries and keys cannot grow until attention looks at one token only and learns no more
+        self.q_norm = RMSNorm(self.head_dim) if qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim) if qk_norm else None
         self.qkv: PackedLinear | None = None  # the first three as one, once packed for inference
         self.kernels = False
 
     def pack(self, kernels: bool = False) -> None:
         """Join queries, keys and values into one product; for inference, there is no way back."""
-        self.kernels = kernels and self.head_dim % native.LANES == 0 and self.head_dim <= native.WIDEST_HEAD
+        fits = self.head_dim % native.LANES == 0 and self.head_dim <= native.WIDEST_HEAD
+        self.kernels = kernels and fits and self.q_norm is None
         self.qkv = PackedLinear((self.q, self.k, self.v))
         del self.q, self.k, self.v
 
@@ -70,6 +76,8 @@ class Attention(nn.Module):
             return self.o(chosen(out, rows))
         parts = together(x, (self.q, self.k, self.v)) if self.qkv is None else self.qkv.parts(x)
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:
