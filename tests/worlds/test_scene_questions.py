@@ -25,6 +25,7 @@ from sightline.worlds import (
     Question,
     Scene,
     SceneConfig,
+    plain_questions,
     questions,
     scene,
 )
@@ -408,3 +409,29 @@ def test_a_reader_who_sees_no_picture_gains_nothing() -> None:
 
         right = sum((odds(words) > 0) == truth for words, truth in known[half:]) / (len(known) - half)
         assert right <= 0.6, (kind, right)
+
+
+# ------------------------------------------------------------------------------------------------------------ the plain
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_plain_questions_follow_from_one_word(seed: int) -> None:
+    """Read back with nothing but the words: the object that a word names alone, or how many it names."""
+    made = scene(seed)
+    asked = plain_questions(made, random.Random(seed), 100)
+    assert len({question.text for question in asked}) == len(asked) > 0
+    for question in asked:
+        words = question.text.rstrip("?.").split()
+        named = [each for each in made.objects if each.shape in words or each.color in words]
+        if question.kind in ("existence", "count"):
+            number = sum(question.text.split()[2].startswith(each.shape) for each in made.objects)
+            assert question.answer == (str(number) if question.kind == "count" else "yes" if number else "no")
+            continue
+        (only,) = named
+        if question.kind == "locate":
+            assert question.boxes == ((only.shape, only.box),)
+        assert question.answer == {"color": only.color, "shape": only.shape, "locate": only.shape}[question.kind]
+
+
+def test_plain_questions_are_at_most_so_many() -> None:
+    assert len(plain_questions(scene(3), random.Random(0), 3)) == 3

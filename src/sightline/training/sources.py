@@ -10,7 +10,7 @@ import numpy as np
 from ..core.config import config
 from ..core.geometry import Box, Frame, Point
 from ..core.sequence import Conversation, Image, Message, Part, Region, Text
-from ..worlds.scene_questions import Question, questions
+from ..worlds.scene_questions import Question, plain_questions, questions
 from ..worlds.scenes import Scene, SceneConfig, scene
 
 
@@ -57,11 +57,11 @@ def described(picture: Scene, frame: Frame) -> Message:
 class ScenesSource:
     """Samples of the scenes world.
 
-    kind: "pictures" (image, caption and dense truth), "captions", "questions", or "text" (the scene described in
-    words, with questions). From `start`, scenes of up to `first` objects at index 0 grow to 12 at index `grown`.
+    kind: "pictures" (image, caption and dense truth), "captions", "questions", "plain" (questions of one wording
+    each), or "text" (the scene described in words, with questions). From `start`, scenes of up to `first` objects at index 0 grow to 12 at index `grown`.
     """
 
-    kind: Literal["pictures", "captions", "questions", "text"]
+    kind: Literal["pictures", "captions", "questions", "plain", "text"]
     turns: int = 12
     start: int = 0  # the first seed; ranges of different sources must not meet
     first: int = 12
@@ -84,4 +84,5 @@ class ScenesSource:
         if self.kind == "captions":
             said = Message("assistant", (Text(picture.caption(rng)),))
             return Sample(conversation=(Message("user", (image, Text("Describe the picture."))), said), name=name)
-        return Sample(conversation=dialogue(questions(picture, rng, self.turns), frame, image), name=name)
+        ask = plain_questions if self.kind == "plain" else questions
+        return Sample(conversation=dialogue(ask(picture, rng, self.turns), frame, image), name=name)

@@ -1,7 +1,7 @@
 """Synthetic worlds: seeded pictures with exact truth."""
 
 from .scene_asking import Question
-from .scene_questions import KINDS, questions
+from .scene_questions import KINDS, plain_questions, questions
 from .scenes import COLORS, SHAPES, SIZES, TEXTURES, Object, Scene, SceneConfig, scene
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Question",
     "Scene",
     "SceneConfig",
+    "plain_questions",
     "questions",
     "scene",
 ]

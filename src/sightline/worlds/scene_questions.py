@@ -6,6 +6,7 @@ does not see the picture therefore gains nothing from the words.
 """
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 
 from sightline.core.errors import ConfigError
@@ -15,7 +16,8 @@ from .scene_claims import comparison, statement
 from .scene_facts import attribute, count_of, existence, locate, point
 from .scene_relations import relation
 from .scene_view import View
-from .scenes import Scene
+from .scenes import SHAPES, Scene
+from .words import plural
 
 _WEIGHTS = {
     "existence": 2.0,
@@ -64,3 +66,26 @@ def questions(scene: Scene, rng: random.Random, count: int, kinds: Sequence[str]
         if question is not None:
             asked.setdefault(question.text, question)
     return list(asked.values())
+
+
+def plain_questions(scene: Scene, rng: random.Random, count: int) -> list[Question]:
+    """`count` questions at most in one wording each, about objects that one word names.
+
+    They are what a model learns to look with: which object is meant follows from a single word, and the answer from
+    that object alone. From questions in all their wordings the same is learned many times later.
+    """
+    shapes, colors = Counter(each.shape for each in scene.objects), Counter(each.color for each in scene.objects)
+    asked: list[Question] = []
+    for each in scene.objects:
+        if shapes[each.shape] == 1:
+            asked.append(Question("color", f"What color is the {each.shape}?", each.color))
+            box = ((each.shape, each.box),)
+            asked.append(Question("locate", f"Where is the {each.shape}?", each.shape, boxes=box))
+        if colors[each.color] == 1:
+            asked.append(Question("shape", f"What shape is the {each.color} thing?", each.shape))
+    absent = [shape for shape in SHAPES if shape not in shapes]
+    for shape in (rng.choice(list(shapes)), *(rng.sample(absent, 1) if absent else ())):
+        asked.append(Question("existence", f"Are there any {plural(shape)}?", "yes" if shape in shapes else "no"))
+        asked.append(Question("count", f"How many {plural(shape)} are there?", str(shapes[shape])))
+    rng.shuffle(asked)
+    return asked[:count]
