@@ -58,7 +58,8 @@ class ScenesSource:
     """Samples of the scenes world.
 
     kind: "pictures" (image, caption and dense truth), "captions", "questions", "plain" (questions of one wording
-    each), or "text" (the scene described in words, with questions). From `start`, scenes of up to `first` objects at index 0 grow to 12 at index `grown`.
+    each), or "text" (the scene described in words, with questions). From `start`, scenes of up to `first` objects at
+    index 0 grow to 12 at index `grown`.
     """
 
     kind: Literal["pictures", "captions", "questions", "plain", "text"]
@@ -71,7 +72,9 @@ class ScenesSource:
     def __call__(self, seed: int, epoch: int, index: int) -> Sample:
         number = self.start + index + epoch * 1_000_000_007 + seed * 10_000_000_019
         share = min(1.0, index / self.grown) if self.grown else 1.0
-        picture = scene(number, SceneConfig(max_objects=round(self.first + (12 - self.first) * share)))
+        most = round(self.first + (12 - self.first) * share)
+        least = min(2, most) if self.kind == "plain" else 1
+        picture = scene(number, SceneConfig(min_objects=least, max_objects=most))
         rng = random.Random(number)
         frame = Frame(*picture.size)
         name = f"scene {number}"
@@ -84,5 +87,6 @@ class ScenesSource:
         if self.kind == "captions":
             said = Message("assistant", (Text(picture.caption(rng)),))
             return Sample(conversation=(Message("user", (image, Text("Describe the picture."))), said), name=name)
-        ask = plain_questions if self.kind == "plain" else questions
-        return Sample(conversation=dialogue(ask(picture, rng, self.turns), frame, image), name=name)
+        plain = plain_questions(picture, rng, self.turns) if self.kind == "plain" else []
+        asked = plain or questions(picture, rng, self.turns)  # a scene of twins affords no plain one
+        return Sample(conversation=dialogue(asked, frame, image), name=name)

@@ -16,8 +16,7 @@ from .scene_claims import comparison, statement
 from .scene_facts import attribute, count_of, existence, locate, point
 from .scene_relations import relation
 from .scene_view import View
-from .scenes import SHAPES, Scene
-from .words import plural
+from .scenes import Scene
 
 _WEIGHTS = {
     "existence": 2.0,
@@ -69,23 +68,19 @@ def questions(scene: Scene, rng: random.Random, count: int, kinds: Sequence[str]
 
 
 def plain_questions(scene: Scene, rng: random.Random, count: int) -> list[Question]:
-    """`count` questions at most in one wording each, about objects that one word names.
+    """At most `count` questions for the colour of a shape or the shape of a colour, in one wording each.
 
-    They are what a model learns to look with: which object is meant follows from a single word, and the answer from
-    that object alone. From questions in all their wordings the same is learned many times later.
+    They are what a model learns to look with: one word names one object, and the answer follows from that object alone.
     """
     shapes, colors = Counter(each.shape for each in scene.objects), Counter(each.color for each in scene.objects)
-    asked: list[Question] = []
-    for each in scene.objects:
-        if shapes[each.shape] == 1:
-            asked.append(Question("color", f"What color is the {each.shape}?", each.color))
-            box = ((each.shape, each.box),)
-            asked.append(Question("locate", f"Where is the {each.shape}?", each.shape, boxes=box))
-        if colors[each.color] == 1:
-            asked.append(Question("shape", f"What shape is the {each.color} thing?", each.shape))
-    absent = [shape for shape in SHAPES if shape not in shapes]
-    for shape in (rng.choice(list(shapes)), *(rng.sample(absent, 1) if absent else ())):
-        asked.append(Question("existence", f"Are there any {plural(shape)}?", "yes" if shape in shapes else "no"))
-        asked.append(Question("count", f"How many {plural(shape)} are there?", str(shapes[shape])))
+    asked = [
+        Question("color", f"What color is the {each.shape}?", each.color)
+        for each in scene.objects
+        if shapes[each.shape] == 1
+    ] + [
+        Question("shape", f"What shape is the {each.color} thing?", each.shape)
+        for each in scene.objects
+        if colors[each.color] == 1
+    ]
     rng.shuffle(asked)
     return asked[:count]
