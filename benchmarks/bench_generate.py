@@ -63,8 +63,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dry", action="store_true", help="print only")
     args = parser.parse_args()
-    rows = []
     for shape in args.shape or ["micro", "small"]:
+        rows = []
         for batch in args.batch or [1, 8]:
             for precision in args.precision or list(CLAIMS):
                 times = interleaved(runs(shape, batch, precision), args.rounds)
@@ -82,8 +82,8 @@ def main() -> None:
                 }
                 rows.append(row)
                 print(row, flush=True)
-    if not args.dry:
-        print("written to", write("generate", rows))
+        if not args.dry:
+            print("written to", write(f"generate-{shape}", rows))
 
 
 if __name__ == "__main__":

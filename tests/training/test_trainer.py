@@ -303,8 +303,8 @@ def test_a_run_starts_from_a_model_folder(recipe: Recipe, fresh: Callable[[str],
     shutil.rmtree(first)
     later = replace(recipe, start=str(exported))
     folder = tmp_path / "later"
-    step = next(run(later, folder, "align", workers=0))
-    assert (step.stage, step.step) == ("align", 1)
+    steps = list(run(later, folder, "align", workers=0))
+    assert (steps[0].stage, steps[0].step) == ("align", 1)
     kept = checkpoints.newest(folder / "checkpoints" / "align", print)
     wanted = own.load_model(exported).state_dict()
     assert kept is not None

@@ -50,7 +50,7 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         kv_heads = self.kv_heads or self.heads
-        if min(self.vocab_size, self.width, self.heads, kv_heads, self.mlp) < 1 or self.depth < 1:
+        if min(self.vocab_size, self.width, self.heads, kv_heads, self.mlp) < 1:
             raise ConfigError("a decoder's sizes are at least 1")
         if self.heads % kv_heads:
             raise ConfigError(f"{self.heads} heads cannot share {kv_heads} heads of keys alike")

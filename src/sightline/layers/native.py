@@ -23,7 +23,7 @@ GROUP = 32  # int8 weights of one output that share a scale
 LANES = 16
 WIDEST_HEAD = 256
 MOST_ROWS = 32  # beyond this many rows a product is bound by arithmetic, which oneDNN does better
-WORTH = 4_000_000  # weights from which on a model is run by these kernels
+WORTH = 8_000_000  # weights from which on a model is run by these kernels
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
