@@ -15,7 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..core.errors import CheckpointError, InputError
 from ..core.sequence import Conversation, Image, Message, Text, Video
-from .template import Control, End, Segment, Slot, Words, turns
+from .template import Control, End, Segment, Writer, turns
 
 # private characters, which published templates have no use for
 _OPEN, _CLOSE, _LEARN, _STOP = "\ue000", "\ue001", "\ue002", "\ue003"
@@ -79,36 +79,28 @@ class ChatTemplate:
         return {"role": message.role, "content": "".join(part["text"] for part in parts)}
 
     def _segments(self, text: str, said: list[str]) -> list[Segment]:
-        out: list[Segment] = []
-        learned, images, start = False, 0, 0
-
-        def words(piece: str) -> None:
-            last = out[-1] if out else None
-            if isinstance(last, Words) and last.learned == learned:
-                out[-1] = Words(last.text + piece, learned)
-            elif piece:
-                out.append(Words(piece, learned))
-
+        out = Writer()
+        learned, start = False, 0
         for mark in [*_MARKS.finditer(text), None]:
             stop = len(text) if mark is None else mark.start()
             place = start
             for name in self.names.finditer(text, start, stop):
-                words(text[place : name.start()])
+                out.words(text[place : name.start()], learned)
                 place = name.end()
                 if name[0] == self.image:
-                    out.append(Slot(images))
-                    images += 1
+                    out.image()
+                elif name[0] == self.eos and out.segments and getattr(out.segments[-1], "learned", False):
+                    out.segments.append(End(name[0]))
                 else:
-                    ends = name[0] == self.eos and bool(out) and getattr(out[-1], "learned", False)
-                    out.append(End(name[0]) if ends else Control(name[0]))
-            words(text[place:stop])
+                    out.control(name[0])
+            out.words(text[place:stop], learned)
             if mark is not None:
                 start = mark.end()
                 if mark[1] is not None:
-                    words(said[int(mark[1])])
+                    out.words(said[int(mark[1])], learned)
                 else:
                     learned = mark[2] == _LEARN
-        return out
+        return out.segments
 
 
 class _Generation(Extension):

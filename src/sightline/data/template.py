@@ -55,7 +55,7 @@ Template = Callable[[Conversation], list[Segment]]
 
 
 @dataclass
-class _Writer:
+class Writer:
     """Segments in the making, images counted as they come."""
 
     segments: list[Segment] = field(default_factory=list)
@@ -115,7 +115,7 @@ def sightline_template(conversation: Conversation) -> list[Segment]:
     Images come first wherever they stand in the conversation, so that several questions share one prefix. An answer's
     words start with a space, which gives them the same tokens as the words of a question.
     """
-    out = _Writer()
+    out = Writer()
     out.control("<bos>")
     talk = turns(conversation)
     for message in talk:
@@ -148,7 +148,7 @@ def vicuna_template(system: str = VICUNA_SYSTEM, newline: bool = True) -> Templa
     """LLaVA's conversation format "v1" (haotian-liu/LLaVA, llava/conversation.py); llava-hf's has no system text."""
 
     def template(conversation: Conversation) -> list[Segment]:
-        out = _Writer()
+        out = Writer()
         out.control("<s>")
         said = "".join(message.text + " " for message in conversation if message.role == "system") or system
         out.words(said)
@@ -166,7 +166,7 @@ def vicuna_template(system: str = VICUNA_SYSTEM, newline: bool = True) -> Templa
     return template
 
 
-def _user(out: _Writer, message: Message, newline: bool) -> None:
+def _user(out: Writer, message: Message, newline: bool) -> None:
     """A user's parts; an image is followed by a line break before the words, as in LLaVA's data."""
     parts = message.parts
     for i, part in enumerate(parts):
@@ -177,7 +177,7 @@ def _user(out: _Writer, message: Message, newline: bool) -> None:
 
 def llava_plain_template(conversation: Conversation) -> list[Segment]:
     """LLaVA's first stage: the image, then its caption and a line break; the caption is learned."""
-    out = _Writer()
+    out = Writer()
     out.control("<s>")
     for message in turns(conversation):
         if message.role == "user":
@@ -192,7 +192,7 @@ def llava_plain_template(conversation: Conversation) -> list[Segment]:
 
 def paligemma_template(conversation: Conversation) -> list[Segment]:
     """PaliGemma (arXiv:2407.07726): images, `<bos>`, prefix, a line break; then the suffix and `<eos>`."""
-    out = _Writer()
+    out = Writer()
     talk = turns(conversation)
     if len(talk) > 2:
         raise InputError(f"this model answers one question, the conversation has {len(talk)} messages")

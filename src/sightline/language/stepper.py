@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from ..layers import native
 from ..layers.attention import Attention
 from ..layers.feedforward import GatedFeedForward
-from ..layers.norms import RMSNorm
 from .cache import Cache
 
 if TYPE_CHECKING:
@@ -28,8 +27,8 @@ class Stepper:
         for block in decoder.blocks:
             a, f = block.attention, block.feedforward
             self.blocks.append([native.Weight(m, int8) for m in (a.q, a.k, a.v, a.o, f.gate, f.up, f.down)])
-            self.norms.append([_effective(norm) for norm in (block.norm1, block.norm2)])
-        self.norm = _effective(decoder.norm)
+            self.norms.append([norm.factors() for norm in (block.norm1, block.norm2)])
+        self.norm = decoder.norm.factors()
         assert decoder.head is not None
         self.head = native.Weight(decoder.head, int8)
 
@@ -73,11 +72,6 @@ class Stepper:
         for layer in cache.layers:
             layer.length += 1
         return x
-
-
-def _effective(norm: RMSNorm) -> Tensor:
-    """The weight as it is multiplied, whichever way it is stored."""
-    return (norm.weight.detach().float() + int(norm.offset)).contiguous()
 
 
 def _plain(block: nn.Module) -> bool:

@@ -26,7 +26,11 @@ class RMSNorm(nn.Module):
     def pack(self, kernels: bool = False) -> None:
         """Let the norm be one pass over memory; for inference, there is no way back."""
         if kernels:
-            self.packed = (self.weight.detach().float() + int(self.offset)).contiguous()
+            self.packed = self.factors()
+
+    def factors(self) -> Tensor:
+        """What is multiplied with, in float32, whichever way the weight is stored."""
+        return (self.weight.detach().float() + int(self.offset)).contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
         if self.packed is not None:
