@@ -18,11 +18,11 @@ import torch
 from common import interleaved, write
 from peers import IMAGE_TOKEN, SLOTS, pair
 
+from sightline.zoo.prepared import dtype_of
 from sightline.zoo.published import Published
 
 TEXT, NEW = 32, 64
 CLAIMS = {"fp32": (0.9, 0.6), "bf16": (0.7, 0.6), "int8": (0.7, 0.35)}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.bfloat16}
 
 
 def runs(shape: str, batch: int, precision: str) -> dict[str, Callable[[], Any]]:
@@ -30,11 +30,11 @@ def runs(shape: str, batch: int, precision: str) -> dict[str, Callable[[], Any]]
     theirs, ours = pair(shape)
     vocabulary = theirs.config.text_config.vocab_size
     published = Published(ours, {"image_token_index": IMAGE_TOKEN}, "llava", Path(), precision)
-    theirs = theirs.to(DTYPES[precision])
+    theirs = theirs.to(dtype_of(precision))
     words = torch.randint(10, vocabulary, (batch, TEXT))
     ids = torch.cat([torch.full((batch, SLOTS), IMAGE_TOKEN), words], dim=1)
     inputs = {"input_ids": ids, "pixel_values": torch.randn(batch, 3, 224, 224)}
-    hf_inputs = {**inputs, "pixel_values": inputs["pixel_values"].to(DTYPES[precision])}
+    hf_inputs = {**inputs, "pixel_values": inputs["pixel_values"].to(dtype_of(precision))}
     options = {"do_sample": False, "attention_mask": torch.ones_like(ids)}
 
     def hf(new: int) -> torch.Tensor:

@@ -209,10 +209,6 @@ class Engine:
         length = batch.ids.shape[1]
         last = [row * length + example.length - 1 for row, example in enumerate(examples)]
         hidden: Tensor = self.model(batch, cache, bridge, torch.tensor(last, device=self.model.device))
-        lengths = {example.length for example in examples}
-        if len(lengths) > 1 and cache.layout is not None:
-            # padding now lies between a row's prompt and its answer, where the causal promise no longer holds
-            cache.layout = replace(cache.layout, causal=False)
         return hidden
 
     def _shared(self, examples: list[Example]) -> int:
