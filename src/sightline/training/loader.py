@@ -7,11 +7,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..core.config import nearest
 from ..core.errors import ConfigError
 from ..data.batch import Batch, Example, collate
 from ..data.processor import Processor
-from .recipe import Stage
+from .recipe import Stage, check_sources
 from .signals import leave_to_parent
 from .sources import Sample, ScenesSource
 
@@ -22,9 +21,7 @@ class Batches(Dataset[Batch]):
     def __init__(
         self, stage: Stage, number: int, seed: int, sources: Mapping[str, ScenesSource], processor: Processor
     ) -> None:
-        for name in stage.data:
-            if name not in sources:
-                raise ConfigError(f"stage {stage.name!r} has no source {name!r}{nearest(name, sources)}")
+        check_sources(stage, sources)
         found = {"pictures" if sources[name].kind == "pictures" else "conversations" for name in stage.data}
         wanted = {"conversations" if name in ("next-token", "answers") else "pictures" for name in stage.objective}
         if found != wanted or len(found) > 1:

@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator
 
-from ..core.config import nearest
-from ..core.errors import ConfigError
 from ..model import VLM
 from ..zoo.describe import short
 from ..zoo.hollow import hollow
-from .recipe import Recipe, Stage, learning_rates
+from .recipe import Recipe, Stage, check_sources, learning_rates
 
 STATE = 12  # bytes of a learned parameter besides its weight: gradient and two moments in float32
 
@@ -21,9 +19,7 @@ def plan(recipe: Recipe, stage: str | None = None) -> Iterator[str]:
     yield f"{recipe.name}: {short(sum(sizes.values()))} parameters, seed {recipe.seed}"
     for each in chosen:
         rates = learning_rates(model, each.learn)
-        for name in each.data:
-            if name not in recipe.sources:
-                raise ConfigError(f"stage {each.name!r} has no source {name!r}{nearest(name, recipe.sources)}")
+        check_sources(each, recipe.sources)
         yield ""
         yield from _stage(each, sum(sizes.values()), sum(sizes[name] for name in rates))
 

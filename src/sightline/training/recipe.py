@@ -1,6 +1,7 @@
 """A recipe is a value that says the whole run: model, data, and stages that list what learns and how fast."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import field
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -76,6 +77,14 @@ class Recipe:
         if name not in names:
             raise ConfigError(f"recipe {self.name!r} has no stage {name!r}{nearest(name, names)}")
         return names.index(name)
+
+
+def check_sources(stage: Stage, known: Iterable[str]) -> None:
+    """ConfigError, telling the nearest, for a source of a stage that a recipe does not have."""
+    known = list(known)
+    for name in stage.data:
+        if name not in known:
+            raise ConfigError(f"stage {stage.name!r} has no source {name!r}{nearest(name, known)}")
 
 
 def learning_rates(model: nn.Module, learn: dict[str, float]) -> dict[str, float]:

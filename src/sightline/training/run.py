@@ -88,15 +88,19 @@ def initial_model(recipe: Recipe) -> VLM:
 
 def finished(recipe: Recipe, folder: Path, stage: Stage) -> bool:
     """Whether a stage's last step is in the folder, whole."""
+    return last_of(folder, stage) is not None
+
+
+def last_of(folder: Path, stage: Stage) -> checkpoints.Saved | None:
+    """The checkpoint of a stage's last step, where it is there and whole."""
     found = checkpoints.newest(folder / "checkpoints" / stage.name, tell)
-    return found is not None and bool(found.state["step"] >= stage.steps)
+    return found if found is not None and found.state["step"] >= stage.steps else None
 
 
 def weights_before(recipe: Recipe, folder: Path, number: int, model: VLM) -> None:
     """Start a stage from the last weights of the one before it, the first one of a run from where the recipe says."""
     before = recipe.stages[number - 1] if number else None
-    found = checkpoints.newest(folder / "checkpoints" / before.name, tell) if before else None
-    if before and found and found.state["step"] >= before.steps:
+    if before and (found := last_of(folder, before)):
         model.load_state_dict(found.tensors["model"])
     elif recipe.start:
         load_start(recipe, model)
@@ -143,8 +147,7 @@ def final_model(recipe: Recipe, folder: Path) -> tuple[VLM, tuple[Stage, ...]]:
     """The model after the last stage that is finished, and the stages it went through."""
     model = initial_model(recipe)
     for number, stage in reversed(list(enumerate(recipe.stages))):
-        found = checkpoints.newest(folder / "checkpoints" / stage.name, tell)
-        if found is not None and found.state["step"] >= stage.steps:
+        if found := last_of(folder, stage):
             model.load_state_dict(found.tensors["model"])
             return model.eval(), recipe.stages[: number + 1]
     raise CheckpointError(f"{folder}: no stage of recipe {recipe.name!r} is finished")
