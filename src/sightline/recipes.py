@@ -36,7 +36,8 @@ def sightline_mini() -> Recipe:
         "pictures": ScenesSource(kind="pictures"),
         "text": ScenesSource(kind="text", start=20_000_000, first=3, grown=10_000),
         "aligned": ScenesSource(kind="pictures", start=40_000_000),
-        "questions": ScenesSource(kind="questions", start=50_000_000, first=3, grown=16_000),
+        "plain": ScenesSource(kind="plain", start=45_000_000, first=3, grown=20_000),
+        "questions": ScenesSource(kind="questions", start=50_000_000, first=3, grown=80_000),
     }
     stages = (
         Stage(
@@ -68,14 +69,24 @@ def sightline_mini() -> Recipe:
             decay=1.0,
         ),
         Stage(
+            name="look",
+            learn={"fusion.*": 1e-3, "decoder.*": 1e-3},
+            data={"plain": 1.0},
+            objective={"answers": 1.0},
+            steps=500,
+            batch=16,
+            optimizer="muon",
+            decay=0.0,
+        ),
+        Stage(
             name="instruct",
             learn={"fusion.*": 1e-3, "decoder.*": 1e-3},
             data={"questions": 1.0},
             objective={"answers": 1.0},
-            steps=1_507,
+            steps=20_000,
             batch=8,
             optimizer="muon",
-            decay=0.0,
+            decay=0.5,
         ),
     )
     return Recipe("sightline-mini", model, Square(128), sources, stages)

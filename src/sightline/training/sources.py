@@ -58,8 +58,8 @@ class ScenesSource:
     """Samples of the scenes world.
 
     kind: "pictures" (image, caption and dense truth), "captions", "questions", "plain" (questions of one wording
-    each), or "text" (the scene described in words, with questions). From `start`, scenes of up to `first` objects at
-    index 0 grow to 12 at index `grown`.
+    each about solid objects that all differ), or "text" (the scene described in words, with questions). From `start`,
+    scenes of up to `first` objects at index 0 grow to 12 at index `grown`; plain ones stop at 8.
     """
 
     kind: Literal["pictures", "captions", "questions", "plain", "text"]
@@ -73,8 +73,12 @@ class ScenesSource:
         number = self.start + index + epoch * 1_000_000_007 + seed * 10_000_000_019
         share = min(1.0, index / self.grown) if self.grown else 1.0
         most = round(self.first + (12 - self.first) * share)
-        least = min(2, most) if self.kind == "plain" else 1
-        picture = scene(number, SceneConfig(min_objects=least, max_objects=most))
+        if self.kind == "plain":
+            most = max(2, min(most, 8))
+            scenes = SceneConfig(min_objects=2, max_objects=most, distinct=True, textures=("solid",))
+        else:
+            scenes = SceneConfig(max_objects=most)
+        picture = scene(number, scenes)
         rng = random.Random(number)
         frame = Frame(*picture.size)
         name = f"scene {number}"
@@ -87,6 +91,5 @@ class ScenesSource:
         if self.kind == "captions":
             said = Message("assistant", (Text(picture.caption(rng)),))
             return Sample(conversation=(Message("user", (image, Text("Describe the picture."))), said), name=name)
-        plain = plain_questions(picture, rng, self.turns) if self.kind == "plain" else []
-        asked = plain or questions(picture, rng, self.turns)  # a scene of twins affords no plain one
+        asked = (plain_questions if self.kind == "plain" else questions)(picture, rng, self.turns)
         return Sample(conversation=dialogue(asked, frame, image), name=name)

@@ -50,13 +50,14 @@ _TRIES = 60
 @dataclass(frozen=True)
 class SceneConfig:
     """What scenes may contain. Objects scale with the shorter side; `overlap` is the share of scenes where objects
-    of different colours may cover each other a little."""
+    of different colours may cover each other a little; in `distinct` scenes no two share a colour or a shape."""
 
     width: int = 128
     height: int = 128
     min_objects: int = 1
     max_objects: int = 12
     overlap: float = 0.3
+    distinct: bool = False
     shapes: tuple[str, ...] = SHAPES
     colors: tuple[str, ...] = COLORS
     textures: tuple[str, ...] = TEXTURES
@@ -69,6 +70,11 @@ class SceneConfig:
         if not 1 <= self.min_objects <= self.max_objects <= 12:
             raise ConfigError(
                 f"min_objects {self.min_objects}, max_objects {self.max_objects}: expected 1 <= min <= max <= 12"
+            )
+        if self.distinct and self.max_objects > min(len(self.colors), len(self.shapes)):
+            raise ConfigError(
+                f"distinct scenes of {self.max_objects} objects: expected as many colors ({len(self.colors)}) and "
+                f"shapes ({len(self.shapes)})"
             )
         for name, known in _KNOWN.items():
             given = getattr(self, name)
@@ -207,8 +213,10 @@ def scene(seed: int, config: SceneConfig = SceneConfig()) -> Scene:
 
 
 def _kinds(count: int, config: SceneConfig, rng: random.Random) -> list[tuple[str, str]]:
-    """Colour and shape of `count` objects: free, of few kinds, or around a group of alike ones."""
+    """Colour and shape of `count` objects: free, of few kinds, around a group of alike ones, or all different."""
     colors, shapes = config.colors, config.shapes
+    if config.distinct:
+        return list(zip(rng.sample(colors, count), rng.sample(shapes, count), strict=True))
     plan = rng.choices(("free", "few", "group", "one shape", "one color"), (20, 25, 35, 10, 10))[0]
     if plan == "few":
         colors = tuple(rng.sample(colors, min(len(colors), rng.randint(2, 4))))
