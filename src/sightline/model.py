@@ -9,7 +9,8 @@ from .core.config import config
 from .core.patches import Patches
 from .data.batch import Batch
 from .encoders.vit import ViT, ViTConfig
-from .fusion.projector import Bridge, Projector, ProjectorConfig
+from .fusion.bridge import Bridge
+from .fusion.projector import ProjectorConfig
 from .language.cache import Cache
 from .language.decoder import Decoder, DecoderConfig
 
@@ -34,7 +35,7 @@ class VLM(nn.Module):
         super().__init__()
         self.config = cfg
         self.encoder = ViT(cfg.image)
-        self.fusion = Projector(cfg.fusion)
+        self.fusion = cfg.fusion.build()
         self.decoder = Decoder(cfg.decoder, self.fusion.blocks(cfg.decoder))
 
     @property

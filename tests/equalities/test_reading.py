@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from sightline.core.layout import COLUMNS
 from sightline.core.sequence import Conversation, Message, Text
 from sightline.data.batch import IGNORE, Batch, Example, pack
-from sightline.fusion.projector import Bridge
+from sightline.fusion.bridge import Bridge
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 NO_SLOTS = torch.zeros(0, dtype=torch.int64)

@@ -1,6 +1,5 @@
 """Features to the decoder's width: linear, multi-layer perceptron, or one that folds squares of patches together."""
 
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
@@ -12,17 +11,7 @@ from ..core.errors import ConfigError
 from ..core.patches import Grid, Patches
 from ..language.decoder import DecoderConfig, plain_blocks
 from ..layers.feedforward import activation
-
-
-@dataclass(frozen=True)
-class Bridge:
-    """What a fusion hands to the decoder.
-
-    tokens: [n, width], written into the sequence's slots in order; memory: what cross-attention blocks look at.
-    """
-
-    tokens: Tensor | None = None
-    memory: Tensor | None = None
+from .bridge import Bridge
 
 
 @config
@@ -38,6 +27,10 @@ class ProjectorConfig:
     bias: bool = True
     shuffle: int = 1  # side of the square of patches that becomes one token
     norm: bool = False  # a norm over the folded features (InternVL)
+
+    def build(self) -> "Projector":
+        """The projector of these settings."""
+        return Projector(self)
 
 
 class Projector(nn.Module):

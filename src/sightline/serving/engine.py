@@ -11,7 +11,7 @@ from ..core.errors import InputError, SightlineError
 from ..core.sequence import Conversation, images_of
 from ..data.batch import COLUMNS, Batch, Example, collate
 from ..data.processor import Processor, Seen
-from ..fusion.projector import Bridge
+from ..fusion.bridge import Bridge
 from ..grounding.codecs import Grounded
 from ..language.cache import Cache
 from ..model import VLM
