@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # the same names, where type checkers and editors look for th
         ConfigError as ConfigError,
         DataError as DataError,
         InputError as InputError,
+        RemoteError as RemoteError,
         SightlineError as SightlineError,
     )
     from .core.geometry import Box as Box, Frame as Frame, Point as Point
@@ -28,8 +29,10 @@ if TYPE_CHECKING:  # the same names, where type checkers and editors look for th
         Video as Video,
     )
     from .model import VLM as VLM, VLMConfig as VLMConfig
-    from .serving.assistant import Answer as Answer, Assistant as Assistant, load as load
+    from .serving.assistant import Assistant as Assistant, load as load
+    from .serving.remote import reach as reach
     from .serving.sampling import Sampling as Sampling
+    from .serving.talker import Answer as Answer
 
 _HOME = {
     "core.errors": (
@@ -39,12 +42,15 @@ _HOME = {
         "DataError",
         "InputError",
         "CapacityError",
+        "RemoteError",
     ),
     "core.geometry": ("Box", "Frame", "Point"),
     "core.sequence": ("Audio", "Conversation", "Image", "Message", "Region", "Text", "Video"),
     "model": ("VLM", "VLMConfig"),
-    "serving.assistant": ("Answer", "Assistant", "load"),
+    "serving.assistant": ("Assistant", "load"),
+    "serving.remote": ("reach",),
     "serving.sampling": ("Sampling",),
+    "serving.talker": ("Answer",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

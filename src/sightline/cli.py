@@ -18,7 +18,7 @@ from .core.errors import InputError, SightlineError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .serving.assistant import Answer, Assistant
+    from .serving.talker import Answer, Talker
 
 
 class Verbs(TyperGroup):
@@ -63,7 +63,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Model = Annotated[str | None, typer.Option("--model", "-m", help="A name that `models` lists, or a folder.")]
+Model = Annotated[
+    str | None, typer.Option("--model", "-m", help="A name that `models` lists, a folder, or openai:NAME, gemini:NAME.")
+]
 InPrecision = Annotated[str, typer.Option("--precision", help="fp32, bf16 or int8.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 MaxTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
@@ -103,13 +105,13 @@ def ask(
         raise InputError(f"found only {question[:60]!r}, expected a picture and a question")
     from .core.sequence import images_of
     from .data.draw import check_drawing, draw_places
-    from .serving.assistant import conversation, load
+    from .serving.talker import conversation
 
     if draw is not None:
         check_drawing(draw)
     talk = conversation([_picture(path) for path in paths], question)
     settings = _settings(max_tokens, temperature, top_p, seed, stop)
-    answer = _spoken(load(model, precision), talk, settings, quiet=as_json)
+    answer = _spoken(_talker(model, precision), talk, settings, quiet=as_json)
     if as_json:
         print(json.dumps(answer.to_dict(), ensure_ascii=False))
     if draw is not None:
@@ -129,10 +131,10 @@ def chat(
 ) -> None:
     """Talk about pictures, turn by turn; an empty line or the end of input ends it."""
     from .core.sequence import Conversation, Message, Text
-    from .serving.assistant import load, pictures
+    from .serving.talker import pictures
 
     first = pictures(images)
-    assistant = load(model, precision)
+    assistant = _talker(model, precision)
     settings = _settings(max_tokens, temperature, top_p, seed, stop)
     talk: Conversation = ()
     while question := _asked():
@@ -155,12 +157,11 @@ def answer(
 ) -> None:
     """Answer a file of questions, in batches."""
     from .serving.answers import answer_file
-    from .serving.assistant import load
     from .serving.sampling import Sampling
 
     sampling = Sampling(**_settings(max_tokens, temperature, top_p, seed, stop))
     with _progress("answering") as progress:
-        done = answer_file(load(model, precision), questions, out, sampling, progress)
+        done = answer_file(_talker(model, precision), questions, out, sampling, progress)
     before = f", {done.skipped} were there before" if done.skipped else ""
     _tell(f"{out}: {done.rows} rows{before}, {done.errors} with an error")
 
@@ -183,7 +184,9 @@ def models(as_json: AsJson = False) -> None:
 
 @app.command()
 def show(
-    name: Annotated[str | None, typer.Argument(help="A name that `models` lists, or a folder.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A name that `models` lists, a folder, or openai:NAME, gemini:NAME.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw a model's pipeline with its shapes and costs; no weights are needed."""
@@ -260,9 +263,20 @@ def _asked() -> str:
     return sys.stdin.readline().strip()
 
 
-def _spoken(assistant: "Assistant", talk: Any, settings: dict[str, Any], quiet: bool = False) -> "Answer":
+def _talker(name: str | None, precision: str) -> "Talker":
+    """The model of this name, here or behind somebody's API."""
+    from .serving.remote import is_remote, reach
+
+    if name is not None and is_remote(name):
+        return reach(name)
+    from .serving.assistant import load
+
+    return load(name, precision)  # type: ignore[arg-type]  # which refuses what is no precision
+
+
+def _spoken(talker: "Talker", talk: Any, settings: dict[str, Any], quiet: bool = False) -> "Answer":
     """Answer, printing the text as it comes, then its places; what it cost goes to stderr."""
-    stream = assistant.stream_chat(talk, **settings)
+    stream = talker.stream_chat(talk, **settings)
     for piece in stream:
         if not quiet:
             print(clean(piece), end="", flush=True)

@@ -15,8 +15,9 @@ import sightline
 from sightline import Answer, Assistant, Box, CapacityError, Frame, InputError, Message, Point, Sampling, Text
 from sightline.core.sequence import Conversation, Image, Region
 from sightline.data.media import open_image
-from sightline.serving.assistant import conversation, place_confidences
+from sightline.serving.assistant import place_confidences
 from sightline.serving.engine import Reply
+from sightline.serving.talker import conversation
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ SightlineError
 ├── CheckpointError    a file of weights is damaged, incomplete or belongs to another model       HTTP 500
 ├── DataError          a sample of a data set cannot be used                                      HTTP 422
 ├── InputError         what a user handed in (picture, question, conversation) cannot be used     HTTP 400
-└── CapacityError      the request does not fit: context, memory, size limits                     HTTP 413
+├── CapacityError      the request does not fit: context, memory, size limits                     HTTP 413
+└── RemoteError        somebody else's service refused, failed or could not be reached            HTTP 502
 """
 
 
@@ -44,3 +45,10 @@ class CapacityError(SightlineError):
     """A request is larger than what the model or the machine can hold."""
 
     http_status = 413
+
+
+class RemoteError(SightlineError):
+    """A service that this program asked refused, failed or could not be reached."""
+
+    http_status = 502
+    exit_code = 69

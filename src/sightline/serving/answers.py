@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 from ..core.errors import CapacityError, DataError, SightlineError
 from ..core.sequence import Conversation, Image, ask
 from ..data.media import open_image
-from .assistant import Answer, Assistant
 from .sampling import Sampling
+from .talker import Answer, Talker
 
 WINDOW = 64  # questions that are answered together and written at once; a kill costs at most these
 ADDED = ("answer", "boxes", "points", "confidence", "usage", "error", "model")
@@ -46,7 +46,7 @@ class _Question:
 
 
 def answer_file(
-    model: Assistant,
+    model: Talker,
     questions: Path,
     out: Path,
     sampling: Sampling,
@@ -98,7 +98,7 @@ def read_questions(path: Path) -> Iterator[_Question]:
             yield _Question({"line": number}, f"line {number} is {type(row).__name__}, expected an object")
 
 
-def answer_rows(model: Assistant, asked: Sequence[_Question], folder: Path, sampling: Sampling) -> list[Row]:
+def answer_rows(model: Talker, asked: Sequence[_Question], folder: Path, sampling: Sampling) -> list[Row]:
     """One row per question, in order; paths of pictures are relative to `folder`."""
     pictures: dict[str, Image | SightlineError] = {}
     talks: list[tuple[int, Conversation]] = []
