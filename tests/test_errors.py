@@ -40,5 +40,5 @@ def test_every_error_is_public_and_explained(kind: type[SightlineError]) -> None
     assert getattr(sightline, kind.__name__) is kind
     assert kind.__doc__
     assert 400 <= kind.http_status < 600
-    assert kind.exit_code == 2
+    assert kind.exit_code == (69 if kind is errors.RemoteError else 2)  # sysexits.h: a service is unavailable
     assert str(kind("found 1, expected 2")) == "found 1, expected 2"

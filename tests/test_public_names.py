@@ -16,11 +16,11 @@ NAMES = {
     # places
     "Box", "Frame", "Point",
     # models
-    "VLM", "VLMConfig", "load",
+    "VLM", "VLMConfig", "load", "reach",
     # asking and being answered
     "Answer", "Assistant", "Sampling",
     # what can go wrong
-    "CapacityError", "CheckpointError", "ConfigError", "DataError", "InputError", "SightlineError",
+    "CapacityError", "CheckpointError", "ConfigError", "DataError", "InputError", "RemoteError", "SightlineError",
 }  # fmt: skip
 
 
