@@ -1,4 +1,4 @@
-"""Bare encoders of InternVL, BLIP-2, Kosmos-2 and IDEFICS, several layers and kept class tokens, against transformers."""
+"""Encoders of InternVL, BLIP-2, Kosmos-2, IDEFICS, several layers, kept class tokens, against transformers."""
 
 from pathlib import Path
 from typing import Any

@@ -191,6 +191,25 @@ def eva2_clip_config(c: Json) -> ViTConfig:
     )
 
 
+def vit_22b_config(image_size: int = 224) -> ViTConfig:
+    """ViT-22B, PaLI-X's encoder, from its paper: no weights were published.
+
+    Its norms have neither biases nor centring, which is what RMS norms are (arXiv:2302.05442, section 2).
+    """
+    return ViTConfig(
+        image_size=image_size,
+        patch_size=14,
+        width=6144,
+        depth=48,
+        heads=48,
+        mlp=24_576,
+        norm="rms",
+        residual="parallel",
+        qkv_bias=False,
+        qk_norm="head",
+    )
+
+
 def _side(size: Any) -> int:
     """One side of a square that is published as a number or as two equal ones."""
     sides = size if isinstance(size, (list, tuple)) else [size]
