@@ -1,8 +1,9 @@
-"""Encoders of InternVL, BLIP-2, Kosmos-2, IDEFICS, several layers, kept class tokens, against transformers."""
+"""Encoders of InternVL, BLIP-2, Kosmos-2, IDEFICS, several layers, kept class tokens, Whisper, against transformers."""
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers as hf
@@ -10,6 +11,7 @@ from published_folders import IMAGE_TOKEN, VISION, layout_1, llava, pixels, rand
 from transformers.models.idefics.vision import IdeficsVisionTransformer
 
 from sightline.core.patches import patchify
+from sightline.encoders.audio import AudioEncoder, log_mel, sinusoids
 from sightline.encoders.vit import ViT
 from sightline.zoo import backbones
 from sightline.zoo.published import load_published
@@ -146,3 +148,34 @@ def test_llava_with_several_layers_and_the_class_token(
     with torch.no_grad():
         wanted = theirs(input_ids=ids, pixel_values=images).logits
     torch.testing.assert_close(ours.logits(input_ids=ids, pixel_values=images), wanted, atol=1e-4, rtol=0.0)
+
+
+@pytest.mark.parametrize("bins", [80, 128])
+@pytest.mark.parametrize("seconds", [0.4, 30.0, 31.0])
+def test_spectrograms_are_whisper_s(bins: int, seconds: float) -> None:
+    sound = np.random.default_rng(0).normal(0, 0.1, int(seconds * 16_000)).astype(np.float32)
+    sound[len(sound) // 2 :] *= 1e-3  # quieter by more than the floor allows
+    wanted = hf.WhisperFeatureExtractor(feature_size=bins)(sound, sampling_rate=16_000, return_tensors="pt")
+    found = log_mel(torch.from_numpy(sound)[None], bins)
+    torch.testing.assert_close(found, wanted.input_features, **TOLERANCE)
+
+
+def test_whisper() -> None:
+    sizes = {"d_model": 32, "encoder_layers": 3, "encoder_attention_heads": 4, "encoder_ffn_dim": 64}
+    few = {"vocab_size": 99, "decoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 64}
+    ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    config = hf.WhisperConfig(**sizes, **few, **ends, num_mel_bins=20, max_source_positions=25)
+    theirs = randomised(hf.WhisperModel(config)).encoder
+    ours = AudioEncoder(backbones.whisper_config(config.to_dict())).eval()
+    keys, published = backbones.whisper_keys(ours.config), theirs.state_dict()
+    ours.load_state_dict(keys.load(published))
+    mels = torch.randn(2, 20, 50, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        wanted = theirs(mels).last_hidden_state
+        torch.testing.assert_close(ours(mels).dense(), wanted, **TOLERANCE)
+    assert set(keys.save(ours.state_dict())) == set(published)
+
+
+def test_whisper_s_positions_are_sinusoids() -> None:
+    theirs = hf.WhisperModel(hf.WhisperConfig(encoder_layers=1, decoder_layers=1, d_model=36, max_source_positions=30))
+    torch.testing.assert_close(sinusoids(30, 36), theirs.encoder.embed_positions.weight.detach(), **TOLERANCE)

@@ -22,7 +22,10 @@ class KeyValueStore(Protocol):
 
 
 class Attention(nn.Module):
-    """Attention whose queries, keys, values and output are four plain linear maps."""
+    """Attention whose queries, keys, values and output are four plain linear maps.
+
+    qk_norm: queries and keys are normalised, head by head or `across_heads` all heads of a token at once (InternViT).
+    """
 
     def __init__(
         self,
@@ -35,7 +38,6 @@ class Attention(nn.Module):
         qk_norm: bool = False,
         across_heads: bool = False,
     ) -> None:
-        """across_heads: queries and keys are normalised over all heads at once (InternViT), else head by head."""
         super().__init__()
         self.head_dim = head_dim or width // heads
         kv_heads = kv_heads or heads

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..core.config import nearest
 from ..core.errors import ConfigError
+from ..encoders.audio import AudioConfig
 from ..encoders.vit import ViTConfig
 from ..language.decoder import DecoderConfig
 from .keymap import KeyMap, Rule, by_head, flat_patch, halves, leading, rule, stacked
@@ -210,6 +211,19 @@ def vit_22b_config(image_size: int = 224) -> ViTConfig:
     )
 
 
+def whisper_config(c: Json) -> AudioConfig:
+    """The encoder of Whisper."""
+    return AudioConfig(
+        width=c.get("d_model", 384),
+        depth=c.get("encoder_layers", 4),
+        heads=c.get("encoder_attention_heads", 6),
+        mlp=c.get("encoder_ffn_dim", 1536),
+        bins=c.get("num_mel_bins", 80),
+        activation=act(c.get("activation_function", "gelu")),
+        positions=c.get("max_source_positions", 1500),
+    )
+
+
 def _side(size: Any) -> int:
     """One side of a square that is published as a number or as two equal ones."""
     sides = size if isinstance(size, (list, tuple)) else [size]
@@ -385,6 +399,21 @@ def eva2_clip_keys(cfg: ViTConfig) -> KeyMap:
             *_patch(cfg, "patch_embedding.proj"),
             rule(f"{layer}attention.query_key_value.{{p}}", *QKV, reshape=stacked(3)),
             *_block(layer, "attention.dense", *norms, "mlp.fc1", "mlp.fc2"),
+        )
+    )
+
+
+def whisper_keys(cfg: AudioConfig) -> KeyMap:
+    """Below `encoder.` or, in a file that writes text too, `model.encoder.`; the decoder is not read."""
+    layer, block = "layers.{i}.", "blocks.{i}."
+    norms = ("self_attn_layer_norm", "final_layer_norm")
+    return KeyMap(
+        (
+            *(rule(f"conv{k}.{{p}}", f"conv{k}.{{p}}") for k in (1, 2)),
+            rule("embed_positions.weight", "positions"),
+            *(rule(f"{layer}self_attn.{x}_proj.{{p}}", f"{block}attention.{x}.{{p}}") for x in "qkv"),
+            *_block(layer, "self_attn.out_proj", *norms, "fc1", "fc2"),
+            rule("layer_norm.{p}", "norm.{p}"),
         )
     )
 
