@@ -24,6 +24,7 @@ INTERN = replace(
 )
 EVA2 = replace(SIGLIP, activation="gelu", class_token=True, residual="res-post-norm", final_norm=False)
 BIGG = replace(SIGLIP, activation="gelu", patch_bias=False, pre_norm=True, final_norm=False, position_grid=3)
+LLAMA4 = replace(CLIP, activation="gelu", layer=-1, normed=True, rope_theta=100.0)
 VIT_22B = replace(SIGLIP, norm="rms", residual="parallel", qkv_bias=False, qk_norm="head")
 FAMILIES = {
     "siglip": SIGLIP,
@@ -35,6 +36,7 @@ FAMILIES = {
     "eva2-clip": EVA2,
     "vit-bigg": BIGG,
     "vit-22b": VIT_22B,
+    "llama4": LLAMA4,
 }
 
 
@@ -69,7 +71,8 @@ def by_hand(model: ViT, patches: Patches) -> Tensor:
             (block.norm2 or block.norm1, block.feedforward, block.scale2),
         ):
             seen = start if cfg.residual == "parallel" else x
-            out = norm(branch(seen)) if cfg.residual == "res-post-norm" else branch(norm(seen))
+            turn = {"rotary": model.rotary_tables((1, 4, 4))} if branch is block.attention else {}
+            out = norm(branch(seen, **turn)) if cfg.residual == "res-post-norm" else branch(norm(seen), **turn)
             x = x + (out if scale is None else out * scale)
     x = model.norm(x) if model.norm is not None and cfg.normed else x
     return x[:, cfg.prefix :].flatten(0, 1)
@@ -161,6 +164,8 @@ def test_features_of_length_one() -> None:
         ({"layer": (-1, -5)}, r"layer \(-1, -5\) of 3 blocks, expected -4 to -1"),
         ({"layer": ()}, r"layer \(\) of 3 blocks"),
         ({"position_grid": 0}, "position_grid is 0, expected the side of a table"),
+        ({"rope_theta": 100.0, "heads": 4}, "rope_theta 100.0 with heads of 6, expected multiples of 4"),
+        ({"rope_theta": 0.0}, "expected multiples of 4 and theta > 0"),
     ],
 )
 def test_settings_that_fit_no_encoder_are_told(wrong: dict[str, Any], told: str) -> None:
@@ -219,6 +224,18 @@ def test_a_smaller_table_of_positions_is_resized_to_the_published_grid() -> None
     wanted = F.interpolate(square, size=(4, 4), mode="bicubic")[0].flatten(1).T
     torch.testing.assert_close(table, wanted)
     assert model.position_table((1, 3, 3)) is model.positions
+
+
+def test_rotary_positions_turn_by_column_then_row_and_leave_the_class_token() -> None:
+    """Head width 8: pairs of frequencies 1 and 1/10, first two by the column, last two by the row, both from 1."""
+    tables = ViT(LLAMA4).rotary_tables((1, 2, 3))
+    assert tables is not None
+    for table, wave, still in zip(tables, (torch.cos, torch.sin), (1.0, 0.0), strict=True):
+        assert table.shape == (7, 8) and torch.equal(table[0], torch.full((8,), still))
+        for row in range(2):
+            for column in range(3):
+                angles = torch.tensor([column + 1, (column + 1) / 10, row + 1, (row + 1) / 10])
+                torch.testing.assert_close(table[1 + 3 * row + column], wave(angles).repeat(2))
 
 
 @torch.no_grad()

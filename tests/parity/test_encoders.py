@@ -1,4 +1,4 @@
-"""Encoders of InternVL, BLIP-2, Kosmos-2, IDEFICS, several layers, kept class tokens, Whisper, against transformers."""
+"""Encoders of several families, joined layers, kept class tokens and Whisper against transformers."""
 
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,26 @@ def test_idefics() -> None:
         found = ours(patchify(images, 7))
     assert found.grids == ((1, 1, 17),) * 2
     torch.testing.assert_close(found.dense(), wanted, **TOLERANCE)
+
+
+def test_llama_4() -> None:
+    """What its adapter is given; no bare folder holds the encoder without it."""
+    config = hf.Llama4VisionConfig(
+        **VISION, projector_input_dim=32, projector_output_dim=32, vision_output_dim=32, pixel_shuffle_ratio=0.5
+    )
+    config.intermediate_size = VISION["hidden_size"] * 4  # which the adapter takes for the width of four patches
+    theirs = randomised(hf.Llama4VisionModel(config))
+    ours = ViT(backbones.llama4_vision_config(config.to_dict())).eval()
+    keys = backbones.llama4_vision_keys(ours.config)
+    published = {k: v for k, v in theirs.state_dict().items() if not k.startswith("vision_adapter.")}
+    ours.load_state_dict(keys.load(published))
+    seen: list[torch.Tensor] = []
+    theirs.layernorm_post.register_forward_hook(lambda module, given, out: seen.append(out[:, :-1]))
+    images = pixels(2)
+    with torch.no_grad():
+        theirs(images)
+        torch.testing.assert_close(ours(patchify(images, 7)).dense(), seen[0], **TOLERANCE)
+    assert all(torch.equal(value, published[key]) for key, value in keys.save(ours.state_dict()).items())
 
 
 @pytest.mark.parametrize("vision, strategy", [("clip", "default"), ("clip", "full"), ("siglip", "full")])

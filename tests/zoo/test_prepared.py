@@ -133,6 +133,7 @@ def test_encoders(activation: str) -> None:
         {"norm": "rms", "qk_norm": "width", "qkv_bias": False, "class_token": True, "keep_prefix": True},
         {"norm": "rms", "qk_norm": "head", "qkv_bias": False, "residual": "parallel"},
         {"residual": "res-post-norm", "layer": (-1, -2), "position_grid": 3},
+        {"rope_theta": 100.0, "class_token": True, "pre_norm": True},
     ],
 )
 def test_settings_of_encoders(settings: dict[str, Any], kernels: bool) -> None:

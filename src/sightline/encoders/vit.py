@@ -8,6 +8,7 @@
 - EVA2-CLIP E (the same) as CogVLM uses it: branches are normalised after they are computed.
 - OpenCLIP's ViT-bigG as Qwen-VL uses it (arXiv:2308.12966): no class token, a position table smaller than the grid.
 - ViT-22B (arXiv:2302.05442): both branches of a block read the same input, queries and keys are normalised per head.
+- Llama-4's encoder: each head is turned by the column in its first half and by the row in its second.
 - Small models may put a stack of strided convolutions before the blocks (arXiv:2106.14881).
 """
 
@@ -23,7 +24,8 @@ from ..core.patches import Grid, Patches, join, unpatchify
 from ..layers.attention import Attention
 from ..layers.feedforward import FeedForward, GatedFeedForward
 from ..layers.linear import working_precision
-from ..layers.norms import RMSNorm
+from ..layers.norms import AcrossHeads, RMSNorm
+from ..layers.rotary import rotary_table
 
 NORMS: dict[str, type[nn.LayerNorm] | type[RMSNorm]] = {"layer": nn.LayerNorm, "rms": RMSNorm}
 
@@ -61,6 +63,7 @@ class ViTConfig:
     stem: tuple[int, ...] = ()  # channels of strided convolutions before the patch embedding
     antialias: bool = False  # how positions are resized: DINOv2 with registers smooths them
     position_grid: int | None = None  # side of the table of positions; None: that of the published grid
+    rope_theta: float | None = None  # base of rotary positions in the plane, beside the table; None: there are none
     layer: int | tuple[int, ...] = -1
     normed: bool = True  # whether the final norm is applied to what is taken, to each of several layers
     l2_norm: bool = False  # whether features are scaled to length one
@@ -113,6 +116,11 @@ class ViTConfig:
             raise ConfigError("keep_prefix is set, but there is neither a class token nor a register to keep")
         if self.position_grid is not None and self.position_grid < 1:
             raise ConfigError(f"position_grid is {self.position_grid}, expected the side of a table of positions")
+        if self.rope_theta is not None and (self.rope_theta <= 0 or self.width // self.heads % 4):
+            head = self.width // self.heads
+            raise ConfigError(
+                f"rope_theta {self.rope_theta} with heads of {head}, expected multiples of 4 and theta > 0"
+            )
 
 
 class ViTBlock(nn.Module):
@@ -123,27 +131,23 @@ class ViTBlock(nn.Module):
         norm = NORMS[cfg.norm]
         self.residual = cfg.residual
         self.norm1 = norm(cfg.width, cfg.eps)
-        self.attention = Attention(
-            cfg.width,
-            cfg.heads,
-            qkv_bias=cfg.qkv_bias,
-            qk_norm=cfg.qk_norm is not None,
-            across_heads=cfg.qk_norm == "width",
-        )
+        self.attention = Attention(cfg.width, cfg.heads, qkv_bias=cfg.qkv_bias, qk_norm=cfg.qk_norm == "head")
+        if cfg.qk_norm == "width":
+            self.attention.q_norm, self.attention.k_norm = AcrossHeads(cfg.width), AcrossHeads(cfg.width)
         self.norm2 = norm(cfg.width, cfg.eps) if cfg.residual != "parallel" else None
         branch = GatedFeedForward if cfg.gated else FeedForward
         self.feedforward = branch(cfg.width, cfg.mlp, cfg.activation, bias=True)
         self.scale1 = nn.Parameter(torch.ones(cfg.width)) if cfg.layer_scale else None
         self.scale2 = nn.Parameter(torch.ones(cfg.width)) if cfg.layer_scale else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
         if self.norm2 is None:
             y = self.norm1(x)
-            return x + scaled(self.attention(y), self.scale1) + scaled(self.feedforward(y), self.scale2)
+            return x + scaled(self.attention(y, rotary=rotary), self.scale1) + scaled(self.feedforward(y), self.scale2)
         if self.residual == "res-post-norm":
-            x = x + scaled(self.norm1(self.attention(x)), self.scale1)
+            x = x + scaled(self.norm1(self.attention(x, rotary=rotary)), self.scale1)
             return x + scaled(self.norm2(self.feedforward(x)), self.scale2)
-        x = x + scaled(self.attention(self.norm1(x)), self.scale1)
+        x = x + scaled(self.attention(self.norm1(x), rotary=rotary), self.scale1)
         return x + scaled(self.feedforward(self.norm2(x)), self.scale2)
 
 
@@ -217,6 +221,22 @@ class ViT(nn.Module):
         table = F.interpolate(table, size=(rows, columns), mode="bicubic", antialias=self.config.antialias)
         return torch.cat((self.positions[:head], table[0].flatten(1).T.to(self.positions.dtype)))
 
+    def rotary_tables(self, grid: Grid) -> tuple[Tensor, Tensor] | None:
+        """Cosines and sines [prefix + h*w, head width]; tokens before the patches are not turned.
+
+        Columns and rows count from 1. The first half of the pairs that turn together are turned by the column.
+        """
+        cfg, (_, rows, columns) = self.config, grid
+        if cfg.rope_theta is None:
+            return None
+        quarter, device = cfg.width // cfg.heads // 4, self.positions.device
+        down = torch.arange(1, rows + 1, device=device).repeat_interleave(columns)
+        across = torch.arange(1, columns + 1, device=device).repeat(rows)
+        tables = [rotary_table(place, 2 * quarter, cfg.rope_theta, torch.float32) for place in (across, down)]
+        cos, sin = (torch.cat([t[:, :quarter] for t in both] * 2, dim=1) for both in zip(*tables, strict=True))
+        still = cos.new_zeros(cfg.prefix, 4 * quarter)
+        return torch.cat((still + 1, cos)), torch.cat((still, sin))
+
     def embed(self, patches: Patches) -> Tensor:
         """Tokens [items, prefix + h*w, width] of a uniform batch, before the first block."""
         pixels = patches.with_values(patches.values.to(self.patch.weight.dtype))
@@ -236,10 +256,10 @@ class ViT(nn.Module):
     def tokens(self, patches: Patches) -> Tensor:
         """All tokens [items, prefix + h*w, features] of a uniform batch at the layers that are taken."""
         cfg = self.config
-        x = working_precision(self.embed(patches))
+        x, rotary = working_precision(self.embed(patches)), self.rotary_tables(patches.grids[0])
         found = {0: x} if 0 in cfg.taken else {}
         for depth, block in enumerate(self.blocks[: cfg.used_depth], 1):
-            x = block(x)
+            x = block(x, rotary)
             if depth in cfg.taken:
                 found[depth] = x
         if self.norm is not None and cfg.normed:

@@ -12,7 +12,7 @@ from ..core.errors import ConfigError
 from ..encoders.audio import AudioConfig
 from ..encoders.vit import ViTConfig
 from ..language.decoder import DecoderConfig
-from .keymap import KeyMap, Rule, by_head, flat_patch, halves, leading, rule, stacked
+from .keymap import KeyMap, Rule, by_head, flat_patch, half_apart, halves, last_first, leading, rule, stacked
 
 Json = Mapping[str, Any]
 
@@ -189,6 +189,25 @@ def eva2_clip_config(c: Json) -> ViTConfig:
         residual="res-post-norm",
         class_token=True,
         final_norm=False,
+    )
+
+
+def llama4_vision_config(c: Json) -> ViTConfig:
+    """Llama-4's encoder without its adapter; its class token is the last one there and the first one here."""
+    rope = c.get("rope_parameters") or {}
+    return ViTConfig(
+        image_size=_side(c.get("image_size", 448)),
+        patch_size=_side(c.get("patch_size", 14)),
+        width=c.get("hidden_size", 768),
+        depth=c.get("num_hidden_layers", 34),
+        heads=c.get("num_attention_heads", 16),
+        mlp=c.get("intermediate_size", 5632),
+        channels=c.get("num_channels", 3),
+        eps=1e-5,
+        patch_bias=False,
+        class_token=True,
+        pre_norm=True,
+        rope_theta=float(rope.get("rope_theta") or c.get("rope_theta") or 10_000.0),
     )
 
 
@@ -399,6 +418,25 @@ def eva2_clip_keys(cfg: ViTConfig) -> KeyMap:
             *_patch(cfg, "patch_embedding.proj"),
             rule(f"{layer}attention.query_key_value.{{p}}", *QKV, reshape=stacked(3)),
             *_block(layer, "attention.dense", *norms, "mlp.fc1", "mlp.fc2"),
+        )
+    )
+
+
+def llama4_vision_keys(cfg: ViTConfig) -> KeyMap:
+    """Below `vision_model.`, beside the adapter's names."""
+    layer, block = "model.layers.{i}.", "blocks.{i}."
+    norms = ("input_layernorm", "post_attention_layernorm")
+    turned = half_apart(cfg.heads)
+    return KeyMap(
+        (
+            rule("class_embedding", "class_token"),
+            rule("positional_embedding_vlm", "positions", reshape=last_first()),
+            rule("patch_embedding.linear.weight", "patch.weight"),
+            rule("layernorm_pre.{p}", "pre_norm.{p}"),
+            rule("layernorm_post.{p}", "norm.{p}"),
+            *(rule(f"{layer}self_attn.{x}_proj.{{p}}", f"{block}attention.{x}.{{p}}", reshape=turned) for x in "qk"),
+            rule(f"{layer}self_attn.v_proj.{{p}}", f"{block}attention.v.{{p}}"),
+            *_block(layer, "self_attn.o_proj", *norms, "mlp.fc1", "mlp.fc2"),
         )
     )
 

@@ -51,6 +51,26 @@ def by_head(heads: int, count: int) -> Reshape:
     return Reshape(there, back)
 
 
+def half_apart(heads: int) -> Reshape:
+    """A map to queries or keys published with the two rows that rotary positions turn together next to each other.
+
+    Ours are half a head apart, as in `layers.rotary`; their products are the same.
+    """
+
+    def there(x: Tensor) -> Tensors:
+        return [x.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)]
+
+    def back(xs: Tensors) -> Tensor:
+        return xs[0].unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+
+    return Reshape(there, back)
+
+
+def last_first() -> Reshape:
+    """A table whose last row is that of a token that comes first here."""
+    return Reshape(there=lambda x: [x.roll(1, 0)], back=lambda xs: xs[0].roll(-1, 0))
+
+
 def leading(ones: int) -> Reshape:
     """A tensor published with `ones` leading dimensions of one."""
     return Reshape(
