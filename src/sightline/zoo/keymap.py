@@ -61,7 +61,8 @@ def half_apart(heads: int) -> Reshape:
         return [x.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)]
 
     def back(xs: Tensors) -> Tensor:
-        return xs[0].unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+        paired: Tensor = xs[0].unflatten(0, (heads, 2, -1)).transpose(1, 2)
+        return paired.flatten(0, 2)
 
     return Reshape(there, back)
 
