@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.layers.norms import RMSNorm
+from sightline.layers.norms import AcrossHeads, RMSNorm
 
 SHAPES = [(5, 16), (2, 3, 16), (2, 3, 4, 16)]
 
@@ -74,3 +74,14 @@ def test_zeros_stay_zeros_with_a_finite_gradient() -> None:
 def test_a_new_norm_scales_by_one(offset: bool) -> None:
     out = RMSNorm(16, offset=offset)(torch.randn(3, 16) * 7)
     torch.testing.assert_close(out.pow(2).mean(-1), torch.ones(3))
+
+
+def test_across_heads_a_token_is_normalised_as_a_whole() -> None:
+    norm, heads = AcrossHeads(24), torch.randn(2, 3, 5, 8)
+    torch.nn.init.normal_(norm.weight)
+    tokens = heads.transpose(1, 2).flatten(2)
+    scale = (tokens.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+    wanted = (tokens * scale * norm.weight).unflatten(2, (3, 8)).transpose(1, 2)
+    torch.testing.assert_close(norm(heads), wanted)
+    with torch.no_grad():
+        torch.testing.assert_close(norm(heads), wanted)

@@ -43,6 +43,14 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps)
 
 
+class AcrossHeads(RMSNorm):
+    """The same over all heads of a token at once, of queries or keys [batch, heads, length, dim] (InternViT)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = super().forward(x.transpose(1, 2).flatten(2))
+        return tokens.unflatten(2, (x.shape[1], -1)).transpose(1, 2)
+
+
 class _RootMeanSquare(torch.autograd.Function):
     """The same with its gradient written out: torch's own is a chain of a dozen passes over memory on a CPU."""
 

@@ -35,6 +35,43 @@ def flat_patch(channels: int, patch: int) -> Reshape:
     )
 
 
+def by_head(heads: int, count: int) -> Reshape:
+    """Several maps of one size published as one, the rows of one head of each map next to each other."""
+
+    def there(x: Tensor) -> Tensors:
+        cut = x.unflatten(0, (heads, count, -1))
+        return [cut[:, k].flatten(0, 1) for k in range(count)]
+
+    def back(xs: Tensors) -> Tensor:
+        joined: Tensor = xs[0].new_empty((heads, count, len(xs[0]) // heads, *xs[0].shape[1:]))
+        for k, x in enumerate(xs):
+            joined[:, k] = x.unflatten(0, (heads, -1))
+        return joined.flatten(0, 2)
+
+    return Reshape(there, back)
+
+
+def half_apart(heads: int) -> Reshape:
+    """A map to queries or keys published with the two rows that rotary positions turn together next to each other.
+
+    Ours are half a head apart, as in `layers.rotary`; their products are the same.
+    """
+
+    def there(x: Tensor) -> Tensors:
+        return [x.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)]
+
+    def back(xs: Tensors) -> Tensor:
+        paired: Tensor = xs[0].unflatten(0, (heads, 2, -1)).transpose(1, 2)
+        return paired.flatten(0, 2)
+
+    return Reshape(there, back)
+
+
+def last_first() -> Reshape:
+    """A table whose last row is that of a token that comes first here."""
+    return Reshape(there=lambda x: [x.roll(1, 0)], back=lambda xs: xs[0].roll(-1, 0))
+
+
 def leading(ones: int) -> Reshape:
     """A tensor published with `ones` leading dimensions of one."""
     return Reshape(
@@ -43,15 +80,21 @@ def leading(ones: int) -> Reshape:
     )
 
 
-def halves() -> Reshape:
-    """Two maps published as one, the first half first."""
+def stacked(count: int) -> Reshape:
+    """Several maps of one size published as one, below each other."""
 
     def back(xs: Tensors) -> Tensor:
-        joined: Tensor = xs[0].new_empty((xs[0].shape[0] * 2, *xs[0].shape[1:]))
-        joined[: len(xs[0])], joined[len(xs[0]) :] = xs[0], xs[1]
+        joined: Tensor = xs[0].new_empty((len(xs[0]) * count, *xs[0].shape[1:]))
+        for part, x in zip(joined.chunk(count), xs, strict=True):
+            part.copy_(x)
         return joined
 
-    return Reshape(there=lambda x: list(x.chunk(2)), back=back)
+    return Reshape(there=lambda x: list(x.chunk(count)), back=back)
+
+
+def halves() -> Reshape:
+    """Two maps published as one, the first half first."""
+    return stacked(2)
 
 
 @dataclass(frozen=True)
