@@ -1,7 +1,7 @@
 """Batches of a stage: batch k is a pure function of (seed, stage, k), whoever makes it and wherever a run resumes."""
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 
 import numpy as np
 import torch
@@ -77,8 +77,11 @@ def _captions(texts: list[str], processor: Processor) -> torch.Tensor:
     return out
 
 
-def batches(data: Batches, start: int, workers: int) -> Iterator[Batch]:
-    """Micro-batches from number `start` on, made ahead of time by `workers` processes, in order."""
+def batches(data: Batches, start: int, workers: int) -> Generator[Batch, None, None]:
+    """Micro-batches from number `start` on, made ahead of time by `workers` processes, in order.
+
+    Close it when it is left early: the processes end with it, whoever still holds the error that ended it.
+    """
     loader = DataLoader(
         data,
         batch_size=None,
@@ -87,7 +90,12 @@ def batches(data: Batches, start: int, workers: int) -> Iterator[Batch]:
         prefetch_factor=4 if workers else None,
         worker_init_fn=_one_thread if workers else None,
     )
-    return iter(loader)
+    source = iter(loader)
+    try:
+        yield from source
+    finally:
+        if workers:  # what fails in one of them holds on to the loader, and they, deaf to signals, would be waited for
+            source._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def _one_thread(worker: int) -> None:

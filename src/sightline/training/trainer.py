@@ -4,6 +4,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -164,7 +165,7 @@ class Trainer:
         every = self.stage.accumulate
         source = batches(data, self.step * every, workers)
         metrics = Metrics(self.folder)
-        with Signals() as signals:
+        with Signals() as signals, closing(source):
             while self.step < self.stage.steps:
                 began = time.perf_counter()
                 micro = [next(source).to(self.model.device) for _ in range(every)]
