@@ -43,15 +43,26 @@ def leading(ones: int) -> Reshape:
     )
 
 
-def halves() -> Reshape:
-    """Two maps published as one, the first half first."""
+def stacked(count: int) -> Reshape:
+    """Several maps of one size published as one, below each other."""
 
     def back(xs: Tensors) -> Tensor:
-        joined: Tensor = xs[0].new_empty((xs[0].shape[0] * 2, *xs[0].shape[1:]))
-        joined[: len(xs[0])], joined[len(xs[0]) :] = xs[0], xs[1]
+        joined: Tensor = xs[0].new_empty((len(xs[0]) * count, *xs[0].shape[1:]))
+        for part, x in zip(joined.chunk(count), xs, strict=True):
+            part.copy_(x)
         return joined
 
-    return Reshape(there=lambda x: list(x.chunk(2)), back=back)
+    return Reshape(there=lambda x: list(x.chunk(count)), back=back)
+
+
+def halves() -> Reshape:
+    """Two maps published as one, the first half first."""
+    return stacked(2)
+
+
+def flipped() -> Reshape:
+    """A matrix [inputs, outputs] that is multiplied from the right, as the linear map that it is."""
+    return Reshape(there=lambda x: [x.T], back=lambda xs: xs[0].T)
 
 
 @dataclass(frozen=True)
