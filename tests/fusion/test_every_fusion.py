@@ -6,6 +6,8 @@ from typing import Any, get_args
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from sightline.core.config import from_dict, to_dict
 from sightline.core.patches import Grid, Patches, join
@@ -150,9 +152,26 @@ def test_prepared_for_inference_it_gives_the_same(name: str) -> None:
 
 
 @every
+def test_in_mixed_precision_it_gives_nearly_the_same_and_learns(name: str) -> None:
+    fusion = large(FUSIONS[name].build())
+    given = together(inputs(name, PICTURES))
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = fusion(*given).tokens
+    wanted = fusion(*given).tokens
+    assert (tokens - wanted).norm() < 0.1 * wanted.norm()
+    tokens.float().square().sum().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in fusion.parameters())
+
+
+@every
 def test_it_is_described(name: str) -> None:
     cfg = vlm(name)
     told = describe("tiny", cfg)
     station = next(station for station in told.pipeline if station.name == "fusion")
     assert station.note == cfg.fusion.note and station.shape == (told.visual_tokens, 16)
     assert told.parameters["fusion"] == sum(p.numel() for p in cfg.fusion.build().parameters())
+    pixels = Patches(torch.randn(16, 48), ((1, 4, 4),))
+    asked = [torch.zeros(1, cfg.instruction_length, dtype=torch.int64)] if cfg.instruction_length else []
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        VLM(cfg).requires_grad_(False).see(pixels, *asked)
+    assert told.flops["to see a picture"] == counter.get_total_flops()

@@ -1,5 +1,6 @@
 """Fusions against transformers' modules with random weights, through the key maps of their families."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from transformers.models.llama4.modeling_llama4 import Llama4MultiModalProjector
 
 from sightline.core.patches import Grid, Patches
 from sightline.zoo import aria, blip2, internvl, kosmos2, llama4, perceivers
+from sightline.zoo.hollow import hollow
 from sightline.zoo.keymap import KeyMap
 
 EXACT = {"atol": 1e-5, "rtol": 0.0}
@@ -128,6 +130,44 @@ def test_instructblip_qformer_reads_instructions_of_different_lengths() -> None:
     ).last_hidden_state[:, :5]
     tokens = fusion(packed(x, (1, 1, 17)), ids.masked_fill(real == 0, -1)).tokens
     torch.testing.assert_close(tokens, out(seen).flatten(0, 1), **EXACT)
+
+
+DEFAULTS: dict[str, tuple[Any, Callable[[Any], KeyMap], str, Callable[[], nn.Module]]] = {
+    "blip2": (
+        blip2.qformer_config({}, 2560),
+        blip2.qformer_keys,
+        "qformer.",
+        lambda: Blip2QFormerModel(hf.Blip2QFormerConfig()),
+    ),
+    "instructblip": (
+        blip2.qformer_config({"model_type": "instructblip"}, 4096),
+        blip2.qformer_keys,
+        "qformer.",
+        lambda: InstructBlipQFormerModel(hf.InstructBlipQFormerConfig()),
+    ),
+    "kosmos2": (
+        kosmos2.pool_config({}),
+        lambda _: kosmos2.pool_keys(),
+        "image_to_text_projection.",
+        lambda: Kosmos2ImageToTextProjection(hf.Kosmos2Config()),
+    ),
+    "aria": (aria.pool_config({}), lambda _: aria.pool_keys(), "", lambda: AriaProjector(hf.AriaConfig())),
+    "idefics": (
+        perceivers.idefics_config({}),
+        perceivers.idefics_keys,
+        "",
+        lambda: IdeficsPerceiverResampler(hf.IdeficsConfig(), 768, 6, 16, 96, 64),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_what_a_configuration_leaves_out_has_the_published_size(name: str) -> None:
+    cfg, keys, prefix, theirs = DEFAULTS[name]
+    with hollow():
+        wanted = {f"{prefix}{key}": value.shape for key, value in theirs().state_dict().items()}
+        found = {key: value.shape for key, value in keys(cfg).save(cfg.build().state_dict()).items()}
+    assert {key: shape for key, shape in found.items() if key.startswith(prefix)} == wanted
 
 
 @torch.no_grad()

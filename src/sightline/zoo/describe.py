@@ -145,7 +145,6 @@ def _run(model: VLM) -> tuple[tuple[Station, ...], int, dict[str, int]]:
         with Operations() as writing:
             model.logits(model(step, cache))
     kv_heads = decoder.kv_heads or decoder.heads
-    shown = bridge.memory if bridge.tokens is None else bridge.tokens
     stations = (
         Station("picture", (image.channels, image.image_size, image.image_size)),
         Station(
@@ -158,7 +157,7 @@ def _run(model: VLM) -> tuple[tuple[Station, ...], int, dict[str, int]]:
             tuple(features.values.shape),
             f"{image.used_depth} blocks, {image.heads} heads, {image.activation}",
         ),
-        Station("fusion", tuple(shown.shape), model.config.fusion.note),
+        Station("fusion", tuple(bridge.tokens.shape), model.config.fusion.note),
         Station(
             "sequence", tuple(hidden.shape[1:]), f"{visual} visual and {QUESTION} text tokens, {model.config.look}"
         ),
