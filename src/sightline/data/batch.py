@@ -47,6 +47,7 @@ class Batch:
     """What a model reads in one step.
 
     ids, labels: [batch, length]; slots: flat indices row * length + t of image tokens; patches: raw pixel vectors.
+    instruction: [pictures, ids], -1 where padded, for a fusion that reads text with each picture.
     """
 
     ids: Tensor
@@ -55,6 +56,7 @@ class Batch:
     patches: Patches | None = None
     labels: Tensor | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    instruction: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         return replace(
@@ -64,6 +66,7 @@ class Batch:
             slots=self.slots.to(device),
             patches=None if self.patches is None else self.patches.to(device),
             labels=None if self.labels is None else self.labels.to(device),
+            instruction=None if self.instruction is None else self.instruction.to(device),
         )
 
 

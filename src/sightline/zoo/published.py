@@ -14,11 +14,12 @@ from ..core.layout import Layout
 from ..core.patches import Patches, patchify
 from ..data.batch import Batch
 from ..encoders.vit import ViT
+from ..fusion.qformer import QFormerConfig
 from ..language.cache import Cache
 from ..language.decoder import Decoder
 from ..layers.packed import Precision
 from ..model import VLM
-from . import backbones, llava, paligemma
+from . import backbones, blip2, llava, paligemma
 from .backbones import Json
 from .checkpoint import assign, read_json, read_tensors, write
 from .hollow import hollow
@@ -60,6 +61,8 @@ FAMILIES: dict[str, Family] = {
     "llava": Family(lambda c, f: VLM(llava.config(c)), llava.keys, _llava_tensors),
     "llava_llama": Family(lambda c, f: VLM(llava.original_config(c, f)), llava.original_keys, llava.original_tensors),
     "paligemma": Family(lambda c, f: VLM(paligemma.config(c)), paligemma.keys, _llava_tensors),
+    "blip-2": Family(lambda c, f: VLM(blip2.config(c)), blip2.keys, _plain),
+    "instructblip": Family(lambda c, f: VLM(blip2.config(c)), blip2.keys, _plain),
     "clip": Family(
         lambda c, f: ViT(backbones.clip_config(_vision(c))),
         lambda cfg: backbones.clip_keys(cfg).under("vision_model.", ""),
@@ -149,7 +152,8 @@ class Published:
         """Scores [batch, length, vocabulary] in float32 for inputs by their published names.
 
         input_ids [batch, length], already expanded; pixel_values [images, 3, height, width]; attention_mask and
-        token_type_ids [batch, length] as the published model takes them.
+        token_type_ids [batch, length] as the published model takes them; for InstructBLIP qformer_input_ids and
+        qformer_attention_mask [images, words].
         """
         batch, runner = self.batch(**inputs), self.runner
         if isinstance(runner, VLM):
@@ -196,11 +200,14 @@ class Published:
         pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        qformer_input_ids: Tensor | None = None,
+        qformer_attention_mask: Tensor | None = None,
         **other: Any,
     ) -> Batch:
         """The published inputs as a batch; InputError where pictures and their places do not match."""
         if other:
-            known = ("input_ids", "pixel_values", "attention_mask", "token_type_ids")
+            words = ("qformer_input_ids", "qformer_attention_mask")
+            known = ("input_ids", "pixel_values", "attention_mask", "token_type_ids", *words)
             raise InputError(f"unknown input {min(other)!r}{nearest(min(other), known)}")
         if input_ids is None or input_ids.dim() != 2 or input_ids.is_floating_point() or not input_ids.numel():
             shape = "none" if input_ids is None else f"{input_ids.dtype} {list(input_ids.shape)}"
@@ -225,7 +232,21 @@ class Published:
         most = self._decoder(self.model).config.vocab_size
         if len(words) and (int(words.min()) < 0 or int(words.max()) >= most):
             raise InputError(f"input_ids from {int(words.min())} to {int(words.max())}, expected 0 to {most - 1}")
-        return Batch(torch.where(is_slot, 0, input_ids), self._layout(real, is_slot, token_type_ids), slots, patches)
+        layout, asked = self._layout(real, is_slot, token_type_ids), None
+        if qformer_input_ids is not None:
+            asked = self._instruction(qformer_input_ids, qformer_attention_mask)
+        return Batch(torch.where(is_slot, 0, input_ids), layout, slots, patches, instruction=asked)
+
+    def _instruction(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """What the fusion reads with each picture, -1 where it is padded."""
+        reads = self.model.config.fusion if isinstance(self.model, VLM) else None
+        if not isinstance(reads, QFormerConfig) or not reads.vocab_size:
+            raise InputError(f"a {self.family} model reads no qformer_input_ids")
+        if mask is not None and mask.shape != ids.shape:
+            raise InputError(f"qformer_attention_mask is {list(mask.shape)}, expected {list(ids.shape)} as its ids")
+        if ids.dim() != 2 or int(ids.min()) < 0 or int(ids.max()) >= reads.vocab_size:
+            raise InputError(f"qformer_input_ids: expected ids [images, words] from 0 to {reads.vocab_size - 1}")
+        return ids if mask is None else ids.masked_fill(mask == 0, -1)
 
     def _layout(self, real: Tensor, is_slot: Tensor, token_type_ids: Tensor | None) -> Layout:
         """Causal, or for a prefix model block 0 up to the first token of type 1."""
