@@ -1,18 +1,23 @@
 """A vision-language model: an encoder sees, a fusion bridges, a decoder reads and writes."""
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from .core.config import config
+from .core.memory import Memory, arrange
 from .core.patches import Patches
 from .data.batch import Batch
 from .encoders.vit import ViT, ViTConfig
 from .fusion.bridge import Bridge
+from .fusion.cross_attention import CrossAttentionConfig
 from .fusion.projector import ProjectorConfig
 from .language.cache import Cache
 from .language.decoder import Decoder, DecoderConfig
+
+FusionConfig = ProjectorConfig | CrossAttentionConfig  # told apart by `kind`
 
 
 @config
@@ -23,7 +28,7 @@ class VLMConfig:
     """
 
     image: ViTConfig
-    fusion: ProjectorConfig
+    fusion: FusionConfig
     decoder: DecoderConfig
     look: Literal["causal", "prefix"] = "causal"
 
@@ -62,6 +67,23 @@ class VLM(nn.Module):
             )
         return x.flatten(0, 1).index_copy(0, slots, bridge.tokens.to(x.dtype)).view_as(x)
 
+    def memory(self, bridge: Bridge, batch: Batch) -> Memory | None:
+        """What a bridge has for cross-attention blocks, in the rows of the batch that its items belong to."""
+        if bridge.memory is None:
+            return None
+        owners, count = batch.owners, len(bridge.memory.grids)
+        if owners is None:
+            row, place = batch.slots // batch.layout.length, batch.slots % batch.layout.length
+            owners = torch.stack((row, batch.layout.document[row, place], batch.layout.item[row, place]), dim=1)
+        if len(owners) != count:
+            raise ValueError(f"{count} pictures for {len(owners)} places; tokens would look at the wrong ones")
+        lengths = torch.tensor([t * h * w for t, h, w in bridge.memory.grids], device=owners.device)
+        made = arrange(bridge.memory.values, lengths, owners, batch.layout.batch, bridge.latest)
+        if batch.looks is None:
+            return made
+        which = (made.item - 1).clamp(min=0)[:, None].expand(-1, batch.layout.length, -1)
+        return replace(made, seen=batch.looks.gather(2, which) & (made.document >= 0)[:, None])
+
     def forward(
         self, batch: Batch, cache: Cache | None = None, bridge: Bridge | None = None, rows: Tensor | None = None
     ) -> Tensor:
@@ -72,7 +94,7 @@ class VLM(nn.Module):
         if bridge is None and batch.patches is not None:
             bridge = self.see(batch.patches)
         x = self.embed(batch.ids, batch.slots, bridge)
-        memory = None if bridge is None else bridge.memory
+        memory = None if bridge is None else self.memory(bridge, batch)
         hidden: Tensor = self.decoder(x, batch.layout, memory, cache, rows)
         return hidden
 

@@ -42,6 +42,7 @@ class ViTConfig:
     antialias: bool = False  # how positions are resized: DINOv2 with registers smooths them
     layer: int = -1  # whose output is taken: -1 the last block's, -2 the one before
     normed: bool = True  # whether the final norm is applied to what is taken
+    keep_prefix: bool = False  # whether the tokens before the patches are features too
 
     @property
     def grid(self) -> int:
@@ -171,16 +172,22 @@ class ViT(nn.Module):
         return self.norm(x) if self.norm is not None and self.config.normed else x
 
     def forward(self, patches: Patches) -> Patches:
-        """Pixel vectors [n, channels*patch*patch] to features [n, width] on the same grids."""
+        """Pixel vectors [n, channels*patch*patch] to features [n, width] on the same grids.
+
+        With the tokens before the patches kept, all tokens of an item are one row, (1, 1, prefix + h*w).
+        """
         if patches.values.shape[1] != self.config.patch_dim:
             found, wanted = patches.values.shape[1], self.config.patch_dim
             raise ConfigError(f"patch vectors of {found} numbers, this encoder reads {wanted}")
         if patches.uniform:
-            return patches.with_values(self.tokens(patches)[:, self.config.prefix :].flatten(0, 1))
+            tokens = self.tokens(patches)
+            if self.config.keep_prefix:
+                return Patches(tokens.flatten(0, 1), ((1, 1, tokens.shape[1]),) * len(tokens))
+            return patches.with_values(tokens[:, self.config.prefix :].flatten(0, 1))
         parts = [Patches(item, (grid,)) for item, grid in zip(patches.items(), patches.grids, strict=True)]
         done: dict[int, Patches] = {}
         for shape in set(patches.grids):  # pictures of one shape are computed together
             where = [i for i, grid in enumerate(patches.grids) if grid == shape]
             out = self.forward(join([parts[i] for i in where]))
-            done |= {i: Patches(item, (shape,)) for i, item in zip(where, out.items(), strict=True)}
+            done |= {i: Patches(item, out.grids[:1]) for i, item in zip(where, out.items(), strict=True)}
         return join([done[i] for i in range(len(parts))])
