@@ -14,10 +14,11 @@ from .encoders.vit import ViT, ViTConfig
 from .fusion.bridge import Bridge
 from .fusion.cross_attention import CrossAttentionConfig
 from .fusion.projector import ProjectorConfig
+from .fusion.visual_expert import VisualExpertConfig
 from .language.cache import Cache
 from .language.decoder import Decoder, DecoderConfig
 
-FusionConfig = ProjectorConfig | CrossAttentionConfig  # told apart by `kind`
+FusionConfig = ProjectorConfig | CrossAttentionConfig | VisualExpertConfig  # told apart by `kind`
 
 
 @config

@@ -5,7 +5,7 @@
 - Gemma (arXiv:2403.08295): norm weights stored minus one, tanh-GELU gate, embeddings times sqrt(width), tied head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -77,7 +77,7 @@ class Context:
     mask: [batch, 1, queries, keys], True where seen; None where `causal` or nothing is hidden.
     rotary: cosines and sines [batch, 1, queries, head_dim].
     memory: what cross-attention blocks look at, with the values that are new in this step.
-    looks: [batch, 1, queries, keys of the memory], True where one is looked at; all True for a token that looks at none.
+    looks: [batch, 1, queries, keys of the memory], True where one is looked at; for a blind token all of them.
     blind: [batch, queries, 1], True for a token that looks at nothing of the memory.
     rows: in the last block, the tokens [n] that are asked for, counted through the batch.
     """
@@ -92,14 +92,33 @@ class Context:
     rows: Tensor | None = None
 
     @cached_property
-    def pictured(self) -> Tensor:
-        """The tokens [n] that carry no text, counted through the batch."""
-        return (self.layout.medium != Medium.TEXT).flatten().nonzero()[:, 0]
+    def split(self) -> "Split":
+        """The step's tokens by what they carry, for blocks that have weights for each; computed when first asked for."""
+        return split_by(self.layout.medium.flatten())
 
-    @cached_property
-    def worded(self) -> Tensor:
-        """The tokens [n] that carry text, counted through the batch."""
-        return (self.layout.medium == Medium.TEXT).flatten().nonzero()[:, 0]
+
+@dataclass(frozen=True)
+class Split:
+    """Tokens [n] that carry text and those that carry something else, and how both together come back into order."""
+
+    words: Tensor
+    others: Tensor
+    order: Tensor
+
+    def apply(self, x: Tensor, to_words: Callable[[Tensor], Tensor], to_others: Callable[[Tensor], Tensor]) -> Tensor:
+        """x [n, width] through one map or the other, each of them once; a map that no token needs is not touched."""
+        if not len(self.others):
+            return to_words(x)
+        if not len(self.words):
+            return to_others(x)
+        return torch.cat((to_words(x[self.words]), to_others(x[self.others])))[self.order]
+
+
+def split_by(medium: Tensor) -> Split:
+    """Tokens with these media [n], apart."""
+    text = medium == Medium.TEXT
+    words, others = text.nonzero()[:, 0], (~text).nonzero()[:, 0]
+    return Split(words, others, torch.cat((words, others)).argsort())
 
 
 class Block(Protocol):
@@ -112,6 +131,8 @@ class Block(Protocol):
 
 class SelfBlock(nn.Module):
     """Self-attention and gated feed-forward, a norm before each."""
+
+    plain = True  # it does nothing that `Stepper` does not know
 
     def __init__(self, cfg: DecoderConfig) -> None:
         super().__init__()

@@ -61,6 +61,7 @@ def keys(cfg: VLMConfig) -> KeyMap:
 def cross_keys(cfg: CrossAttentionConfig) -> KeyMap:
     """Names of its cross-attention blocks, below `model.`."""
     layer, block = "gated_cross_attn_layers.{i}.", "blocks.{i}."
+    feedforward = ("gate", "up", "down")
     gate = leading(2 if cfg.gate == "vector" else 0)
     norms = (
         rule(f"{layer}cross_attn.{x}_layer_norm.{{p}}", f"{block}cross_attention.{x}_norm.{{p}}")
