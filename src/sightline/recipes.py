@@ -1,6 +1,7 @@
 """Functions that return a whole recipe."""
 
 from collections.abc import Callable
+from functools import partial
 
 from .core.config import nearest
 from .core.errors import ConfigError
@@ -32,12 +33,17 @@ def sightline_mini() -> Recipe:
             max_length=768,
         ),
     )
+    plain = partial(ScenesSource, kind="plain", first=3, grown=20_000)
     sources = {
         "pictures": ScenesSource(kind="pictures"),
         "text": ScenesSource(kind="text", start=20_000_000, first=3, grown=10_000),
         "aligned": ScenesSource(kind="pictures", start=40_000_000),
-        "plain": ScenesSource(kind="plain", start=45_000_000, first=3, grown=20_000),
-        "questions": ScenesSource(kind="questions", start=50_000_000, first=3, grown=80_000),
+        "things": plain(start=45_000_000, asks=("color", "shape"), distinct=True),
+        "places": plain(start=47_000_000, asks=("locate", "relation"), distinct=True),
+        "sides": plain(start=48_000_000, asks=("relation",), distinct=True),
+        "numbers": plain(start=49_000_000, asks=("count",)),
+        "easy": ScenesSource(kind="questions", start=50_000_000, first=3, grown=80_000),
+        "questions": ScenesSource(kind="questions", start=55_000_000, first=6, grown=40_000),
     }
     stages = (
         Stage(
@@ -71,9 +77,49 @@ def sightline_mini() -> Recipe:
         Stage(
             name="look",
             learn={"fusion.*": 1e-3, "decoder.*": 1e-3},
-            data={"plain": 1.0},
+            data={"things": 1.0},
             objective={"answers": 1.0},
             steps=500,
+            batch=16,
+            optimizer="muon",
+            decay=0.0,
+        ),
+        Stage(
+            name="read",
+            learn={"fusion.*": 1e-3, "decoder.*": 1e-3},
+            data={"easy": 1.0},
+            objective={"answers": 1.0},
+            steps=2794,
+            batch=8,
+            optimizer="muon",
+            decay=0.0,
+        ),
+        Stage(
+            name="place",
+            learn={"fusion.*": 1e-3, "decoder.*": 1e-3},
+            data={"places": 0.7, "easy": 0.3},
+            objective={"answers": 1.0},
+            steps=400,
+            batch=16,
+            optimizer="muon",
+            decay=0.0,
+        ),
+        Stage(
+            name="relate",
+            learn={"fusion.*": 1e-3, "decoder.*": 1e-3},
+            data={"sides": 1.0},
+            objective={"answers": 1.0},
+            steps=400,
+            batch=16,
+            optimizer="muon",
+            decay=0.0,
+        ),
+        Stage(
+            name="number",
+            learn={"fusion.*": 1e-3, "decoder.*": 1e-3},
+            data={"numbers": 0.7, "easy": 0.3},
+            objective={"answers": 1.0},
+            steps=400,
             batch=16,
             optimizer="muon",
             decay=0.0,
@@ -83,7 +129,7 @@ def sightline_mini() -> Recipe:
             learn={"fusion.*": 1e-3, "decoder.*": 1e-3},
             data={"questions": 1.0},
             objective={"answers": 1.0},
-            steps=20_000,
+            steps=13_000,
             batch=8,
             optimizer="muon",
             decay=0.5,

@@ -146,6 +146,12 @@ def test_a_family_of_one_question_says_so() -> None:
         TEMPLATES["paligemma"](TURNS)
 
 
+@pytest.mark.parametrize("name", ["llava-plain", "paligemma"])
+def test_a_system_message_is_refused_where_a_family_has_no_place_for_it(name: str) -> None:
+    with pytest.raises(InputError, match="no place for a system message"):
+        TEMPLATES[name](SYSTEM)
+
+
 @pytest.mark.parametrize("name", sorted(set(TEMPLATES) - {"llava-plain"}))  # which reads no words of a user
 def test_sound_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="this model reads text and images, not audio"):

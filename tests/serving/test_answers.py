@@ -19,7 +19,7 @@ from sightline import Assistant, CapacityError, DataError, Sampling
 from sightline.serving.answers import WINDOW, Summary, answer_file
 
 SHORT = Sampling(max_new_tokens=4)
-RESULT = {"answer", "boxes", "points", "confidence", "usage"}
+RESULT = {"answer", "boxes", "points", "confidence", "usage", "model"}
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_a_row_that_fails_says_why_and_the_others_are_answered(model: Assistant,
         assert message in row["error"]
         assert "answer" not in row
         if isinstance(given, dict):
-            assert {k: v for k, v in row.items() if k != "error"} == given
+            assert {k: v for k, v in row.items() if k not in ("error", "model")} == given
     again = answer_file(model, folder / "q.jsonl", folder / "a.jsonl", SHORT)
     assert again == Summary(rows=len(rows), skipped=len(rows), errors=0)
 
@@ -148,7 +148,11 @@ def test_rows_that_were_taken_out_are_answered_again(model: Assistant, folder: P
 def test_a_file_of_other_answers_is_not_touched(model: Assistant, folder: Path) -> None:
     questions, out = write(folder / "q.jsonl", many(3)), folder / "a.jsonl"
     for rows, message in (
-        ([{"image": "x.png", "question": "other", "answer": "1"}], "1 of its rows answer what is not asked"),
+        (
+            [{"image": "x.png", "question": "other", "answer": "1", "model": "tiny"}],
+            "1 of its rows answer what is not asked",
+        ),
+        ([{**many(1)[0], "answer": "1", "model": "tiny in int8"}], "answered by 'tiny in int8', not 'tiny'"),
         ([{"image": "x.png", "question": "other"}], "line 1: not a row of answers"),
         (["notes"], "line 1: not a row of answers"),
         (["{", '"pretty": "json"', "}"], "line 1: not a row of answers"),

@@ -72,6 +72,16 @@ def test_questions_are_answered_by_words_or_by_places() -> None:
     assert kinds[Text] > 50 and kinds[Region] > 20
 
 
+def test_plain_samples_ask_the_kinds_that_are_wanted_about_objects_that_all_differ() -> None:
+    source = ScenesSource(kind="plain", first=3, asks=("color",), distinct=True)
+    for index in range(20):
+        talk = source(0, 0, index).conversation
+        asked, answers = [m.text for m in talk[::2]], [m.text for m in talk[1::2]]
+        assert 2 <= len(asked) <= 8
+        assert all(text.startswith("What color is the ") for text in asked)
+        assert len(set(asked)) == len(set(answers)) == len(asked)
+
+
 def test_scenes_grow_with_the_index() -> None:
     source = ScenesSource(kind="pictures", first=2, grown=1000)
 

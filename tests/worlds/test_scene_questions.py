@@ -25,7 +25,6 @@ from sightline.worlds import (
     Question,
     Scene,
     SceneConfig,
-    plain_questions,
     questions,
     scene,
 )
@@ -409,25 +408,3 @@ def test_a_reader_who_sees_no_picture_gains_nothing() -> None:
 
         right = sum((odds(words) > 0) == truth for words, truth in known[half:]) / (len(known) - half)
         assert right <= 0.6, (kind, right)
-
-
-# ------------------------------------------------------------------------------------------------------------ the plain
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_plain_questions_follow_from_one_word(seed: int) -> None:
-    """Read back with nothing but the words: the one object that a word names."""
-    made = scene(seed)
-    asked = plain_questions(made, random.Random(seed), 100)
-    assert len({question.text for question in asked}) == len(asked)
-    once = [Counter(getattr(each, name) for each in made.objects) for name in ("shape", "color")]
-    assert len(asked) == sum(number == 1 for found in once for number in found.values())
-    for question in asked:
-        words = question.text.rstrip("?").split()
-        (only,) = [each for each in made.objects if each.shape in words or each.color in words]
-        assert question.answer == (only.color if question.kind == "color" else only.shape)
-
-
-def test_plain_questions_are_at_most_so_many() -> None:
-    made = next(made for made in map(scene, range(100)) if len(plain_questions(made, random.Random(0), 9)) > 3)
-    assert len(plain_questions(made, random.Random(0), 3)) == 3

@@ -258,11 +258,18 @@ def test_the_listing_runs_left_to_right() -> None:
         ({"max_objects": 13}, "max_objects 13"),
         ({"shapes": ("circle", "blob")}, "'blob'"),
         ({"styles": ()}, "styles is empty"),
+        ({"distinct": True, "max_objects": 12}, "distinct scenes of 12 objects"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict, named: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(named)):
         SceneConfig(**settings)
+
+
+def test_in_distinct_scenes_no_two_share_a_colour_or_a_shape() -> None:
+    for seed in range(60):
+        things = scene(seed, SceneConfig(min_objects=2, max_objects=8, distinct=True)).objects
+        assert len({each.shape for each in things}) == len({each.color for each in things}) == len(things)
 
 
 def test_settings_are_kept() -> None:

@@ -175,11 +175,18 @@ def _user(out: Writer, message: Message, newline: bool) -> None:
             out.words("\n")
 
 
+def _no_system(conversation: Conversation) -> None:
+    if any(message.role == "system" for message in conversation):
+        raise InputError("this model's form of a conversation has no place for a system message")
+
+
 def llava_plain_template(conversation: Conversation) -> list[Segment]:
     """LLaVA's first stage: the image, then its caption and a line break; the caption is learned."""
+    talk = turns(conversation)
+    _no_system(conversation)
     out = Writer()
     out.control("<s>")
-    for message in turns(conversation):
+    for message in talk:
         if message.role == "user":
             for part in message.parts:
                 if isinstance(part, Image):
@@ -192,8 +199,9 @@ def llava_plain_template(conversation: Conversation) -> list[Segment]:
 
 def paligemma_template(conversation: Conversation) -> list[Segment]:
     """PaliGemma (arXiv:2407.07726): images, `<bos>`, prefix, a line break; then the suffix and `<eos>`."""
-    out = Writer()
     talk = turns(conversation)
+    _no_system(conversation)
+    out = Writer()
     if len(talk) > 2:
         raise InputError(f"this model answers one question, the conversation has {len(talk)} messages")
     for part in talk[0].parts:

@@ -1,8 +1,8 @@
 """Files of questions to files of answers, which a run that was killed goes on with.
 
 A row of questions names a picture (or several) and a question; its row of answers is the same row with `answer`,
-`boxes`, `points`, `confidence` and `usage`, or with `error`. A field of the question that has one of these names is
-kept as `given_` and that name.
+`boxes`, `points`, `confidence` and `usage`, or with `error`, and with the `model` that was asked. A field of the
+question that has one of these names is kept as `given_` and that name.
 """
 
 import fcntl
@@ -22,7 +22,7 @@ from .assistant import Answer, Assistant
 from .sampling import Sampling
 
 WINDOW = 64  # questions that are answered together and written at once; a kill costs at most these
-ADDED = ("answer", "boxes", "points", "confidence", "usage", "error")
+ADDED = ("answer", "boxes", "points", "confidence", "usage", "error", "model")
 GIVEN = {name: f"given_{name}" for name in ADDED}
 
 Row = dict[str, Any]
@@ -55,11 +55,12 @@ def answer_file(
     """Answer every question of a file; rows that `out` already answers are skipped, a torn last line is redone.
 
     Answers come in the order of the questions. `progress` is told how many rows of how many are done.
-    Raises DataError when `out` answers questions that the file does not ask, CapacityError while another run writes it.
+    Raises DataError when `out` answers questions that the file does not ask or holds another model's answers,
+    CapacityError while another run writes it.
     """
     asked = list(read_questions(questions))
     with _opened(out) as file:
-        done, whole = _read_answers(file, out)
+        done, whole = _read_answers(file, out, model.label)
         left = _left(asked, Counter(done), out)
         file.truncate(whole)
         skipped, errors = len(asked) - len(left), 0
@@ -110,6 +111,7 @@ def answer_rows(model: Assistant, asked: Sequence[_Question], folder: Path, samp
             talks.append((len(rows) - 1, _conversation(question.row, folder, pictures)))
         except SightlineError as error:
             rows[-1]["error"] = str(error)
+        rows[-1]["model"] = model.label
     for (i, _), answer in zip(talks, model.answer([talk for _, talk in talks], sampling), strict=True):
         rows[i] |= _outcome(answer)
     return rows
@@ -165,8 +167,8 @@ def _opened(out: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def _read_answers(file: BinaryIO, out: Path) -> tuple[list[str], int]:
-    """Which questions are answered, and how long the file's whole lines are; a kill may have torn what follows."""
+def _read_answers(file: BinaryIO, out: Path, model: str) -> tuple[list[str], int]:
+    """Which questions `model` answered, and how long the file's whole lines are; a kill may have torn what follows."""
     file.seek(0)
     data = file.read()
     whole = data.rfind(b"\n") + 1
@@ -175,6 +177,8 @@ def _read_answers(file: BinaryIO, out: Path) -> tuple[list[str], int]:
         row = _parsed(line)
         if row is None or not ("answer" in row or "error" in row):
             raise DataError(f"{out} line {number}: not a row of answers; choose another file to write")
+        if (other := row.get("model")) != model:
+            raise DataError(f"{out} line {number}: answered by {other!r}, not {model!r}; choose another file to write")
         answered.append(_identity(_asked(row)))
     if torn := data[whole:]:
         row = _parsed(torn)

@@ -105,6 +105,12 @@ class Assistant:
         self._engine: Engine | None = None
 
     @property
+    def label(self) -> str:
+        """Its name, and the precision that it is run in where that is not fp32."""
+        precision = self.published.precision
+        return self.name if precision == "fp32" else f"{self.name} in {precision}"
+
+    @property
     def engine(self) -> Engine:
         """What answers; InputError for a checkpoint that cannot hold a conversation about pictures."""
         runner = self.published.runner

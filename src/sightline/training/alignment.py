@@ -1,6 +1,6 @@
 """A projector aligned with words directly: what a patch shows is the sum of the vectors of what it is called.
 
-Learning this through a language model's answers takes thousands of steps; as a regression it takes two hundred.
+Learned through a language model's answers alone this takes many times as long.
 """
 
 import math

@@ -6,7 +6,6 @@ state or a temporary folder that the next run sweeps away.
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -20,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..core.errors import CapacityError, CheckpointError
-from ..zoo.checkpoint import write_tensors
+from ..zoo.checkpoint import digest, flush, write_tensors
 
 MANIFEST = "manifest.json"
 
@@ -57,21 +56,6 @@ def save(folder: Path, name: str, tensors: Mapping[str, Mapping[str, Tensor]], s
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return final
-
-
-def digest(path: Path) -> str:
-    """sha256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def flush(path: Path) -> None:
-    """Wait until a file's or folder's content is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def load(path: Path) -> Saved:

@@ -10,7 +10,8 @@ import numpy as np
 from ..core.config import config
 from ..core.geometry import Box, Frame, Point
 from ..core.sequence import Conversation, Image, Message, Part, Region, Text
-from ..worlds.scene_questions import Question, plain_questions, questions
+from ..worlds.scene_plain import PLAIN_KINDS, plain_questions
+from ..worlds.scene_questions import Question, questions
 from ..worlds.scenes import Scene, SceneConfig, scene
 
 
@@ -58,8 +59,9 @@ class ScenesSource:
     """Samples of the scenes world.
 
     kind: "pictures" (image, caption and dense truth), "captions", "questions", "plain" (questions of one wording
-    each about solid objects that all differ), or "text" (the scene described in words, with questions). From `start`,
-    scenes of up to `first` objects at index 0 grow to 12 at index `grown`; plain ones stop at 8.
+    each), or "text" (the scene described in words, with questions). From `start`, scenes of up to `first` objects at
+    index 0 grow to 12 at index `grown`. asks: kinds of plain questions. distinct: solid objects that all differ, at
+    least 2 and at most 8.
     """
 
     kind: Literal["pictures", "captions", "questions", "plain", "text"]
@@ -68,12 +70,14 @@ class ScenesSource:
     first: int = 12
     grown: int = 0
     patch: int = 16
+    asks: tuple[str, ...] = PLAIN_KINDS
+    distinct: bool = False
 
     def __call__(self, seed: int, epoch: int, index: int) -> Sample:
         number = self.start + index + epoch * 1_000_000_007 + seed * 10_000_000_019
         share = min(1.0, index / self.grown) if self.grown else 1.0
         most = round(self.first + (12 - self.first) * share)
-        if self.kind == "plain":
+        if self.distinct:
             most = max(2, min(most, 8))
             scenes = SceneConfig(min_objects=2, max_objects=most, distinct=True, textures=("solid",))
         else:
@@ -91,5 +95,6 @@ class ScenesSource:
         if self.kind == "captions":
             said = Message("assistant", (Text(picture.caption(rng)),))
             return Sample(conversation=(Message("user", (image, Text("Describe the picture."))), said), name=name)
-        asked = (plain_questions if self.kind == "plain" else questions)(picture, rng, self.turns)
+        plain = self.kind == "plain"
+        asked = plain_questions(picture, rng, self.turns, self.asks) if plain else questions(picture, rng, self.turns)
         return Sample(conversation=dialogue(asked, frame, image), name=name)

@@ -6,7 +6,6 @@ does not see the picture therefore gains nothing from the words.
 """
 
 import random
-from collections import Counter
 from collections.abc import Sequence
 
 from sightline.core.errors import ConfigError
@@ -65,22 +64,3 @@ def questions(scene: Scene, rng: random.Random, count: int, kinds: Sequence[str]
         if question is not None:
             asked.setdefault(question.text, question)
     return list(asked.values())
-
-
-def plain_questions(scene: Scene, rng: random.Random, count: int) -> list[Question]:
-    """At most `count` questions for the colour of a shape or the shape of a colour, in one wording each.
-
-    They are what a model learns to look with: one word names one object, and the answer follows from that object alone.
-    """
-    shapes, colors = Counter(each.shape for each in scene.objects), Counter(each.color for each in scene.objects)
-    asked = [
-        Question("color", f"What color is the {each.shape}?", each.color)
-        for each in scene.objects
-        if shapes[each.shape] == 1
-    ] + [
-        Question("shape", f"What shape is the {each.color} thing?", each.shape)
-        for each in scene.objects
-        if colors[each.color] == 1
-    ]
-    rng.shuffle(asked)
-    return asked[:count]

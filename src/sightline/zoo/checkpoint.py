@@ -4,6 +4,7 @@ Nothing is left random: a model is built without memory on the meta device, ever
 and `torch` itself refuses a missing or superfluous name. Pickles are never opened.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -136,3 +137,18 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             number = int(found[1])
             raise OSError(number, os.strerror(number), str(path)) from None
         raise
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's or folder's content is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -6,9 +6,7 @@ tokenizer.json         and tokenizer_config.json
 processor.json         template, picture pipeline, convention for places, context
 """
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +24,7 @@ from ..grounding.codecs import CODECS
 from ..language.tokenizer import Tokenizer
 from ..layers.packed import Precision
 from ..model import VLM, VLMConfig
-from .checkpoint import INDEX, WEIGHTS, assign, read_file, read_json, write_tensors
+from .checkpoint import INDEX, WEIGHTS, assign, digest, flush, read_file, read_json, write_tensors
 from .hollow import hollow
 from .prepared import dtype_of
 from .published import Published
@@ -108,8 +106,8 @@ def save(
         _write_json(temporary / "config.json", to_dict(card))
         for path in temporary.iterdir():
             path.chmod(0o644)  # safetensors' files are for their owner alone, which an installed package cannot use
-            _flush(path)
-        _flush(temporary)
+            flush(path)
+        flush(temporary)
         _swap(temporary, folder, old)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -209,14 +207,4 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def _identity(path: Path) -> FileIdentity:
-    with path.open("rb") as file:
-        return FileIdentity(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file's or folder's content is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return FileIdentity(path.stat().st_size, digest(path))
