@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .core.config import config
 from .core.memory import Memory, arrange
-from .core.patches import Patches
+from .core.patches import Grid, Patches
 from .data.batch import Batch
 from .encoders.vit import ViT, ViTConfig
 from .fusion.bridge import Bridge
@@ -51,6 +51,10 @@ class VLM(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.decoder.dtype
+
+    def num_tokens(self, grid: Grid) -> int:
+        """How many slots of the sequence a picture takes whose pixels have this grid."""
+        return self.fusion.num_tokens(self.config.image.feature_grid(grid))
 
     def see(self, patches: Patches) -> Bridge:
         """Pixel patches to what the decoder is given of them."""

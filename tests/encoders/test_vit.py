@@ -1,6 +1,7 @@
-"""One vision transformer as CLIP, SigLIP and DINOv2: what each setting changes, positions, grids, the stem."""
+"""One vision transformer as the published encoders: what each setting changes, positions, grids, the stem."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,23 @@ CLIP = replace(
 DINO = replace(SIGLIP, activation="gelu", class_token=True, registers=2, layer_scale=True, antialias=True)
 GIANT = replace(DINO, activation="silu", gated=True, registers=0)
 STEM = replace(SIGLIP, stem=(6, 10), pre_norm=True)
-FAMILIES = {"siglip": SIGLIP, "clip": CLIP, "dinov2": DINO, "dinov2-giant": GIANT, "stem": STEM}
+INTERN = replace(
+    SIGLIP, class_token=True, norm="rms", qkv_bias=False, qk_norm="width", final_norm=False, layer_scale=True
+)
+EVA2 = replace(SIGLIP, activation="gelu", class_token=True, residual="res-post-norm", final_norm=False)
+BIGG = replace(SIGLIP, activation="gelu", patch_bias=False, pre_norm=True, final_norm=False, position_grid=3)
+VIT_22B = replace(SIGLIP, norm="rms", residual="parallel", qkv_bias=False, qk_norm="head")
+FAMILIES = {
+    "siglip": SIGLIP,
+    "clip": CLIP,
+    "dinov2": DINO,
+    "dinov2-giant": GIANT,
+    "stem": STEM,
+    "internvit": INTERN,
+    "eva2-clip": EVA2,
+    "vit-bigg": BIGG,
+    "vit-22b": VIT_22B,
+}
 
 
 def vit(cfg: ViTConfig) -> ViT:
@@ -38,7 +55,7 @@ def by_hand(model: ViT, patches: Patches) -> Tensor:
     """The whole encoder at its published size, step by step, from the settings alone."""
     cfg = model.config
     x = F.linear(patches.dense(), model.patch.weight, model.patch.bias)
-    places = model.positions if model.class_token is None else model.positions[1:]
+    places = model.position_table((1, 4, 4))[0 if model.class_token is None else 1 :]
     x = x + places
     if model.class_token is not None:
         before = [(model.class_token + model.positions[0])[None]]
@@ -46,17 +63,19 @@ def by_hand(model: ViT, patches: Patches) -> Tensor:
         x = torch.cat([torch.cat(before).expand(len(x), -1, -1), x], dim=1)
     x = x if model.pre_norm is None else model.pre_norm(x)
     for block in list(model.blocks)[: cfg.depth + 1 + cfg.layer]:
+        start = x
         for norm, branch, scale in (
             (block.norm1, block.attention, block.scale1),
-            (block.norm2, block.feedforward, block.scale2),
+            (block.norm2 or block.norm1, block.feedforward, block.scale2),
         ):
-            out = branch(norm(x))
+            seen = start if cfg.residual == "parallel" else x
+            out = norm(branch(seen)) if cfg.residual == "res-post-norm" else branch(norm(seen))
             x = x + (out if scale is None else out * scale)
     x = model.norm(x) if model.norm is not None and cfg.normed else x
     return x[:, cfg.prefix :].flatten(0, 1)
 
 
-@pytest.mark.parametrize("name", ["siglip", "clip", "dinov2", "dinov2-giant"])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "stem"])
 @torch.no_grad()
 def test_settings_are_the_families(name: str) -> None:
     model, seen = vit(FAMILIES[name]), pictures(3)
@@ -72,6 +91,9 @@ def test_settings_are_the_families(name: str) -> None:
         ("clip", ("class_token", "pre_norm.weight"), ("patch.bias", "registers", "blocks.0.scale1")),
         ("dinov2", ("class_token", "registers", "blocks.0.scale1"), ("pre_norm.weight", "blocks.0.feedforward.gate")),
         ("dinov2-giant", ("blocks.0.feedforward.gate.weight", "blocks.2.scale2"), ("registers", "stem.convs.0.weight")),
+        ("internvit", ("blocks.0.attention.q_norm.weight",), ("blocks.0.attention.q.bias", "blocks.0.norm1.bias")),
+        ("eva2-clip", ("blocks.0.attention.k.bias", "blocks.0.norm2.bias"), ("norm.weight", "blocks.0.scale1")),
+        ("vit-22b", ("blocks.0.feedforward.up.bias", "norm.weight"), ("blocks.0.norm2.weight", "norm.bias")),
     ],
 )
 def test_parameters_are_the_families(name: str, there: tuple[str, ...], absent: tuple[str, ...]) -> None:
@@ -93,6 +115,57 @@ def test_tokens_before_the_patches_are_seen_but_not_given_out(name: str) -> None
             moved = model(seen).values
             assert float((moved - out.values).abs().max()) > 1e-3
             out = out.with_values(moved)
+
+
+@pytest.mark.parametrize("name", ["clip", "dinov2"])
+@torch.no_grad()
+def test_kept_tokens_are_one_row_with_the_patches(name: str) -> None:
+    """Those before the patches come first, whether pictures are alike or not; without any there is nothing to keep."""
+    model = vit(replace(FAMILIES[name], keep_prefix=True))
+    shapes, prefix = [(4, 4), (2, 3), (4, 4)], model.config.prefix
+    seen = [pictures(1, *shape) for shape in shapes]
+    together = model(join(seen))
+    assert together.grids == ((1, 1, 16 + prefix), (1, 1, 6 + prefix), (1, 1, 16 + prefix))
+    for item, alone in zip(together.items(), seen, strict=True):
+        torch.testing.assert_close(item, model.tokens(alone)[0], atol=1e-4, rtol=1e-4)
+    with pytest.raises(ConfigError, match="keep_prefix is set, but there is neither a class token nor a register"):
+        ViT(replace(SIGLIP, keep_prefix=True))
+
+
+@pytest.mark.parametrize("normed", [False, True])
+@torch.no_grad()
+def test_several_layers_are_joined_in_their_order(normed: bool) -> None:
+    cfg = replace(SIGLIP, layer=(-3, -4, -1, -3), normed=normed)
+    model, seen = vit(cfg), pictures(2)
+    found = model(seen).values
+    assert found.shape[1] == cfg.features == 4 * 24
+    for part, layer in zip(found.split(24, dim=1), cfg.layer, strict=True):
+        single = ViT(replace(cfg, layer=layer))
+        single.load_state_dict(model.state_dict())
+        assert torch.equal(part, single(seen).values)
+
+
+@torch.no_grad()
+def test_features_of_length_one() -> None:
+    model, seen = vit(SIGLIP), pictures(2)
+    scaled = ViT(replace(SIGLIP, l2_norm=True))
+    scaled.load_state_dict(model.state_dict())
+    found, plain = scaled(seen).values, model(seen).values
+    torch.testing.assert_close(found, plain / plain.norm(dim=1, keepdim=True))
+
+
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        ({"layer": 0}, r"layer 0 of 3 blocks, expected -4 to -1"),
+        ({"layer": (-1, -5)}, r"layer \(-1, -5\) of 3 blocks, expected -4 to -1"),
+        ({"layer": ()}, r"layer \(\) of 3 blocks"),
+        ({"position_grid": 0}, "position_grid is 0, expected the side of a table"),
+    ],
+)
+def test_settings_that_fit_no_encoder_are_told(wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        ViT(replace(SIGLIP, **wrong))
 
 
 @torch.no_grad()
@@ -135,6 +208,17 @@ def test_resized_positions_stay_at_their_share_of_the_side(name: str) -> None:
     rows, columns = (torch.arange(8) + 0.5) * 4 / 8, (torch.arange(12) + 0.5) * 4 / 12
     torch.testing.assert_close(found[..., 0], rows[2:-2, None].expand(4, 6), atol=0.1, rtol=0)
     torch.testing.assert_close(found[..., 1], columns[None, 3:-3].expand(4, 6), atol=0.1, rtol=0)
+
+
+@torch.no_grad()
+def test_a_smaller_table_of_positions_is_resized_to_the_published_grid() -> None:
+    model = vit(BIGG)
+    assert model.positions.shape == (9, 24)
+    table = model.position_table((1, 4, 4))
+    square = model.positions.reshape(1, 3, 3, 24).permute(0, 3, 1, 2)
+    wanted = F.interpolate(square, size=(4, 4), mode="bicubic")[0].flatten(1).T
+    torch.testing.assert_close(table, wanted)
+    assert model.position_table((1, 3, 3)) is model.positions
 
 
 @torch.no_grad()

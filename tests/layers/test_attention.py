@@ -87,6 +87,23 @@ def test_a_layer_is_its_four_maps_around_attention(heads: int, kv_heads: int, ki
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("across", [False, True])
+@torch.no_grad()
+def test_queries_and_keys_are_normalised_head_by_head_or_across_all(across: bool) -> None:
+    layer, x = Attention(24, 6, 3, head_dim=8, qk_norm=True, across_heads=across), torch.randn(2, 7, 24)
+    for norm in (layer.q_norm, layer.k_norm):
+        assert norm is not None
+        norm.weight.normal_()
+    q, k, v = (m(x).unflatten(-1, (-1, 8)) for m in (layer.q, layer.k, layer.v))
+    over = (-2, -1) if across else (-1,)
+    q, k = (y / (y.square().mean(over, keepdim=True) + 1e-6).sqrt() for y in (q, k))
+    assert layer.q_norm is not None and layer.k_norm is not None
+    q = q * layer.q_norm.weight.unflatten(0, (-1, 8))
+    k = k * layer.k_norm.weight.unflatten(0, (-1, 8))
+    out = by_hand(*(y.transpose(1, 2) for y in (q, k, v)), None, False)
+    torch.testing.assert_close(layer(x), layer.o(out.transpose(1, 2).flatten(2)), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("length", [12, 1040])  # the long one is left to torch's kernel
 @pytest.mark.parametrize("training", [False, True])
 def test_in_bfloat16_it_is_itself_rounded(length: int, training: bool) -> None:

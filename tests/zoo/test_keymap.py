@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from sightline.core.errors import CheckpointError
-from sightline.zoo.keymap import KeyMap, flat_patch, halves, leading, rule
+from sightline.zoo.keymap import KeyMap, by_head, flat_patch, halves, leading, rule, stacked
 
 KEYS = KeyMap(
     (
@@ -37,6 +37,19 @@ def test_what_was_read_is_written_back() -> None:
     again = KEYS.save(ours)
     assert set(again) == set(published)
     assert all(torch.equal(again[key], published[key]) for key in published)
+
+
+def test_joined_maps_are_cut_as_they_were_packed() -> None:
+    """Rows 0 to 11 of two heads with two rows each: below each other, or the three maps of one head side by side."""
+    rows = torch.arange(12.0)
+    for reshape, wanted in (
+        (stacked(3), [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]),
+        (by_head(2, 3), [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]),
+    ):
+        for joined in (rows, rows[:, None] * torch.ones(5)):
+            parts = reshape.there(joined)
+            assert [part.reshape(4, -1)[:, 0].tolist() for part in parts] == wanted
+            assert torch.equal(reshape.back(parts), joined)
 
 
 def test_what_carries_nothing_is_passed_over() -> None:

@@ -1,11 +1,14 @@
 """A model as it is run writes what the model itself writes, in every precision, with the kernels and without."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from sightline.core.config import from_dict
 from sightline.core.errors import ConfigError
 from sightline.core.layout import Layout, causal_layout
+from sightline.core.patches import patchify
 from sightline.encoders.vit import ViT, ViTConfig
 from sightline.language.decoder import Decoder, DecoderConfig
 from sightline.layers import native
@@ -113,8 +116,6 @@ def test_the_model_itself_stays_as_it_was() -> None:
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"])
 def test_encoders(activation: str) -> None:
-    from sightline.core.patches import patchify
-
     torch.manual_seed(0)
     cfg = ViTConfig(image_size=32, patch_size=8, width=32, depth=2, heads=2, mlp=64, activation=activation)
     model = ViT(cfg).eval()
@@ -124,6 +125,27 @@ def test_encoders(activation: str) -> None:
     patches = patchify(torch.randn(2, 3, 32, 32), 8)
     with torch.inference_mode():
         assert torch.allclose(prepared(model)(patches).values, model(patches).values, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"norm": "rms", "qk_norm": "width", "qkv_bias": False, "class_token": True, "keep_prefix": True},
+        {"norm": "rms", "qk_norm": "head", "qkv_bias": False, "residual": "parallel"},
+        {"residual": "res-post-norm", "layer": (-1, -2), "position_grid": 3},
+    ],
+)
+def test_settings_of_encoders(settings: dict[str, Any], kernels: bool) -> None:
+    cfg = ViTConfig(image_size=32, patch_size=8, width=32, depth=2, heads=2, mlp=64, **settings)
+    model = ViT(cfg).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape) * 0.3)
+    patches = patchify(torch.randn(2, 3, 32, 32), 8)
+    with torch.inference_mode():
+        found, wanted = prepared(model)(patches), model(patches)
+    assert found.grids == wanted.grids
+    assert torch.allclose(found.values, wanted.values, atol=2e-5)
 
 
 def test_an_unknown_precision_is_told() -> None:

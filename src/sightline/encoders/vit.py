@@ -1,10 +1,17 @@
-"""One vision transformer whose settings are CLIP, SigLIP and DINOv2 (arXiv:2010.11929).
+"""One vision transformer whose settings are the published encoders (arXiv:2010.11929).
 
 - CLIP (arXiv:2103.00020): class token, a norm before the blocks, no patch bias, quick_gelu; LLaVA takes layer -2.
 - SigLIP (arXiv:2303.15343): no class token, tanh GELU, features after the final norm.
 - DINOv2 (arXiv:2304.07193, registers arXiv:2309.16588): LayerScale, optional register tokens, gated feed-forward for g.
+- InternViT (arXiv:2312.14238): LayerScale, no final norm; the 6B has RMS norms and one of queries and keys.
+- EVA-CLIP g (arXiv:2303.15389) as BLIP-2 uses it: the class token is kept, every token goes through the final norm.
+- EVA2-CLIP E (the same) as CogVLM uses it: branches are normalised after they are computed.
+- OpenCLIP's ViT-bigG as Qwen-VL uses it (arXiv:2308.12966): no class token, a position table smaller than the grid.
+- ViT-22B (arXiv:2302.05442): both branches of a block read the same input, queries and keys are normalised per head.
 - Small models may put a stack of strided convolutions before the blocks (arXiv:2106.14881).
 """
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +23,20 @@ from ..core.patches import Grid, Patches, join, unpatchify
 from ..layers.attention import Attention
 from ..layers.feedforward import FeedForward, GatedFeedForward
 from ..layers.linear import working_precision
+from ..layers.norms import RMSNorm
+
+NORMS: dict[str, type[nn.LayerNorm] | type[RMSNorm]] = {"layer": nn.LayerNorm, "rms": RMSNorm}
 
 
 @config
 class ViTConfig:
-    """Sizes and settings of a vision transformer."""
+    """Sizes and settings of a vision transformer.
+
+    residual: how a block adds its branches f to x: x + f(norm(x)), x + norm(f(x)) (the name is Swin-V2's), or
+    x + attention(norm(x)) + feedforward(norm(x)).
+    layer: whose output is taken: -1 the last block's, -2 the one before; several are joined along the width in the
+    order given.
+    """
 
     image_size: int
     patch_size: int
@@ -31,7 +47,11 @@ class ViTConfig:
     channels: int = 3
     activation: str = "gelu"
     gated: bool = False  # gate, up, down instead of up, down
+    norm: Literal["layer", "rms"] = "layer"
     eps: float = 1e-6
+    residual: Literal["pre-norm", "res-post-norm", "parallel"] = "pre-norm"
+    qkv_bias: bool = True
+    qk_norm: Literal["head", "width"] | None = None  # RMS norm of queries and keys, per head or over all heads at once
     patch_bias: bool = True
     class_token: bool = False
     registers: int = 0  # tokens between the class token and the patches, without a position
@@ -40,8 +60,10 @@ class ViTConfig:
     layer_scale: bool = False
     stem: tuple[int, ...] = ()  # channels of strided convolutions before the patch embedding
     antialias: bool = False  # how positions are resized: DINOv2 with registers smooths them
-    layer: int = -1  # whose output is taken: -1 the last block's, -2 the one before
-    normed: bool = True  # whether the final norm is applied to what is taken
+    position_grid: int | None = None  # side of the table of positions; None: that of the published grid
+    layer: int | tuple[int, ...] = -1
+    normed: bool = True  # whether the final norm is applied to what is taken, to each of several layers
+    l2_norm: bool = False  # whether features are scaled to length one
     keep_prefix: bool = False  # whether the tokens before the patches are features too
 
     @property
@@ -59,29 +81,75 @@ class ViTConfig:
         return self.channels * self.patch_size**2
 
     @property
+    def taken(self) -> tuple[int, ...]:
+        """After how many blocks each layer is taken; 0 is the input of the first."""
+        layers = (self.layer,) if isinstance(self.layer, int) else self.layer
+        return tuple(self.depth + 1 + layer for layer in layers)
+
+    @property
     def used_depth(self) -> int:
-        """How many blocks are computed to give the layer that is taken."""
-        return self.depth + 1 + self.layer
+        """How many blocks are computed to give the layers that are taken."""
+        return max(self.taken)
+
+    @property
+    def features(self) -> int:
+        """Width of the features: that of all layers taken together."""
+        return self.width * len(self.taken)
+
+    def feature_grid(self, grid: Grid) -> Grid:
+        """The grid of the features of an item whose pixels have this one.
+
+        It is the same unless the tokens before the patches are kept: these have no place among rows and columns, so
+        all tokens of the item are one row, (1, 1, prefix + t*h*w).
+        """
+        frames, rows, columns = grid
+        return (1, 1, self.prefix + frames * rows * columns) if self.keep_prefix else grid
+
+    def check(self) -> None:
+        """ConfigError for settings that contradict each other."""
+        if not self.taken or not all(0 <= depth <= self.depth for depth in self.taken):
+            raise ConfigError(f"layer {self.layer} of {self.depth} blocks, expected {-1 - self.depth} to -1")
+        if self.keep_prefix and not self.prefix:
+            raise ConfigError("keep_prefix is set, but there is neither a class token nor a register to keep")
+        if self.position_grid is not None and self.position_grid < 1:
+            raise ConfigError(f"position_grid is {self.position_grid}, expected the side of a table of positions")
 
 
 class ViTBlock(nn.Module):
-    """Pre-norm attention and feed-forward, each branch optionally scaled per channel."""
+    """Attention and feed-forward, each branch normalised before or after and optionally scaled per channel."""
 
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(cfg.width, cfg.eps)
-        self.attention = Attention(cfg.width, cfg.heads)
-        self.norm2 = nn.LayerNorm(cfg.width, cfg.eps)
+        norm = NORMS[cfg.norm]
+        self.residual = cfg.residual
+        self.norm1 = norm(cfg.width, cfg.eps)
+        self.attention = Attention(
+            cfg.width,
+            cfg.heads,
+            qkv_bias=cfg.qkv_bias,
+            qk_norm=cfg.qk_norm is not None,
+            across_heads=cfg.qk_norm == "width",
+        )
+        self.norm2 = norm(cfg.width, cfg.eps) if cfg.residual != "parallel" else None
         branch = GatedFeedForward if cfg.gated else FeedForward
         self.feedforward = branch(cfg.width, cfg.mlp, cfg.activation, bias=True)
         self.scale1 = nn.Parameter(torch.ones(cfg.width)) if cfg.layer_scale else None
         self.scale2 = nn.Parameter(torch.ones(cfg.width)) if cfg.layer_scale else None
 
     def forward(self, x: Tensor) -> Tensor:
-        a = self.attention(self.norm1(x))
-        x = x + (a if self.scale1 is None else a * self.scale1)
-        f = self.feedforward(self.norm2(x))
-        return x + (f if self.scale2 is None else f * self.scale2)
+        if self.norm2 is None:
+            y = self.norm1(x)
+            return x + scaled(self.attention(y), self.scale1) + scaled(self.feedforward(y), self.scale2)
+        if self.residual == "res-post-norm":
+            x = x + scaled(self.norm1(self.attention(x)), self.scale1)
+            return x + scaled(self.norm2(self.feedforward(x)), self.scale2)
+        x = x + scaled(self.attention(self.norm1(x)), self.scale1)
+        return x + scaled(self.feedforward(self.norm2(x)), self.scale2)
+
+
+def scaled(branch: Tensor, scale: Tensor | None) -> Tensor:
+    """LayerScale (arXiv:2103.17239)."""
+    return branch if scale is None else branch * scale
 
 
 class ConvStem(nn.Module):
@@ -112,22 +180,23 @@ class ConvStem(nn.Module):
 
 
 class ViT(nn.Module):
-    """Patches of pixels in, patches of features out; tokens before the patches are dropped unless asked for."""
+    """Patches of pixels in, features out: one per patch, and with `keep_prefix` the tokens before the patches first."""
 
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
-        if not 0 <= cfg.used_depth <= cfg.depth:
-            raise ConfigError(f"layer {cfg.layer} of {cfg.depth} blocks, expected {-1 - cfg.depth} to -1")
+        cfg.check()
         self.config = cfg
+        norm = NORMS[cfg.norm]
+        side = cfg.position_grid or cfg.grid
         self.stem = ConvStem(cfg.channels, cfg.stem, cfg.patch_size) if cfg.stem else None
         inputs = cfg.stem[-1] * self.stem.rest**2 if self.stem else cfg.patch_dim
         self.patch = nn.Linear(inputs, cfg.width, bias=cfg.patch_bias)
         self.class_token = nn.Parameter(torch.zeros(cfg.width)) if cfg.class_token else None
         self.registers = nn.Parameter(torch.zeros(cfg.registers, cfg.width)) if cfg.registers else None
-        self.positions = nn.Parameter(torch.zeros(int(cfg.class_token) + cfg.grid**2, cfg.width))
-        self.pre_norm = nn.LayerNorm(cfg.width, cfg.eps) if cfg.pre_norm else None
+        self.positions = nn.Parameter(torch.zeros(int(cfg.class_token) + side**2, cfg.width))
+        self.pre_norm = norm(cfg.width, cfg.eps) if cfg.pre_norm else None
         self.blocks = nn.ModuleList(ViTBlock(cfg) for _ in range(cfg.depth))
-        self.norm = nn.LayerNorm(cfg.width, cfg.eps) if cfg.final_norm else None
+        self.norm = norm(cfg.width, cfg.eps) if cfg.final_norm else None
         self.reset()
 
     def reset(self) -> None:
@@ -139,8 +208,8 @@ class ViT(nn.Module):
                 nn.init.zeros_(parameter)
 
     def position_table(self, grid: Grid) -> Tensor:
-        """Positions [prefix class + h*w, width]; bicubic from the published grid when the picture's differs."""
-        side, (_, rows, columns) = self.config.grid, grid
+        """Positions [prefix class + h*w, width]; bicubic from the table's grid when the picture's differs."""
+        side, (_, rows, columns) = self.config.position_grid or self.config.grid, grid
         if (rows, columns) == (side, side):
             return self.positions
         head = int(self.config.class_token)
@@ -165,25 +234,27 @@ class ViT(nn.Module):
         return x if self.pre_norm is None else self.pre_norm(x)
 
     def tokens(self, patches: Patches) -> Tensor:
-        """All tokens [items, prefix + h*w, width] of a uniform batch at the layer that is taken."""
+        """All tokens [items, prefix + h*w, features] of a uniform batch at the layers that are taken."""
+        cfg = self.config
         x = working_precision(self.embed(patches))
-        for block in self.blocks[: self.config.used_depth]:
+        found = {0: x} if 0 in cfg.taken else {}
+        for depth, block in enumerate(self.blocks[: cfg.used_depth], 1):
             x = block(x)
-        return self.norm(x) if self.norm is not None and self.config.normed else x
+            if depth in cfg.taken:
+                found[depth] = x
+        if self.norm is not None and cfg.normed:
+            found = {depth: self.norm(found[depth]) for depth in set(cfg.taken)}
+        x = found[cfg.taken[0]] if len(cfg.taken) == 1 else torch.cat([found[depth] for depth in cfg.taken], dim=-1)
+        return F.normalize(x, dim=-1) if cfg.l2_norm else x
 
     def forward(self, patches: Patches) -> Patches:
-        """Pixel vectors [n, channels*patch*patch] to features [n, width] on the same grids.
-
-        With the tokens before the patches kept, all tokens of an item are one row, (1, 1, prefix + h*w).
-        """
+        """Pixel vectors [n, channels*patch*patch] to features [m, features] on grids of `ViTConfig.feature_grid`."""
         if patches.values.shape[1] != self.config.patch_dim:
             found, wanted = patches.values.shape[1], self.config.patch_dim
             raise ConfigError(f"patch vectors of {found} numbers, this encoder reads {wanted}")
         if patches.uniform:
-            tokens = self.tokens(patches)
-            if self.config.keep_prefix:
-                return Patches(tokens.flatten(0, 1), ((1, 1, tokens.shape[1]),) * len(tokens))
-            return patches.with_values(tokens[:, self.config.prefix :].flatten(0, 1))
+            kept = self.tokens(patches)[:, 0 if self.config.keep_prefix else self.config.prefix :]
+            return Patches(kept.flatten(0, 1), tuple(self.config.feature_grid(grid) for grid in patches.grids))
         parts = [Patches(item, (grid,)) for item, grid in zip(patches.items(), patches.grids, strict=True)]
         done: dict[int, Patches] = {}
         for shape in set(patches.grids):  # pictures of one shape are computed together

@@ -33,7 +33,9 @@ class Attention(nn.Module):
         qkv_bias: bool = True,
         out_bias: bool = True,
         qk_norm: bool = False,
+        across_heads: bool = False,
     ) -> None:
+        """across_heads: queries and keys are normalised over all heads at once (InternViT), else head by head."""
         super().__init__()
         self.head_dim = head_dim or width // heads
         kv_heads = kv_heads or heads
@@ -42,8 +44,10 @@ class Attention(nn.Module):
         self.v = nn.Linear(width, kv_heads * self.head_dim, bias=qkv_bias)
         self.o = nn.Linear(heads * self.head_dim, width, bias=out_bias)
         # scores of normalised queries and keys cannot grow until attention looks at one token only and learns no more
-        self.q_norm = RMSNorm(self.head_dim) if qk_norm else None
-        self.k_norm = RMSNorm(self.head_dim) if qk_norm else None
+        q_heads, k_heads = (heads, kv_heads) if across_heads else (1, 1)
+        self.q_norm = RMSNorm(q_heads * self.head_dim) if qk_norm else None
+        self.k_norm = RMSNorm(k_heads * self.head_dim) if qk_norm else None
+        self.across_heads = across_heads
         self.qkv: PackedLinear | None = None  # the first three as one, once packed for inference
         self.kernels = False
 
@@ -75,8 +79,10 @@ class Attention(nn.Module):
                 cache.append(k, v)
             return self.o(chosen(out, rows))
         parts = together(x, (self.q, self.k, self.v)) if self.qkv is None else self.qkv.parts(x)
+        if self.across_heads and self.q_norm is not None and self.k_norm is not None:
+            parts = self.q_norm(parts[0]), self.k_norm(parts[1]), parts[2]
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts)
-        if self.q_norm is not None and self.k_norm is not None:
+        if not self.across_heads and self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)

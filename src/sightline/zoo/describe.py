@@ -127,7 +127,7 @@ def _run(model: VLM) -> tuple[tuple[Station, ...], int, dict[str, int]]:
         with Operations() as seeing:
             features = model.encoder(pixels)
             bridge = model.fusion(features)
-        visual = model.fusion.num_tokens(grid)
+        visual = model.num_tokens(grid)
         length = visual + QUESTION
         cache = model.new_cache(length + 1)
         prompt = Batch(

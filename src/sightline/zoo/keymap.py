@@ -35,6 +35,22 @@ def flat_patch(channels: int, patch: int) -> Reshape:
     )
 
 
+def by_head(heads: int, count: int) -> Reshape:
+    """Several maps of one size published as one, the rows of one head of each map next to each other."""
+
+    def there(x: Tensor) -> Tensors:
+        cut = x.unflatten(0, (heads, count, -1))
+        return [cut[:, k].flatten(0, 1) for k in range(count)]
+
+    def back(xs: Tensors) -> Tensor:
+        joined: Tensor = xs[0].new_empty((heads, count, len(xs[0]) // heads, *xs[0].shape[1:]))
+        for k, x in enumerate(xs):
+            joined[:, k] = x.unflatten(0, (heads, -1))
+        return joined.flatten(0, 2)
+
+    return Reshape(there, back)
+
+
 def leading(ones: int) -> Reshape:
     """A tensor published with `ones` leading dimensions of one."""
     return Reshape(
@@ -43,15 +59,21 @@ def leading(ones: int) -> Reshape:
     )
 
 
-def halves() -> Reshape:
-    """Two maps published as one, the first half first."""
+def stacked(count: int) -> Reshape:
+    """Several maps of one size published as one, below each other."""
 
     def back(xs: Tensors) -> Tensor:
-        joined: Tensor = xs[0].new_empty((xs[0].shape[0] * 2, *xs[0].shape[1:]))
-        joined[: len(xs[0])], joined[len(xs[0]) :] = xs[0], xs[1]
+        joined: Tensor = xs[0].new_empty((len(xs[0]) * count, *xs[0].shape[1:]))
+        for part, x in zip(joined.chunk(count), xs, strict=True):
+            part.copy_(x)
         return joined
 
-    return Reshape(there=lambda x: list(x.chunk(2)), back=back)
+    return Reshape(there=lambda x: list(x.chunk(count)), back=back)
+
+
+def halves() -> Reshape:
+    """Two maps published as one, the first half first."""
+    return stacked(2)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ transformers 5 without `vision_model.`, and the original code's, whose picture t
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +31,30 @@ def config(c: Json) -> VLMConfig:
     """Settings from a `config.json` of llava-hf."""
     vision = c["vision_config"]
     siglip = str(vision.get("model_type", "")).startswith("siglip")
-    wanted = "full" if siglip else "default"  # "default" drops the first token, which SigLIP does not have to spare
-    if (strategy := c.get("vision_feature_select_strategy", "default")) != wanted:
-        raise ConfigError(f"vision_feature_select_strategy {strategy!r}, expected {wanted!r} for this encoder")
-    layer = c.get("vision_feature_layer", -2)
-    if not isinstance(layer, int) or layer >= 0:
-        raise ConfigError(f"vision_feature_layer {layer!r}, expected one layer counted from the end, such as -2")
-    image = siglip_config(vision, layer) if siglip else clip_config(vision, layer)
+    strategy = c.get("vision_feature_select_strategy", "default")
+    if strategy not in ("default", "full") or (siglip and strategy == "default"):
+        wanted = "'full' for this encoder" if siglip else "'default' or 'full'"  # SigLIP has no first token to drop
+        raise ConfigError(f"vision_feature_select_strategy {strategy!r}, expected {wanted}")
+    image = siglip_config(vision) if siglip else clip_config(vision)
+    layer = _layer(c.get("vision_feature_layer", -2))
+    image = replace(image, layer=layer, normed=False, keep_prefix=strategy == "full" and not siglip)
     decoder = language_config(c["text_config"])
     projector = ProjectorConfig(
-        inputs=image.width,
+        inputs=image.features,
         width=decoder.width,
         layers=2,
         activation=act(c.get("projector_hidden_act", "gelu")),
         bias=c.get("multimodal_projector_bias", True),
     )
     return VLMConfig(image=image, fusion=projector, decoder=decoder)
+
+
+def _layer(found: Any) -> int | tuple[int, ...]:
+    """The layer that features are taken from, or several."""
+    layers = found if isinstance(found, list) else [found]
+    if not layers or not all(isinstance(layer, int) and layer < 0 for layer in layers):
+        raise ConfigError(f"vision_feature_layer {found!r}, expected layers counted from the end, such as -2")
+    return tuple(layers) if isinstance(found, list) else layers[0]
 
 
 def keys(cfg: VLMConfig) -> KeyMap:

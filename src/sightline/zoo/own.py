@@ -51,7 +51,7 @@ class ProcessorConfig:
             tokenizer=tokenizer,
             template=TEMPLATES[self.template],
             pixels=self.pixels,
-            num_tokens=model.fusion.num_tokens,
+            num_tokens=model.num_tokens,
             patch=model.config.image.patch_size,
             image_token=self.image_token,
             codec=None if self.codec is None else CODECS[self.codec],

@@ -49,7 +49,7 @@ def load_processor(published: Published) -> Processor | None:
         tokenizer=tokenizer,
         template=load_template(folder, tokenizer, habits),
         pixels=load_pipeline(folder, published.family, model.config.image.image_size),
-        num_tokens=model.fusion.num_tokens,
+        num_tokens=model.num_tokens,
         patch=model.config.image.patch_size,
         image_token=habits.image,
         codec=CODECS[habits.codec],

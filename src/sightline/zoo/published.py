@@ -73,6 +73,16 @@ FAMILIES: dict[str, Family] = {
         _tower,
     ),
     "dinov2": Family(lambda c, f: ViT(backbones.dinov2_config(c)), backbones.dinov2_keys, _plain),
+    "internvl_vision": Family(
+        lambda c, f: ViT(backbones.internvl_vision_config(c)), backbones.internvl_vision_keys, _plain
+    ),
+    "intern_vit_6b": Family(lambda c, f: ViT(backbones.intern_vit_config(c)), backbones.intern_vit_keys, _plain),
+    "blip_2_vision_model": Family(lambda c, f: ViT(backbones.eva_clip_config(c)), backbones.eva_clip_keys, _plain),
+    "kosmos_2_vision_model": Family(
+        lambda c, f: ViT(backbones.kosmos2_vision_config(c)),
+        lambda cfg: backbones.clip_keys(cfg).under("model.", ""),
+        _plain,
+    ),
     **{
         name: Family(lambda c, f: Decoder(backbones.language_config(c)), backbones.decoder_keys, _plain)
         for name in backbones.LANGUAGES
@@ -81,6 +91,7 @@ FAMILIES: dict[str, Family] = {
 FAMILIES["clip_vision_model"] = FAMILIES["clip"]
 FAMILIES["siglip_vision_model"] = FAMILIES["siglip"]
 FAMILIES["dinov2_with_registers"] = FAMILIES["dinov2"]
+FAMILIES["instructblip_vision_model"] = FAMILIES["blip_2_vision_model"]
 
 
 def family_of(c: Json) -> str:
@@ -127,7 +138,7 @@ class Published:
 
     @torch.inference_mode()
     def features(self, pixel_values: Tensor) -> Tensor:
-        """Patch features [items, patches, width] of a bare encoder or of a model's own."""
+        """Features [items, tokens, width] of a bare encoder or of a model's own."""
         runner = self.runner
         encoder = runner if isinstance(runner, ViT) else getattr(runner, "encoder", None)
         if not isinstance(encoder, ViT):
@@ -210,7 +221,7 @@ class Published:
             patches, owners, looks = self._beside(input_ids, pixel_values, image_attention_mask)
         elif isinstance(self.model, VLM) and pixel_values is not None:
             patches = patchify(pixel_values.to(self.model.dtype), self.model.config.image.patch_size)
-            wanted = sum(self.model.fusion.num_tokens(grid) for grid in patches.grids)
+            wanted = sum(self.model.num_tokens(grid) for grid in patches.grids)
             if int(is_slot.sum()) != wanted:
                 raise InputError(f"{int(is_slot.sum())} image tokens in input_ids, the pictures need {wanted}")
         elif bool(is_slot.any()):
