@@ -13,12 +13,26 @@ from .data.batch import Batch
 from .encoders.vit import ViT, ViTConfig
 from .fusion.bridge import Bridge
 from .fusion.cross_attention import CrossAttentionConfig
+from .fusion.glu import GLUConfig
+from .fusion.pooling import LatentPoolConfig, PositionPoolConfig, SizedPoolConfig
 from .fusion.projector import ProjectorConfig
+from .fusion.qformer import QFormerConfig
+from .fusion.resampler import ResamplerConfig
 from .fusion.visual_expert import VisualExpertConfig
 from .language.cache import Cache
 from .language.decoder import Decoder, DecoderConfig
 
-FusionConfig = ProjectorConfig | CrossAttentionConfig | VisualExpertConfig  # told apart by `kind`
+FusionConfig = (
+    ProjectorConfig
+    | GLUConfig
+    | ResamplerConfig
+    | PositionPoolConfig
+    | LatentPoolConfig
+    | SizedPoolConfig
+    | QFormerConfig
+    | CrossAttentionConfig
+    | VisualExpertConfig
+)  # told apart by `kind`
 
 
 @config
@@ -32,6 +46,12 @@ class VLMConfig:
     fusion: FusionConfig
     decoder: DecoderConfig
     look: Literal["causal", "prefix"] = "causal"
+
+    @property
+    def instruction_length(self) -> int:
+        """The most tokens of an instruction that the fusion reads with each picture; 0: it reads none."""
+        fusion = self.fusion
+        return fusion.max_length if isinstance(fusion, QFormerConfig) and fusion.vocab_size else 0
 
 
 class VLM(nn.Module):
@@ -56,9 +76,13 @@ class VLM(nn.Module):
         """How many slots of the sequence a picture takes whose pixels have this grid."""
         return self.fusion.num_tokens(self.config.image.feature_grid(grid))
 
-    def see(self, patches: Patches) -> Bridge:
-        """Pixel patches to what the decoder is given of them."""
-        bridge: Bridge = self.fusion(self.encoder(patches))
+    def see(self, patches: Patches, instruction: Tensor | None = None) -> Bridge:
+        """Pixel patches to what the decoder is given of them.
+
+        instruction: ids [items, length] for a fusion that reads text with each picture (`QFormer`).
+        """
+        features = self.encoder(patches)
+        bridge: Bridge = self.fusion(features) if instruction is None else self.fusion(features, instruction)
         return bridge
 
     def embed(self, ids: Tensor, slots: Tensor, bridge: Bridge | None) -> Tensor:
@@ -97,7 +121,7 @@ class VLM(nn.Module):
         rows: the tokens [n] that are asked for, counted through the batch; then [n, width].
         """
         if bridge is None and batch.patches is not None:
-            bridge = self.see(batch.patches)
+            bridge = self.see(batch.patches, batch.instruction)
         x = self.embed(batch.ids, batch.slots, bridge)
         memory = None if bridge is None else self.memory(bridge, batch)
         hidden: Tensor = self.decoder(x, batch.layout, memory, cache, rows)

@@ -51,6 +51,24 @@ def test_a_grid_that_cannot_be_folded_is_refused(grids: tuple[Grid, ...]) -> Non
 
 
 @torch.no_grad()
+def test_transposed_squares_go_column_by_column() -> None:
+    """Within a square nothing changes; its grid is walked down the columns instead of along the rows."""
+    grids: tuple[Grid, ...] = ((1, 4, 6), (2, 2, 4))
+    plain = Projector(ProjectorConfig(inputs=5, width=8, layers=1, shuffle=2))
+    turned = Projector(ProjectorConfig(inputs=5, width=8, layers=1, shuffle=2, transposed=True))
+    turned.load_state_dict(plain.state_dict())
+    seen = features(grids)
+    first, second = plain(seen).tokens.split([6, 4])
+    wanted = torch.cat([first.reshape(2, 3, 8).transpose(0, 1).flatten(0, 1), second])
+    torch.testing.assert_close(turned(seen).tokens, wanted)
+
+
+def test_without_folding_there_is_nothing_to_transpose() -> None:
+    with pytest.raises(ConfigError, match="no order of squares to transpose"):
+        Projector(ProjectorConfig(inputs=5, width=8, transposed=True))
+
+
+@torch.no_grad()
 def test_layers_with_activations_between_them_and_a_norm_before() -> None:
     projector = Projector(ProjectorConfig(inputs=5, width=8, layers=3, hidden=7, activation="relu", norm=True))
     assert [layer.weight.shape for layer in projector.layers] == [(7, 5), (7, 7), (8, 7)]

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from sightline.core.errors import CheckpointError
-from sightline.zoo.keymap import KeyMap, by_head, flat_patch, halves, leading, rule, stacked
+from sightline.zoo.keymap import KeyMap, by_head, flat_patch, flipped, halves, leading, rule, stacked
 
 KEYS = KeyMap(
     (
@@ -14,6 +14,8 @@ KEYS = KeyMap(
         rule("layers.{i}.mlp.gate_up.{p}", "blocks.{i}.gate.{p}", "blocks.{i}.up.{p}", reshape=halves()),
         rule("layers.{i}.experts.{j}.{p}", "blocks.{i}.experts.{j}.{p}"),
         rule("norm.{p}", "norm.{p}"),
+        rule("attn.in_proj_{p}", "attention.q.{p}", "attention.k.{p}", "attention.v.{p}", reshape=stacked(3)),
+        rule("proj", "out.weight", reshape=flipped()),
     ),
     ignore=("position_ids", "layers.{i}.inv_freq"),
 )
@@ -21,6 +23,11 @@ KEYS = KeyMap(
 
 def theirs() -> dict[str, Tensor]:
     tensors = {"patch.weight": torch.randn(5, 3, 4, 4), "cls": torch.randn(1, 1, 5), "norm.weight": torch.randn(5)}
+    tensors |= {
+        "attn.in_proj_weight": torch.randn(6, 4),
+        "attn.in_proj_bias": torch.randn(6),
+        "proj": torch.randn(3, 2),
+    }
     for i in (0, 10):
         tensors[f"layers.{i}.mlp.gate_up.weight"] = torch.randn(6, 5)
         tensors[f"layers.{i}.mlp.gate_up.bias"] = torch.randn(6)
@@ -33,6 +40,8 @@ def test_what_was_read_is_written_back() -> None:
     ours = KEYS.load(published)
     assert ours["patch.weight"].shape == (5, 48) and ours["class_token"].shape == (5,)
     assert torch.equal(ours["blocks.10.up.bias"], published["layers.10.mlp.gate_up.bias"][3:])
+    assert torch.equal(ours["attention.k.weight"], published["attn.in_proj_weight"][2:4])
+    assert torch.equal(ours["out.weight"] @ torch.ones(3), torch.ones(3) @ published["proj"])
     assert torch.equal(ours["patch.weight"][2].unflatten(0, (3, 4, 4)), published["patch.weight"][2])
     again = KEYS.save(ours)
     assert set(again) == set(published)

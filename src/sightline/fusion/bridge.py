@@ -1,12 +1,14 @@
 """What every fusion is to a model: features of pictures in, tokens for the sequence or memory to look at out."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ..core.patches import Grid, Patches
-from ..language.decoder import DecoderConfig
+from ..language.decoder import DecoderConfig, plain_blocks
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Bridge:
 
 
 class Fusion(Protocol):
-    """What a model asks of its fusion."""
+    """What a model asks of its fusion. One that reads text as well takes it as a second argument (`QFormer`)."""
 
     def num_tokens(self, grid: Grid) -> int:
         """How many slots of the sequence an item with this grid takes."""
@@ -37,3 +39,33 @@ class Fusion(Protocol):
     def __call__(self, features: Patches) -> Bridge:
         """Features [n, inputs] of all items to what the decoder is given of them."""
         ...
+
+
+class TokenFusion(nn.Module):
+    """Base of fusions that fill slots and leave the decoder as it is."""
+
+    def blocks(self, decoder: DecoderConfig) -> list[nn.Module]:
+        """The decoder's own blocks and no others."""
+        return plain_blocks(decoder)
+
+
+def by_grid(features: Patches, compute: Callable[[Tensor, Grid, list[int]], Tensor]) -> Tensor:
+    """Tokens [sum of n, width] of all items in order; items of one grid are computed together.
+
+    compute: features [items, t*h*w, inputs], their grid and which items they are, to tokens [items, n, width].
+    """
+    count = len(features.grids)
+    if features.uniform:
+        return compute(features.dense(), features.grids[0], list(range(count))).flatten(0, 1)
+    parts = features.items()
+    done: dict[int, Tensor] = {}
+    for grid in dict.fromkeys(features.grids):
+        where = [i for i in range(count) if features.grids[i] == grid]
+        out = compute(torch.stack([parts[i] for i in where]), grid, where)
+        done |= dict(zip(where, out, strict=True))
+    return torch.cat([done[i] for i in range(count)])
+
+
+def learned(*shape: int) -> nn.Parameter:
+    """Learned vectors that stand for no input, such as queries, at their random start: normal of 0.02."""
+    return nn.Parameter(nn.init.normal_(torch.empty(shape), std=0.02))

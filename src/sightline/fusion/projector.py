@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from ..core.config import config
 from ..core.errors import ConfigError
 from ..core.patches import Grid, Patches
-from ..language.decoder import DecoderConfig, plain_blocks
 from ..layers.feedforward import activation
-from .bridge import Bridge
+from .bridge import Bridge, TokenFusion
 
 
 @config
@@ -27,19 +26,30 @@ class ProjectorConfig:
     bias: bool = True
     shuffle: int = 1  # side of the square of patches that becomes one token
     norm: bool = False  # a norm over the folded features (InternVL)
+    transposed: bool = False  # folded tokens go column by column (the first InternVL-1.5, `ps_version` v1)
+
+    @property
+    def note(self) -> str:
+        layers = f"{self.layers} layers, {self.activation}" if self.layers > 1 else "linear"
+        return layers if self.shuffle == 1 else f"{self.shuffle}x{self.shuffle} patches folded into one, {layers}"
 
     def build(self) -> "Projector":
         """The projector of these settings."""
         return Projector(self)
 
 
-class Projector(nn.Module):
-    """LLaVA's linear map or MLP (arXiv:2304.08485, 2310.03744); with `shuffle`, InternVL's (arXiv:2404.16821)."""
+class Projector(TokenFusion):
+    """LLaVA's linear map or MLP (arXiv:2304.08485, 2310.03744); with `shuffle`, InternVL's (arXiv:2404.16821).
+
+    Llama-4's pixel-shuffle MLP, with an activation after both its layers, and its projector are three layers.
+    """
 
     def __init__(self, cfg: ProjectorConfig) -> None:
         super().__init__()
         if cfg.layers < 1:
             raise ConfigError(f"a projector has at least one layer, not {cfg.layers}")
+        if cfg.transposed and cfg.shuffle == 1:
+            raise ConfigError("a projector that folds nothing has no order of squares to transpose")
         self.config = cfg
         inputs, hidden = cfg.inputs * cfg.shuffle**2, cfg.hidden or cfg.width
         sizes = [inputs, *[hidden] * (cfg.layers - 1), cfg.width]
@@ -59,7 +69,8 @@ class Projector(nn.Module):
         """Features [n, inputs] to tokens [m, width]; ConfigError for a grid that cannot be folded."""
         for grid in set(features.grids):
             self.num_tokens(grid)  # reshaping alone would fold patches of different items into one token
-        x = features.values if self.config.shuffle == 1 else fold(features, self.config.shuffle)
+        cfg = self.config
+        x = features.values if cfg.shuffle == 1 else fold(features, cfg.shuffle, cfg.transposed)
         if self.norm is not None:
             x = self.norm(x)
         x = self.layers[0](x)
@@ -67,16 +78,16 @@ class Projector(nn.Module):
             x = layer(self.act(x))
         return Bridge(tokens=x)
 
-    def blocks(self, decoder: DecoderConfig) -> list[nn.Module]:
-        """A projector leaves the decoder as it is."""
-        return plain_blocks(decoder)
 
+def fold(features: Patches, side: int, transposed: bool = False) -> Tensor:
+    """Squares of `side` x `side` patches as one vector, row by row within the square, on every frame.
 
-def fold(features: Patches, side: int) -> Tensor:
-    """Squares of `side` x `side` patches as one vector, row by row within the square, on every frame."""
+    The squares themselves go row by row too, or if `transposed` column by column.
+    """
     if features.uniform:
         frames, rows, columns = features.grids[0]
         x = features.values.reshape(-1, frames, rows // side, side, columns // side, side, features.values.shape[1])
-        return x.permute(0, 1, 2, 4, 3, 5, 6).flatten(4).flatten(0, 3)
+        order = (0, 1, 4, 2, 3, 5, 6) if transposed else (0, 1, 2, 4, 3, 5, 6)
+        return x.permute(order).flatten(4).flatten(0, 3)
     items = zip(features.items(), features.grids, strict=True)
-    return torch.cat([fold(Patches(item, (grid,)), side) for item, grid in items])
+    return torch.cat([fold(Patches(item, (grid,)), side, transposed) for item, grid in items])

@@ -124,9 +124,12 @@ def _run(model: VLM) -> tuple[tuple[Station, ...], int, dict[str, int]]:
     grid = (1, image.grid, image.grid)
     with torch.device("meta"):
         pixels = Patches(torch.empty(image.grid**2, image.patch_dim), (grid,))
+        # a fusion that reads an instruction is counted with one as long as the question
+        words = min(QUESTION, model.config.instruction_length)
+        asked = [torch.zeros(1, words, dtype=torch.int64)] if words else []
         with Operations() as seeing:
             features = model.encoder(pixels)
-            bridge = model.fusion(features)
+            bridge = model.fusion(features, *asked)
         visual = model.num_tokens(grid)
         length = visual + QUESTION
         cache = model.new_cache(length + 1)
@@ -154,7 +157,7 @@ def _run(model: VLM) -> tuple[tuple[Station, ...], int, dict[str, int]]:
             tuple(features.values.shape),
             f"{image.used_depth} blocks, {image.heads} heads, {image.activation}",
         ),
-        Station("fusion", tuple(bridge.tokens.shape), _fusion_note(model)),
+        Station("fusion", tuple(bridge.tokens.shape), model.config.fusion.note),
         Station(
             "sequence", tuple(hidden.shape[1:]), f"{visual} visual and {QUESTION} text tokens, {model.config.look}"
         ),
@@ -171,12 +174,6 @@ def _run(model: VLM) -> tuple[tuple[Station, ...], int, dict[str, int]]:
         "to write a token": writing.count,
     }
     return stations, visual, flops
-
-
-def _fusion_note(model: VLM) -> str:
-    fusion = model.config.fusion
-    layers = f"{fusion.layers} layers, {fusion.activation}" if fusion.layers > 1 else "linear"
-    return layers if fusion.shuffle == 1 else f"{fusion.shuffle}x{fusion.shuffle} patches folded into one, {layers}"
 
 
 def short(count: float, unit: str = "") -> str:

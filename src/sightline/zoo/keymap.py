@@ -76,6 +76,11 @@ def halves() -> Reshape:
     return stacked(2)
 
 
+def flipped() -> Reshape:
+    """A matrix [inputs, outputs] that is multiplied from the right, as the linear map that it is."""
+    return Reshape(there=lambda x: [x.T], back=lambda xs: xs[0].T)
+
+
 @dataclass(frozen=True)
 class Rule:
     """One published name and ours; `{i}` stands for a number, `{p}` for one word without dots."""

@@ -116,6 +116,7 @@ def _tower(c: Json, folder: Path) -> dict[str, Any]:
 
 def original_keys(cfg: VLMConfig) -> KeyMap:
     """Names of haotian-liu/LLaVA: one linear layer has no number, layers of an MLP skip the activation's."""
+    assert isinstance(cfg.fusion, ProjectorConfig)
     layers = cfg.fusion.layers
     projector = (
         [rule("model.mm_projector.{p}", "fusion.layers.0.{p}")]

@@ -1,0 +1,46 @@
+"""Attention of some tokens to others: queries from one side, keys and values from the other."""
+
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError
+from .attention import attend
+
+
+class CrossAttention(nn.Module):
+    """Attention whose queries, keys, values and output are four plain linear maps.
+
+    memory: width of what is looked at; None: `width`. qk_norm: the norm over each head of queries and keys.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        head_dim: int | None = None,
+        memory: int | None = None,
+        bias: bool = True,
+        qk_norm: type[nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        if head_dim is None and width % heads:
+            raise ConfigError(f"a width of {width} cannot be shared by {heads} heads alike")
+        self.head_dim = head_dim or width // heads
+        inner = heads * self.head_dim
+        self.q = nn.Linear(width, inner, bias=bias)
+        self.k = nn.Linear(memory or width, inner, bias=bias)
+        self.v = nn.Linear(memory or width, inner, bias=bias)
+        self.o = nn.Linear(inner, width, bias=bias)
+        self.q_norm = qk_norm(self.head_dim) if qk_norm else None
+        self.k_norm = qk_norm(self.head_dim) if qk_norm else None
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """x [batch, queries, width] to the same shape; keys and values [batch, n, memory], values are keys if left out.
+
+        mask: broadcasts to [batch, heads, queries, n], True where a key is seen.
+        """
+        read = self.q(x), self.k(keys), self.v(keys if values is None else values)
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in read)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        out = attend(q.to(v.dtype), k.to(v.dtype), v, mask, causal=False)  # a norm under autocast gives float32
+        return self.o(out.transpose(1, 2).flatten(2))
