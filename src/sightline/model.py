@@ -48,6 +48,11 @@ class VLMConfig:
     look: Literal["causal", "prefix"] = "causal"
 
     @property
+    def framed(self) -> bool:
+        """Whether each picture's first and last token frame its patches, as in `core.layout.framed`."""
+        return isinstance(self.fusion, VisualExpertConfig) and isinstance(self.fusion.adapter, GLUConfig)
+
+    @property
     def instruction_length(self) -> int:
         """The most tokens of an instruction that the fusion reads with each picture; 0: it reads none."""
         fusion = self.fusion
@@ -106,7 +111,7 @@ class VLM(nn.Module):
             owners = torch.stack((row, batch.layout.document[row, place], batch.layout.item[row, place]), dim=1)
         if len(owners) != count:
             raise ValueError(f"{count} pictures for {len(owners)} places; tokens would look at the wrong ones")
-        lengths = torch.tensor([t * h * w for t, h, w in bridge.memory.grids], device=owners.device)
+        lengths = [t * h * w for t, h, w in bridge.memory.grids]
         made = arrange(bridge.memory.values, lengths, owners, batch.layout.batch, bridge.latest)
         if batch.looks is None:
             return made

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.core.layout import Layout, causal_layout
+from sightline.core.memory import Memory
 from sightline.language.cache import Cache
 from sightline.language.decoder import Context, Decoder, DecoderConfig
 
@@ -157,10 +158,14 @@ def test_blocks_are_given_and_know_the_memory() -> None:
         def forward(self, x: Tensor, context: Context, cache: object) -> Tensor:
             seen.append(context)
             assert context.memory is not None and cache is None
-            return x + context.memory
+            assert context.memory.values is not None
+            return x + context.memory.values
 
     decoder = Decoder(PLAIN, [Adds(), Adds()])
-    x, memory = torch.randn(2, LENGTH, 32), torch.randn(2, 1, 32)
-    out = decoder(x, causal_layout(2, LENGTH), memory)
-    torch.testing.assert_close(out, F.rms_norm(x + 2 * memory, (32,), eps=PLAIN.eps))
+    x, values, first = torch.randn(2, LENGTH, 32), torch.randn(2, 1, 32), torch.zeros(2, 1, dtype=torch.int64)
+    layout = causal_layout(2, LENGTH)
+    layout = replace(layout, item=(layout.position > 2).long())
+    out = decoder(x, layout, Memory(document=first, item=first + 1, values=values))
+    torch.testing.assert_close(out, F.rms_norm(x + 2 * values, (32,), eps=PLAIN.eps))
     assert seen[0] is seen[1] and seen[0].layout.length == LENGTH
+    assert seen[0].blind is not None and seen[0].blind[..., 0].tolist() == (layout.item == 0).tolist()

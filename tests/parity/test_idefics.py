@@ -17,7 +17,8 @@ LENGTH = 14
 PERCEIVER = {"resampler_n_latents": 5, "resampler_depth": 2, "resampler_n_heads": 2, "resampler_head_dim": 12}
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "published": {"qk_layer_norms": True, "additional_vocab_size": 3, "num_hidden_layers": 4},
+    "resampler": {"use_resampler": True, "num_hidden_layers": 4},
+    "published": {"use_resampler": True, "qk_layer_norms": True, "additional_vocab_size": 3, "perceiver": True},
     "vector gates": {"alpha_type": "vector", "cross_layer_interval": 1, "additional_vocab_size": 1},
 }
 
@@ -26,9 +27,15 @@ def idefics(**more: Any) -> Any:
     tower = {**VISION, "embed_dim": VISION["hidden_size"], "hidden_act": "gelu"}
     tower.pop("hidden_size")
     text = {key: value for key, value in TEXT.items() if key != "num_key_value_heads"}
+    perceiver = {**PERCEIVER, "qk_layer_norms_perceiver": more.pop("perceiver", False)}
     text |= {"cross_layer_interval": 2, "additional_vocab_size": 2, **more}
-    config = hf.IdeficsConfig(**text, vision_config=tower, perceiver_config=more.pop("perceiver_config", PERCEIVER))
-    return randomised(hf.IdeficsForVisionText2Text(config))
+    config = hf.IdeficsConfig(**text, vision_config=tower, perceiver_config=perceiver)
+    model = randomised(hf.IdeficsForVisionText2Text(config))
+    with torch.no_grad():  # what is seen comes through several products of small weights
+        for name, parameter in model.named_parameters():
+            if any(part in name for part in ("vision_model", "perceiver", "cross_attn")):
+                parameter.mul_(5)
+    return model
 
 
 def inputs(pictures: int, rows: int = 2, seed: int = 3, extra: int = 1) -> dict[str, Tensor]:
@@ -55,7 +62,7 @@ def compare(theirs: Any, ours: Published, **given: Tensor) -> None:
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Published]:
-    theirs = idefics(**VARIANTS[request.param])
+    theirs = idefics(**dict(VARIANTS[request.param]))
     return theirs, load_published(saved(theirs, tmp_path_factory.mktemp("idefics")))
 
 

@@ -1,5 +1,6 @@
 """What a decoder looks at beside its own sequence: the vectors of each row's items, and who looks at which."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -64,19 +65,19 @@ class Memory:
         return replace(self, document=torch.where(self.item <= began, self.document, -1))
 
 
-def arrange(values: Tensor, lengths: Tensor, owners: Tensor, batch: int, latest: bool) -> Memory:
+def arrange(values: Tensor, lengths: Sequence[int], owners: Tensor, batch: int, latest: bool) -> Memory:
     """Vectors [n, width] of items, `lengths` of each one after another, put into the rows they belong to.
 
     owners: [items, 3], the row, the document and the number of each item, sorted by row.
     """
-    row, document, item = owners.repeat_interleave(lengths, dim=0).unbind(1)
+    # places are reckoned where numbers can be read, the values stay where they are
+    row, document, item = owners.cpu().repeat_interleave(torch.tensor(lengths, device="cpu"), dim=0).unbind(1)
     counts = torch.bincount(row, minlength=batch)
     keys = int(counts.max())
-    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row] + row * keys
-    padded = values.new_zeros(batch * keys, values.shape[1]).index_copy(0, place, values)
-    return Memory(
-        document=row.new_full((batch * keys,), -1).index_copy(0, place, document).view(batch, keys),
-        item=row.new_zeros(batch * keys).index_copy(0, place, item).view(batch, keys),
-        values=padded.view(batch, keys, -1),
-        latest=latest,
-    )
+    place = torch.arange(len(row), device="cpu") - (counts.cumsum(0) - counts)[row] + row * keys
+
+    def put(column: Tensor, fill: int) -> Tensor:
+        return row.new_full((batch * keys,), fill).index_copy(0, place, column).view(batch, keys).to(values.device)
+
+    padded = values.new_zeros(batch * keys, values.shape[1]).index_copy(0, place.to(values.device), values)
+    return Memory(put(document, -1), put(item, 0), padded.view(batch, keys, -1), latest)

@@ -22,6 +22,7 @@ from ..layers.linear import together
 from ..layers.norms import RMSNorm
 from .bridge import Bridge
 from .projector import ProjectorConfig
+from .resampler import ResamplerConfig
 
 
 @config
@@ -33,7 +34,7 @@ class CrossAttentionConfig:
     heads: int
     mlp: int
     kind: Literal["cross-attention"] = "cross-attention"
-    resampler: ProjectorConfig | None = None  # what makes the memory of the features; None: it is the features
+    resampler: ResamplerConfig | ProjectorConfig | None = None  # what makes the memory of the features; None: nothing
     head_dim: int | None = None  # None: width / heads
     interval: int = 4  # decoder's blocks from one cross-attention block to the next
     start: int | None = None  # the first of the decoder's blocks that has one before it; None: interval - 1
@@ -48,6 +49,8 @@ class CrossAttentionConfig:
     def __post_init__(self) -> None:
         if min(self.inputs, self.width, self.heads, self.mlp, self.interval) < 1:
             raise ConfigError("sizes and interval of cross-attention are at least 1")
+        if self.start is not None and self.start < 0:
+            raise ConfigError(f"cross-attention from block {self.start} on, expected at least 0")
         if self.head_dim is None and self.width % self.heads:
             raise ConfigError(
                 f"a width of {self.width} cannot be cut into {self.heads} heads alike, head_dim is needed"
@@ -59,7 +62,14 @@ class CrossAttentionConfig:
     @property
     def memory_width(self) -> int:
         """Width of the vectors that are looked at."""
-        return self.inputs if self.resampler is None else self.resampler.width
+        return self.inputs if self.resampler is None else self.resampler.width or self.inputs
+
+    @property
+    def note(self) -> str:
+        kind = "SwiGLU" if self.gated_mlp and self.activation == "silu" else self.activation
+        first = self.interval - 1 if self.start is None else self.start
+        blocks = f"gated cross-attention, {self.heads} heads, {kind}, before blocks {first}, {first + self.interval}, …"
+        return blocks if self.resampler is None else f"{self.resampler.note}; {blocks}"
 
     def places(self, depth: int) -> range:
         """The blocks of a decoder that have a cross-attention block before them."""

@@ -1,7 +1,7 @@
 """A visual expert: every block of the decoder has a second set of weights, for the tokens of pictures.
 
-CogVLM (arXiv:2311.03079): queries, keys, values, output and feed-forward of its own for each kind of token, norms shared;
-tokens of both kinds attend to one another. Which weights a token takes is its medium in the layout.
+CogVLM (arXiv:2311.03079): queries, keys, values, output and feed-forward of its own for each kind of token; norms are
+shared, and all tokens attend to one another. Which weights a token takes is its medium in the layout.
 """
 
 from dataclasses import MISSING, fields
@@ -21,7 +21,9 @@ from ..layers.linear import together
 from ..layers.packed import PackedLinear
 from ..layers.rotary import rotate
 from .bridge import Bridge
+from .glu import GLUConfig
 from .projector import ProjectorConfig
+from .resampler import ResamplerConfig
 
 # settings of a decoder that an expert's blocks follow; any other must be as it is without being named
 FOLLOWED = (
@@ -34,8 +36,12 @@ FOLLOWED = (
 class VisualExpertConfig:
     """What makes tokens of the features; the expert's sizes are the decoder's."""
 
-    adapter: ProjectorConfig
+    adapter: ProjectorConfig | GLUConfig | ResamplerConfig
     kind: Literal["visual-expert"] = "visual-expert"
+
+    @property
+    def note(self) -> str:
+        return f"{self.adapter.note}; an expert in every block"
 
     def build(self) -> "VisualExpert":
         """The fusion of these settings."""

@@ -93,7 +93,7 @@ class Context:
 
     @cached_property
     def split(self) -> "Split":
-        """The step's tokens by what they carry, for blocks that have weights for each; computed when first asked for."""
+        """The step's tokens by what they carry, for blocks that have weights for each; made when first asked for."""
         return split_by(self.layout.medium.flatten())
 
 

@@ -8,17 +8,17 @@ from dataclasses import replace
 from ..core.errors import ConfigError
 from ..encoders.vit import ViTConfig
 from ..fusion.cross_attention import CrossAttentionConfig
+from ..fusion.resampler import ResamplerConfig
 from ..model import VLMConfig
 from .backbones import Json, act, clip_config, clip_keys, decoder_keys, language_config
 from .keymap import KeyMap, leading, rule
+from .perceivers import idefics_config, idefics_keys
 
 
 def config(c: Json) -> VLMConfig:
     """Settings from a `config.json`."""
     if (kind := c.get("alpha_type", "float")) not in ("float", "vector"):
         raise ConfigError(f"alpha_type {kind!r}, expected 'float' or 'vector'")
-    if c.get("use_resampler"):
-        raise ConfigError("use_resampler is true")
     image = vision_config(c.get("vision_config") or {})
     decoder = replace(language_config({**c, "model_type": "llama"}), extra_vocab=c.get("additional_vocab_size", 0))
     fusion = CrossAttentionConfig(
@@ -26,6 +26,7 @@ def config(c: Json) -> VLMConfig:
         width=decoder.width,
         heads=decoder.heads,
         mlp=decoder.mlp,
+        resampler=idefics_config(c) if c.get("use_resampler") else None,
         interval=c.get("cross_layer_interval", 1),
         start=0,
         norm="rms",
@@ -54,14 +55,19 @@ def keys(cfg: VLMConfig) -> KeyMap:
         clip_keys(cfg.image).under("model.vision_model.", "encoder.")
         + decoder_keys(cfg.decoder).numbered({i: i + n for i, n in enumerate(before)}).under("", "decoder.")
         + cross_keys(cfg.fusion).numbered({k: i + k for k, i in enumerate(places)}).under("model.", "decoder.")
+        + resampler_keys(cfg.fusion).under("model.perceiver_resampler.", "fusion.resampler.")
         + extra_keys(cfg).under("", "decoder.")
     )
+
+
+def resampler_keys(cfg: CrossAttentionConfig) -> KeyMap:
+    """Names of its Perceiver, if it has one."""
+    return idefics_keys(cfg.resampler) if isinstance(cfg.resampler, ResamplerConfig) else KeyMap(())
 
 
 def cross_keys(cfg: CrossAttentionConfig) -> KeyMap:
     """Names of its cross-attention blocks, below `model.`."""
     layer, block = "gated_cross_attn_layers.{i}.", "blocks.{i}."
-    feedforward = ("gate", "up", "down")
     gate = leading(2 if cfg.gate == "vector" else 0)
     norms = (
         rule(f"{layer}cross_attn.{x}_layer_norm.{{p}}", f"{block}cross_attention.{x}_norm.{{p}}")

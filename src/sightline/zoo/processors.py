@@ -54,6 +54,7 @@ def load_processor(published: Published) -> Processor | None:
         image_token=habits.image,
         codec=CODECS[habits.codec],
         look=model.config.look,
+        framed=model.config.framed,
         max_length=model.config.decoder.max_length,
     )
 

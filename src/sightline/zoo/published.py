@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..core.config import nearest
 from ..core.errors import CheckpointError, ConfigError, InputError, SightlineError
-from ..core.layout import Layout
+from ..core.layout import Layout, Medium, framed
 from ..core.patches import Patches, patchify
 from ..data.batch import Batch
 from ..encoders.vit import ViT
@@ -238,6 +238,11 @@ class Published:
         layout = self._layout(real, is_slot, token_type_ids)
         if self._looks:
             layout = replace(layout, item=(input_ids == self.image_token).cumsum(1))
+        elif isinstance(self.model, VLM) and self.model.config.framed and patches is not None:
+            still, last = framed(slots, [self.model.num_tokens(grid) for grid in patches.grids])
+            moves = real.flatten().index_fill(0, still, 0).view_as(real)
+            medium = layout.medium.flatten().index_fill(0, last, Medium.TEXT).view_as(real)
+            layout = replace(layout, position=(moves.cumsum(1) - 1).clamp(min=0), medium=medium)
         return Batch(torch.where(is_slot, 0, input_ids), layout, slots, patches, owners=owners, looks=looks)
 
     @property
