@@ -129,7 +129,7 @@ def sightline_mini() -> Recipe:
             learn={"fusion.*": 1e-3, "decoder.*": 1e-3},
             data={"questions": 1.0},
             objective={"answers": 1.0},
-            steps=13_000,
+            steps=11_000,
             batch=8,
             optimizer="muon",
             decay=0.5,

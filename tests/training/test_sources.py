@@ -1,5 +1,7 @@
 """Samples and batches are pure functions of their number, and what they hold is what the scene says."""
 
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -147,3 +149,20 @@ def test_every_row_teaches_its_answers(recipe: Recipe, tokenizer: Tokenizer, sta
         assert learned.count(tokenizer.control("<eos>")) == len(said) > 0
         written = tokenizer.decode(learned)
         assert all(part.text.strip() in written for m in said for part in m.parts if isinstance(part, Text))
+
+
+def test_a_sample_that_cannot_be_made_ends_the_run_instead_of_hanging_it() -> None:
+    """A helper process must not outlive the failure, which the program would wait for without end."""
+    code = """
+from sightline.training.loader import batches
+
+class Broken:
+    def __len__(self): return 4
+    def __getitem__(self, k): raise ValueError(f"sample {k} is broken")
+
+source = batches(Broken(), 0, 1)
+next(source)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "sample 0 is broken" in ended.stderr

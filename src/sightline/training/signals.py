@@ -1,5 +1,6 @@
 """Being asked to stop: a TERM or INT is remembered until the step in hand is done."""
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -34,6 +35,8 @@ class Signals:
 
 
 def leave_to_parent() -> None:
-    """For helper processes: a signal to the whole group is the trainer's to answer, which then ends them."""
-    for number in Signals.ASKED:
-        signal.signal(number, signal.SIG_IGN)
+    """For helper processes: a signal to the whole group is the trainer's to answer, which then ends them.
+
+    They leave the group instead of ignoring signals: a trainer that fails ends its helpers with TERM and waits.
+    """
+    os.setsid()

@@ -43,14 +43,11 @@ def _relation(view: View, rng: random.Random) -> Iterator[Question]:
 
 def _count(view: View, rng: random.Random) -> Iterator[Question]:
     """Of what there is once, less than half is asked for: larger numbers are rarer and harder."""
-    shapes = Counter(each.shape for each in view.objects)
-    colors = Counter(each.color for each in view.objects)
-    for phrase, number in [
-        *((plural(shape), number) for shape, number in shapes.items()),
-        *((f"{color} things", number) for color, number in colors.items()),
-    ]:
-        if number > 1 or rng.random() < 0.4:
-            yield Question("count", f"How many {phrase} are there?", str(number))
+    counts = Counter(plural(each.shape) for each in view.objects)
+    counts.update(f"{each.color} things" for each in view.objects)
+    kept = {phrase: number for phrase, number in counts.items() if number > 1 or rng.random() < 0.4}
+    for phrase, number in (kept or counts).items():
+        yield Question("count", f"How many {phrase} are there?", str(number))
 
 
 def _alone(objects: Sequence[Object], name: str) -> list[Object]:
