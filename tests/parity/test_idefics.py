@@ -119,6 +119,8 @@ def test_inputs_that_do_not_fit_are_refused(pair: tuple[Any, Published]) -> None
     given = inputs(2)
     with pytest.raises(InputError, match=r"image_attention_mask is \[2, 14, 1\], expected \[2, 14, 2\]"):
         pair[1].logits(**given | {"image_attention_mask": given["image_attention_mask"][:, :, :1]})
+    with pytest.raises(InputError, match=r"pixel_values: found \[2, 2, 3, 28, 28\], expected \[pictures, 3"):
+        pair[1].logits(**{key: value for key, value in given.items() if key != "image_attention_mask"})
     with pytest.raises(InputError, match=r"pixel_values: found none, expected \[2, pictures"):
         pair[1].logits(**{key: value for key, value in given.items() if key != "pixel_values"})
 

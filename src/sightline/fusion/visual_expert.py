@@ -74,8 +74,8 @@ class ExpertBlock(SelfBlock):
 
     def __init__(self, cfg: DecoderConfig) -> None:
         for each in fields(cfg):
-            known = each.default is MISSING or each.name in FOLLOWED
-            if not known and getattr(cfg, each.name) != each.default:
+            usual = each.default if each.default_factory is MISSING else each.default_factory()
+            if each.name not in FOLLOWED and getattr(cfg, each.name) != usual:
                 raise ConfigError(f"{each.name} = {getattr(cfg, each.name)!r} in a decoder with a visual expert")
         super().__init__(cfg)
         self.vision = Expert(cfg)

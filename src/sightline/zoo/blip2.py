@@ -1,16 +1,40 @@
-"""BLIP-2's Q-Former (arXiv:2301.12597) and InstructBLIP's (arXiv:2305.06500): settings and names."""
+"""BLIP-2 (arXiv:2301.12597) and InstructBLIP (arXiv:2305.06500): EVA-CLIP g, a Q-Former, a language model.
 
+An InstructBLIP's Q-Former also reads the instruction, in the vocabulary of BERT; its language model reads its own.
+"""
+
+from ..core.errors import ConfigError
 from ..fusion.qformer import QFormerConfig
-from .backbones import Json, act
+from ..model import VLMConfig
+from .backbones import Json, act, decoder_keys, eva_clip_config, eva_clip_keys, language_config
 from .keymap import KeyMap, leading, rule
+
+
+def config(c: Json) -> VLMConfig:
+    """Settings from a `config.json` of either; ConfigError where it does not say which id holds a picture's place."""
+    if c.get("image_token_index") is None:
+        raise ConfigError("config.json has no image_token_index; files of before 2024 need it, and a token for it")
+    decoder = language_config({"model_type": "opt", **c["text_config"]})
+    image = eva_clip_config(c.get("vision_config") or {})
+    return VLMConfig(image=image, fusion=qformer_config(c, decoder.width), decoder=decoder)
+
+
+def keys(cfg: VLMConfig) -> KeyMap:
+    """The published names."""
+    assert isinstance(cfg.fusion, QFormerConfig)
+    return (
+        eva_clip_keys(cfg.image).under("vision_model.", "encoder.")
+        + qformer_keys(cfg.fusion).under("", "fusion.")
+        + decoder_keys(cfg.decoder).under("language_model.", "decoder.")
+    )
 
 
 def qformer_config(c: Json, width: int) -> QFormerConfig:
     """From a `config.json` of either; width: the decoder's. An InstructBLIP's queries read the instruction."""
-    q = c.get("qformer_config") or {}
+    q, vision = c.get("qformer_config") or {}, c.get("vision_config") or {}
     reads = str(c.get("model_type", "")).startswith("instructblip")
     return QFormerConfig(
-        inputs=q.get("encoder_hidden_size", 1408),
+        inputs=vision.get("hidden_size", 1408),  # whatever `encoder_hidden_size` says, as the published code has it
         width=width,
         queries=c.get("num_query_tokens", 32),
         hidden=q.get("hidden_size", 768),

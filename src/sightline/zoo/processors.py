@@ -43,11 +43,11 @@ FAMILIES = {
 
 
 def load_processor(published: Published) -> Processor | None:
-    """The processor of a loaded folder, or None for a bare part or where `tokenizer.json` is not there."""
+    """The processor of a loaded folder; None for a bare part, without `tokenizer.json`, or of a family not listed."""
     folder, model = published.folder, published.model
-    if not isinstance(model, VLM) or not (folder / "tokenizer.json").exists():
+    habits = FAMILIES.get(published.family)
+    if not isinstance(model, VLM) or not (folder / "tokenizer.json").exists() or habits is None:
         return None
-    habits = FAMILIES[published.family]
     tokenizer = Tokenizer.from_folder(folder)
     tokenizer.bos, tokenizer.eos = tokenizer.bos or habits.bos, habits.end or tokenizer.eos or habits.eos
     return Processor(

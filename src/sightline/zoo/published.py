@@ -15,11 +15,12 @@ from ..core.patches import Patches, patchify
 from ..data.batch import Batch
 from ..encoders.vit import ViT
 from ..fusion.cross_attention import CrossAttentionFusion
+from ..fusion.qformer import QFormerConfig
 from ..language.cache import Cache
 from ..language.decoder import Decoder
 from ..layers.packed import Precision
 from ..model import VLM
-from . import backbones, idefics, llava, paligemma
+from . import backbones, blip2, idefics, llava, paligemma
 from .backbones import Json
 from .checkpoint import assign, read_json, read_tensors, write
 from .hollow import hollow
@@ -62,6 +63,8 @@ FAMILIES: dict[str, Family] = {
     "llava_llama": Family(lambda c, f: VLM(llava.original_config(c, f)), llava.original_keys, llava.original_tensors),
     "idefics": Family(lambda c, f: VLM(idefics.config(c)), idefics.keys, _plain),
     "paligemma": Family(lambda c, f: VLM(paligemma.config(c)), paligemma.keys, _llava_tensors),
+    "blip-2": Family(lambda c, f: VLM(blip2.config(c)), blip2.keys, _plain),
+    "instructblip": Family(lambda c, f: VLM(blip2.config(c)), blip2.keys, _plain),
     "clip": Family(
         lambda c, f: ViT(backbones.clip_config(_vision(c))),
         lambda cfg: backbones.clip_keys(cfg).under("vision_model.", ""),
@@ -151,9 +154,10 @@ class Published:
         """Scores [batch, length, vocabulary] in float32 for inputs by their published names.
 
         input_ids [batch, length], already expanded; pixel_values [images, 3, height, width]; attention_mask and
-        token_type_ids [batch, length] as the published model takes them. A model that looks at pictures from beside its
-        sequence may take pixel_values [batch, pictures, 3, height, width], filled up to the row with most, together
-        with image_attention_mask [batch, length, pictures].
+        token_type_ids [batch, length] as the published model takes them; for InstructBLIP qformer_input_ids and
+        qformer_attention_mask [images, words]. A model that looks at pictures from beside its sequence may take
+        pixel_values [batch, pictures, 3, height, width], filled up to the row with most, together with
+        image_attention_mask [batch, length, pictures].
         """
         batch, runner = self.batch(**inputs), self.runner
         if isinstance(runner, VLM):
@@ -200,12 +204,15 @@ class Published:
         pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        qformer_input_ids: Tensor | None = None,
+        qformer_attention_mask: Tensor | None = None,
         image_attention_mask: Tensor | None = None,
         **other: Any,
     ) -> Batch:
         """The published inputs as a batch; InputError where pictures and their places do not match."""
         if other:
-            known = ("input_ids", "pixel_values", "attention_mask", "token_type_ids", "image_attention_mask")
+            words = ("qformer_input_ids", "qformer_attention_mask", "image_attention_mask")
+            known = ("input_ids", "pixel_values", "attention_mask", "token_type_ids", *words)
             raise InputError(f"unknown input {min(other)!r}{nearest(min(other), known)}")
         if input_ids is None or input_ids.dim() != 2 or input_ids.is_floating_point() or not input_ids.numel():
             shape = "none" if input_ids is None else f"{input_ids.dtype} {list(input_ids.shape)}"
@@ -220,6 +227,10 @@ class Published:
             is_slot = torch.zeros_like(is_slot)
             patches, owners, looks = self._beside(input_ids, pixel_values, image_attention_mask)
         elif isinstance(self.model, VLM) and pixel_values is not None:
+            if pixel_values.dim() != 4:
+                raise InputError(
+                    f"pixel_values: found {list(pixel_values.shape)}, expected [pictures, 3, height, width]"
+                )
             patches = patchify(pixel_values.to(self.model.dtype), self.model.config.image.patch_size)
             wanted = sum(self.model.num_tokens(grid) for grid in patches.grids)
             if int(is_slot.sum()) != wanted:
@@ -235,7 +246,7 @@ class Published:
         most = self._decoder(self.model).config.total_vocab
         if len(words) and (int(words.min()) < 0 or int(words.max()) >= most):
             raise InputError(f"input_ids from {int(words.min())} to {int(words.max())}, expected 0 to {most - 1}")
-        layout = self._layout(real, is_slot, token_type_ids)
+        layout, asked = self._layout(real, is_slot, token_type_ids), None
         if self._looks:
             layout = replace(layout, item=(input_ids == self.image_token).cumsum(1))
         elif isinstance(self.model, VLM) and self.model.config.framed and patches is not None:
@@ -243,7 +254,10 @@ class Published:
             moves = real.flatten().index_fill(0, still, 0).view_as(real)
             medium = layout.medium.flatten().index_fill(0, last, Medium.TEXT).view_as(real)
             layout = replace(layout, position=(moves.cumsum(1) - 1).clamp(min=0), medium=medium)
-        return Batch(torch.where(is_slot, 0, input_ids), layout, slots, patches, owners=owners, looks=looks)
+        if qformer_input_ids is not None:
+            asked = self._instruction(qformer_input_ids, qformer_attention_mask)
+        ids = torch.where(is_slot, 0, input_ids)
+        return Batch(ids, layout, slots, patches, instruction=asked, owners=owners, looks=looks)
 
     @property
     def _looks(self) -> bool:
@@ -268,6 +282,17 @@ class Published:
             return None, None, None
         patches = patchify(pixel_values[row, number].to(self.model.dtype), self.model.config.image.patch_size)
         return patches, torch.stack((row, torch.zeros_like(row), number + 1), dim=1), looks
+
+    def _instruction(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """What the fusion reads with each picture, -1 where it is padded."""
+        reads = self.model.config.fusion if isinstance(self.model, VLM) else None
+        if not isinstance(reads, QFormerConfig) or not reads.vocab_size:
+            raise InputError(f"a {self.family} model reads no qformer_input_ids")
+        if mask is not None and mask.shape != ids.shape:
+            raise InputError(f"qformer_attention_mask is {list(mask.shape)}, expected {list(ids.shape)} as its ids")
+        if ids.dim() != 2 or int(ids.min()) < 0 or int(ids.max()) >= reads.vocab_size:
+            raise InputError(f"qformer_input_ids: expected ids [images, words] from 0 to {reads.vocab_size - 1}")
+        return ids if mask is None else ids.masked_fill(mask == 0, -1)
 
     def _layout(self, real: Tensor, is_slot: Tensor, token_type_ids: Tensor | None) -> Layout:
         """Causal, or for a prefix model block 0 up to the first token of type 1."""
