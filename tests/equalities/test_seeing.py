@@ -8,7 +8,7 @@ import torch
 
 from sightline.core.patches import Patches
 from sightline.core.sequence import ask
-from sightline.data.batch import IGNORE
+from sightline.data.batch import IGNORE, Batch
 from sightline.serving.engine import Engine
 from sightline.serving.sampling import Sampling
 from sightline.zoo import own
@@ -107,3 +107,33 @@ def test_answers_are_the_same_alone_in_a_batch_and_behind_a_shared_prefix(tiny: 
     assert together == [engine.answer([talk], SHORT)[0].ids for talk in talks]
     assert together == [reply.ids for reply in Engine(tiny.model, tiny.processor).answer(talks, SHORT)]
     assert len({together[i] for i in (0, 3)}) == 2
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@torch.no_grad()
+def test_in_fewer_bits_scores_are_nearly_the_same(tiny: Any, precision: Any) -> None:
+    """Whole and with a cache, where keys and values may be kept in another precision."""
+    batch, twin = tiny.batch(tiny.question(2)), prepared(tiny.model, precision)
+    wanted, cache = tiny.model.logits(tiny.model(batch)), twin.new_cache()
+    found = twin.logits(twin(batch, cache))
+    assert float((found - wanted).norm() / wanted.norm()) < 0.1
+    step = Batch(torch.tensor([[20]]), cache.layout.next(), torch.zeros(0, dtype=torch.int64))
+    own = tiny.model.new_cache()
+    tiny.model(batch, own)
+    wanted, found = (each.logits(each(step, held)) for each, held in ((tiny.model, own), (twin, cache)))
+    assert float((found - wanted).norm() / wanted.norm()) < 0.1
+
+
+def test_in_mixed_precision_scores_are_nearly_the_same_and_all_is_learned(tiny: Any) -> None:
+    batch = tiny.batch(tiny.question(2), tiny.question(1))
+    wanted = tiny.model.logits(tiny.model(batch)).detach()
+    tiny.model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        learned = tiny.model.logits(tiny.model(batch))
+        with torch.no_grad():
+            found = tiny.model.logits(tiny.model(batch, tiny.model.new_cache()))
+    real = batch.layout.document >= 0
+    for scores in (learned, found):
+        assert float((scores - wanted)[real].norm() / wanted[real].norm()) < 0.1
+    learned[real].square().mean().backward()
+    assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in tiny.model.parameters())

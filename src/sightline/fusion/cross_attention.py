@@ -6,6 +6,7 @@
   and keys.
 """
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -17,6 +18,7 @@ from ..core.patches import Grid, Patches
 from ..language.cache import LayerCache
 from ..language.decoder import Context, DecoderConfig, plain_blocks
 from ..layers.attention import attend, chosen
+from ..layers.cross_attention import CrossAttention
 from ..layers.feedforward import FeedForward, GatedFeedForward
 from ..layers.linear import together
 from ..layers.norms import RMSNorm
@@ -52,9 +54,7 @@ class CrossAttentionConfig:
         if self.start is not None and self.start < 0:
             raise ConfigError(f"cross-attention from block {self.start} on, expected at least 0")
         if self.head_dim is None and self.width % self.heads:
-            raise ConfigError(
-                f"a width of {self.width} cannot be cut into {self.heads} heads alike, head_dim is needed"
-            )
+            raise ConfigError(f"a width of {self.width} cannot be cut into {self.heads} heads alike")
         if self.resampler is not None and self.resampler.inputs != self.inputs:
             found = self.resampler.inputs
             raise ConfigError(f"a resampler that reads features of width {found}, expected {self.inputs}")
@@ -80,19 +80,12 @@ class CrossAttentionConfig:
         return CrossAttentionFusion(self)
 
 
-class CrossAttention(nn.Module):
+class MemoryAttention(CrossAttention):
     """Queries of tokens, keys and values of a memory; the cache holds the latter, so that they are made once."""
 
     def __init__(self, cfg: CrossAttentionConfig) -> None:
-        super().__init__()
-        self.head_dim = cfg.head_dim or cfg.width // cfg.heads
-        inner = cfg.heads * self.head_dim
-        self.q = nn.Linear(cfg.width, inner, bias=False)
-        self.k = nn.Linear(cfg.memory_width, inner, bias=False)
-        self.v = nn.Linear(cfg.memory_width, inner, bias=False)
-        self.o = nn.Linear(inner, cfg.width, bias=False)
-        self.q_norm = RMSNorm(self.head_dim, cfg.eps) if cfg.qk_norm else None
-        self.k_norm = RMSNorm(self.head_dim, cfg.eps) if cfg.qk_norm else None
+        norm = partial(RMSNorm, eps=cfg.eps) if cfg.qk_norm else None
+        super().__init__(cfg.width, cfg.heads, cfg.head_dim, cfg.memory_width, bias=False, qk_norm=norm)
 
     def forward(self, x: Tensor, values: Tensor | None, looks: Tensor | None, cache: LayerCache | None) -> Tensor:
         """x [batch, queries, width]; values [batch, keys, memory width], the new ones where there is a cache.
@@ -102,7 +95,7 @@ class CrossAttention(nn.Module):
         q = self._heads(self.q(x), self.q_norm)
         if values is not None:
             k, v = together(values.to(x.dtype), (self.k, self.v))
-            k, v = self._heads(k, self.k_norm), self._heads(v, None)
+            k, v = self._heads(k, self.k_norm).to(v.dtype), self._heads(v, None)  # a norm under autocast gives float32
             if cache is not None:
                 cache.extend(k, v)
         if cache is not None:
@@ -111,7 +104,7 @@ class CrossAttention(nn.Module):
         out = attend(q.to(k.dtype), k, v, looks, False).to(x.dtype)
         return self.o(out.transpose(1, 2).flatten(2))
 
-    def _heads(self, x: Tensor, norm: RMSNorm | None) -> Tensor:
+    def _heads(self, x: Tensor, norm: nn.Module | None) -> Tensor:
         x = x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         return x if norm is None else norm(x)
 
@@ -128,7 +121,7 @@ class CrossBlock(nn.Module):
         feedforward = GatedFeedForward if cfg.gated_mlp else FeedForward
         gate = cfg.width if cfg.gate == "vector" else 1
         self.cross_norm1 = norm(cfg.width, cfg.eps)
-        self.cross_attention = CrossAttention(cfg)
+        self.cross_attention = MemoryAttention(cfg)
         self.cross_gate1 = nn.Parameter(torch.zeros(gate))
         self.cross_norm2 = norm(cfg.width, cfg.eps)
         self.cross_feedforward = feedforward(cfg.width, cfg.mlp, cfg.activation, bias=False)
