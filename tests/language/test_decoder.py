@@ -169,3 +169,25 @@ def test_blocks_are_given_and_know_the_memory() -> None:
     torch.testing.assert_close(out, F.rms_norm(x + 2 * values, (32,), eps=PLAIN.eps))
     assert seen[0] is seen[1] and seen[0].layout.length == LENGTH
     assert seen[0].blind is not None and seen[0].blind[..., 0].tolist() == (layout.item == 0).tolist()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_ids_with_rows_of_their_own_are_ids_like_others(tied: bool) -> None:
+    """Embedding and head in two parts: the same numbers as in one, and the new rows learn alone."""
+    whole = Decoder(replace(PLAIN, tied=tied))
+    parted = Decoder(replace(PLAIN, vocab_size=47, extra_vocab=3, tied=tied))
+    weights = whole.state_dict()
+    for name in ("embedding", "head")[: 1 if tied else 2]:
+        weights[f"extra_{name}.weight"] = weights[f"{name}.weight"][47:]
+        weights[f"{name}.weight"] = weights[f"{name}.weight"][:47]
+    parted.load_state_dict(weights)
+    tokens = torch.cat((ids(), torch.tensor([[46, 47, 49, 0]] * 2)), dim=1)
+    layout = causal_layout(*tokens.shape)
+    wanted, found = (d.logits(d(d.embed(tokens), layout)) for d in (whole, parted))
+    torch.testing.assert_close(found, wanted, **CLOSE)
+    assert parted.config.total_vocab == whole.config.total_vocab == 50
+    parted.requires_grad_(False)
+    parted.extra_embedding.requires_grad_()  # type: ignore[union-attr]
+    parted.logits(parted(parted.embed(tokens), layout)).square().sum().backward()
+    grad = parted.extra_embedding.weight.grad  # type: ignore[union-attr]
+    assert grad is not None and (grad.abs().amax(1) > 0).tolist()[::2] == [True, True]

@@ -66,9 +66,7 @@ _PLAIN: dict[str, Callable[[View, random.Random], Iterator[Question]]] = {
 PLAIN_KINDS = tuple(_PLAIN)
 
 
-def plain_questions(
-    scene: Scene, rng: random.Random, count: int, kinds: Sequence[str] = PLAIN_KINDS
-) -> list[Question]:
+def plain_questions(scene: Scene, rng: random.Random, count: int, kinds: Sequence[str] = PLAIN_KINDS) -> list[Question]:
     """At most `count` questions of `kinds` in random order; ConfigError for a kind that has no plain form."""
     if unknown := [kind for kind in kinds if kind not in _PLAIN]:
         raise ConfigError(f"unknown kind of plain question {unknown[0]!r}: expected some of {', '.join(PLAIN_KINDS)}")
