@@ -1,20 +1,24 @@
 """A vision-language model: an encoder sees, a fusion bridges, a decoder reads and writes."""
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from .core.config import config
+from .core.memory import Memory, arrange
 from .core.patches import Grid, Patches
 from .data.batch import Batch
 from .encoders.vit import ViT, ViTConfig
 from .fusion.bridge import Bridge
+from .fusion.cross_attention import CrossAttentionConfig
 from .fusion.glu import GLUConfig
 from .fusion.pooling import LatentPoolConfig, PositionPoolConfig, SizedPoolConfig
 from .fusion.projector import ProjectorConfig
 from .fusion.qformer import QFormerConfig
 from .fusion.resampler import ResamplerConfig
+from .fusion.visual_expert import VisualExpertConfig
 from .language.cache import Cache
 from .language.decoder import Decoder, DecoderConfig
 
@@ -26,6 +30,8 @@ FusionConfig = (
     | LatentPoolConfig
     | SizedPoolConfig
     | QFormerConfig
+    | CrossAttentionConfig
+    | VisualExpertConfig
 )  # told apart by `kind`
 
 
@@ -40,6 +46,11 @@ class VLMConfig:
     fusion: FusionConfig
     decoder: DecoderConfig
     look: Literal["causal", "prefix"] = "causal"
+
+    @property
+    def framed(self) -> bool:
+        """Whether each picture's first and last token frame its patches, as in `core.layout.framed`."""
+        return isinstance(self.fusion, VisualExpertConfig) and isinstance(self.fusion.adapter, GLUConfig)
 
     @property
     def instruction_length(self) -> int:
@@ -90,6 +101,23 @@ class VLM(nn.Module):
             )
         return x.flatten(0, 1).index_copy(0, slots, bridge.tokens.to(x.dtype)).view_as(x)
 
+    def memory(self, bridge: Bridge, batch: Batch) -> Memory | None:
+        """What a bridge has for cross-attention blocks, in the rows of the batch that its items belong to."""
+        if bridge.memory is None:
+            return None
+        owners, count = batch.owners, len(bridge.memory.grids)
+        if owners is None:
+            row, place = batch.slots // batch.layout.length, batch.slots % batch.layout.length
+            owners = torch.stack((row, batch.layout.document[row, place], batch.layout.item[row, place]), dim=1)
+        if len(owners) != count:
+            raise ValueError(f"{count} pictures for {len(owners)} places; tokens would look at the wrong ones")
+        lengths = [t * h * w for t, h, w in bridge.memory.grids]
+        made = arrange(bridge.memory.values, lengths, owners, batch.layout.batch, bridge.latest)
+        if batch.looks is None:
+            return made
+        which = (made.item - 1).clamp(min=0)[:, None].expand(-1, batch.layout.length, -1)
+        return replace(made, seen=batch.looks.gather(2, which) & (made.document >= 0)[:, None])
+
     def forward(
         self, batch: Batch, cache: Cache | None = None, bridge: Bridge | None = None, rows: Tensor | None = None
     ) -> Tensor:
@@ -100,7 +128,7 @@ class VLM(nn.Module):
         if bridge is None and batch.patches is not None:
             bridge = self.see(batch.patches, batch.instruction)
         x = self.embed(batch.ids, batch.slots, bridge)
-        memory = None if bridge is None else bridge.memory
+        memory = None if bridge is None else self.memory(bridge, batch)
         hidden: Tensor = self.decoder(x, batch.layout, memory, cache, rows)
         return hidden
 

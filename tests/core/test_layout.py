@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sightline.core.layout import COLUMNS, Layout, Medium, causal_layout, visible
+from sightline.core.layout import COLUMNS, Layout, Medium, causal_layout, framed, visible
 
 
 def layout(**columns: list[list[int]]) -> Layout:
@@ -119,3 +119,10 @@ def test_next_keeps_the_promise_of_causal() -> None:
     grown = causal_layout(2, 3)
     grown = grown.then(grown.next())
     assert torch.equal(visible(grown, grown), torch.ones(2, 4, 4).tril().bool())
+
+
+def test_a_frame_around_each_picture() -> None:
+    """Before the patches, all patches, after them: three positions a picture; what ends it is read as text."""
+    slots = torch.tensor([1, 2, 3, 4, 5, 8, 9, 10])  # five and three
+    still, last = framed(slots, [5, 3])
+    assert still.tolist() == [3, 4] and last.tolist() == [5, 10]

@@ -63,6 +63,16 @@ def test_a_prompt_holds_slots_words_and_nothing_to_learn() -> None:
     assert example.transforms[0].source == FRAME and example.transforms[0].target == Frame(16, 16)
 
 
+def test_framed_pictures_share_positions() -> None:
+    """CogVLM: the first of a picture's tokens, all its patches and the last have three positions; the last is text."""
+    example = processor(framed=True)(talk(("how many?", "two"), images=(RED, BLUE)))
+    assert example.slots.tolist() == list(range(1, 9))
+    assert example.position.tolist()[:10] == [0, 1, 2, 2, 3, 4, 5, 5, 6, 7]
+    assert int(example.position[-1]) == example.length - 3
+    assert [t for t in range(9) if example.medium[t] == Medium.IMAGE] == [1, 2, 3, 5, 6, 7]
+    assert example.block.tolist() == list(range(example.length)) and example.causal
+
+
 def test_each_label_is_the_next_token_of_an_answer() -> None:
     example = processor()(talk(("how many?", "two"), ("where?", "here")))
     learned = example.labels != IGNORE

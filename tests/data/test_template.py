@@ -10,6 +10,7 @@ from sightline.core.sequence import Audio, Conversation, Image, Message, Region,
 from sightline.data.images import Square
 from sightline.data.processor import Processor
 from sightline.data.template import (
+    FAKE,
     TEMPLATES,
     VICUNA_SYSTEM,
     Control,
@@ -25,7 +26,19 @@ from sightline.language.tokenizer import Tokenizer, train_tokenizer
 
 RED, BLUE = (Image(PIL.Image.new("RGB", (8, 8), color)) for color in ("red", "blue"))
 CAT, DOG = Box(0, 0, 4, 4, Frame(8, 8), "cat"), Box(4, 4, 8, 8, Frame(8, 8), "dog")
-CONTROLS = ("<pad>", "<bos>", "<eos>", "<s>", "</s>", "<image>", "<user>", "<assistant>", *LocationTokens(16).names)
+CONTROLS = (
+    "<pad>",
+    "<bos>",
+    "<eos>",
+    "<s>",
+    "</s>",
+    FAKE,
+    "<end_of_utterance>",
+    "<image>",
+    "<user>",
+    "<assistant>",
+    *LocationTokens(16).names,
+)
 
 QUESTION = ask("What?", RED)
 TURNS: Conversation = (*ask("What?", RED, answer="A cat."), Message("user", (Text("Where?"),)))
@@ -65,6 +78,37 @@ SYSTEM: Conversation = (Message("system", (Text("Be brief."),)), *QUESTION)
         ("llava-hf", QUESTION, [Control("<s>"), Words("USER: "), Slot(0), Words("\nWhat? ASSISTANT:")]),
         ("llava-plain", QUESTION, [Control("<s>"), Slot(0)]),
         ("llava-plain", TURNS[:2], [Control("<s>"), Slot(0), Words("A cat.\n", learned=True)]),
+        (
+            "idefics",
+            (Message("user", (RED, BLUE, Text("Which?"))), Message("assistant", (Text("Red."),))),
+            [
+                Control("<s>"),
+                Words("User:"),
+                Control(FAKE),
+                Slot(0),
+                Control(FAKE),
+                Slot(1),
+                Control(FAKE),
+                Words("Which?"),
+                Control("<end_of_utterance>"),
+                Words("\nAssistant:"),
+                Words(" Red.", learned=True),
+                End("<end_of_utterance>"),
+            ],
+        ),
+        (
+            "idefics",
+            (Message("user", (Text("What?"), RED)),),
+            [
+                Control("<s>"),
+                Words("User: What?"),
+                Control(FAKE),
+                Slot(0),
+                Control(FAKE),
+                Control("<end_of_utterance>"),
+                Words("\nAssistant:"),
+            ],
+        ),
         ("paligemma", QUESTION, [Slot(0), Control("<bos>"), Words("What?\n")]),
         (
             "paligemma",
@@ -146,7 +190,7 @@ def test_a_family_of_one_question_says_so() -> None:
         TEMPLATES["paligemma"](TURNS)
 
 
-@pytest.mark.parametrize("name", ["llava-plain", "paligemma"])
+@pytest.mark.parametrize("name", ["llava-plain", "paligemma", "idefics"])
 def test_a_system_message_is_refused_where_a_family_has_no_place_for_it(name: str) -> None:
     with pytest.raises(InputError, match="no place for a system message"):
         TEMPLATES[name](SYSTEM)

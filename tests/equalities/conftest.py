@@ -14,14 +14,30 @@ from sightline.data.batch import Batch, Example, collate
 from sightline.data.images import Square
 from sightline.data.processor import Processor
 from sightline.encoders.vit import ViTConfig
+from sightline.fusion.cross_attention import CrossAttentionConfig
+from sightline.fusion.glu import GLUConfig
 from sightline.fusion.projector import ProjectorConfig
+from sightline.fusion.resampler import ResamplerConfig
+from sightline.fusion.visual_expert import VisualExpertConfig
 from sightline.language.decoder import DecoderConfig
 from sightline.language.tokenizer import Tokenizer, train_tokenizer
-from sightline.model import VLM, VLMConfig
+from sightline.model import VLM, FusionConfig, VLMConfig
 from sightline.zoo.own import ProcessorConfig
 
 CONTROLS = ("<pad>", "<bos>", "<eos>", "<image>", "<user>", "<assistant>")
 SETTINGS = ProcessorConfig(Square(32), codec=None, max_length=256)
+CROSS = {"inputs": 24, "width": 32, "heads": 4, "mlp": 48}
+FUSIONS: dict[str, FusionConfig] = {
+    "causal": ProjectorConfig(inputs=24, width=32, shuffle=2),
+    "prefix": ProjectorConfig(inputs=24, width=32, shuffle=2),
+    "flamingo": CrossAttentionConfig(
+        **CROSS, interval=2, resampler=ResamplerConfig(inputs=24, latents=5, depth=1, heads=2, head_dim=8)
+    ),
+    "idefics": CrossAttentionConfig(
+        **CROSS, start=0, interval=1, latest=False, norm="rms", qk_norm=True, gate="vector", gated_mlp=True
+    ),
+    "expert": VisualExpertConfig(GLUConfig(inputs=24, width=32, hidden=40)),
+}
 
 
 @dataclass(frozen=True)
@@ -67,16 +83,19 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def build(tokenizer: Tokenizer) -> Callable[[str], Tiny]:
-    """A model that looks that way; a picture is 16 patches and 4 tokens. Its weights are exact in bfloat16."""
+    """A model that looks that way; a picture is 16 patches, and 4 tokens if it is projected.
 
-    def make(look: str) -> Tiny:
+    Its weights are exact in bfloat16.
+    """
+
+    def make(name: str) -> Tiny:
         config = VLMConfig(
             image=ViTConfig(image_size=32, patch_size=8, width=24, depth=2, heads=2, mlp=32, stem=(8,)),
-            fusion=ProjectorConfig(inputs=24, width=32, shuffle=2),
+            fusion=FUSIONS[name],
             decoder=DecoderConfig(
                 vocab_size=tokenizer.vocab_size, width=32, depth=2, heads=4, kv_heads=2, mlp=48, max_length=256
             ),
-            look=look,  # type: ignore[arg-type]
+            look="prefix" if name == "prefix" else "causal",
         )
         model, generator = VLM(config).eval(), torch.Generator().manual_seed(2)
         with torch.no_grad():
@@ -87,7 +106,7 @@ def build(tokenizer: Tokenizer) -> Callable[[str], Tiny]:
     return make
 
 
-@pytest.fixture(params=["causal", "prefix"])
+@pytest.fixture(params=FUSIONS)
 def tiny(request: pytest.FixtureRequest, build: Callable[[str], Tiny]) -> Tiny:
-    """A model of each look in turn."""
+    """A model of each way to look in turn."""
     return build(request.param)

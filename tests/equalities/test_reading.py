@@ -1,6 +1,7 @@
 """However a conversation is read, its numbers are the same: in pieces, packed, batched, padded, branched."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sightline.core.layout import COLUMNS
+from sightline.core.patches import Patches
 from sightline.core.sequence import Conversation, Message, Text
 from sightline.data.batch import IGNORE, Batch, Example, pack
 from sightline.fusion.bridge import Bridge
@@ -37,13 +39,24 @@ def prompt_length(example: Example) -> int:
     return int((example.labels != IGNORE).long().argmax()) + 1
 
 
+def part(seen: Bridge, inside: Tensor) -> Bridge | None:
+    """What a bridge has for some of the slots."""
+    if seen.memory is None:
+        return Bridge(None if seen.tokens is None else seen.tokens[inside])
+    chosen = [i for i, here in enumerate(inside.tolist()) if here]
+    if not chosen:
+        return None
+    items, grids = seen.memory.items(), seen.memory.grids
+    return replace(seen, memory=Patches(torch.cat([items[i] for i in chosen]), tuple(grids[i] for i in chosen)))
+
+
 def in_pieces(tiny: Any, example: Example, stops: list[int]) -> Tensor:
-    """Hidden states of one example read with a cache; pictures are seen once and their tokens handed out in order."""
+    """Hidden states of one example read with a cache; pictures are seen once and handed out in order."""
     batch, cache, out = tiny.batch(example), tiny.model.new_cache(), []
-    seen = None if batch.patches is None else tiny.model.see(batch.patches).tokens
+    seen = None if batch.patches is None else tiny.model.see(batch.patches)
     for a, b in pairwise([0, *stops]):
         inside = (batch.slots >= a) & (batch.slots < b)
-        bridge = None if seen is None else Bridge(seen[inside])
+        bridge = None if seen is None else part(seen, inside)
         piece = Batch(batch.ids[:, a:b], batch.layout.span(a, b), batch.slots[inside] - a)
         out.append(tiny.model(piece, cache, bridge))
     return torch.cat(out, dim=1)[0]
@@ -117,7 +130,7 @@ def test_packed_learns_what_separate_ones_learn(tiny: Any) -> None:
         return [p.grad.clone() for p in tiny.model.parameters()]
 
     examples = mixed(tiny)
-    packed = gradients([pack(examples, 8, tiny.pad, 64)])
+    packed = gradients([pack(examples, 8, tiny.pad, max(64, max(e.length for e in examples) + 12))])
     for a, b in zip(packed, gradients([tiny.batch(e) for e in examples]), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
@@ -153,10 +166,11 @@ def test_left_padded_prompts_go_on_as_alone(tiny: Any) -> None:
 
 
 @pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("name", ["causal", "flamingo", "idefics", "expert"])
 @torch.no_grad()
-def test_branches_are_separate_questions(build: Callable[[str], Any], images: int) -> None:
+def test_branches_are_separate_questions(build: Callable[[str], Any], name: str, images: int) -> None:
     """Many questions behind one picture in one row: each predicts as if it had been the only one."""
-    tiny = build("causal")
+    tiny = build(name)
     pictures = tiny.pictures(images)
     turns = [turn("how many?", "two"), turn("how?", "where two"), turn("where?", "two")]
     about = [(Message("user", (*pictures, *question.parts)), answer) for question, answer in turns]
@@ -167,3 +181,20 @@ def test_branches_are_separate_questions(build: Callable[[str], Any], images: in
     assert together.length < sum(e.length for e in separate) - 2 * len(together.slots)
     torch.testing.assert_close(tiny.model(tiny.batch(together))[0][learned], torch.cat(wanted), **CLOSE)
     assert together.labels[learned].tolist() == [i for e in separate for i in e.labels.tolist() if i != IGNORE]
+
+
+@pytest.mark.parametrize("name", ["flamingo", "idefics"])
+@torch.no_grad()
+def test_a_cache_cut_before_a_picture_has_not_seen_it(build: Callable[[str], Any], name: str) -> None:
+    """Read, cut back to before the second picture, gone on with another one: as if read so at once."""
+    tiny = build(name)
+    first, second = tiny.question(2, seed=0), tiny.question(2, seed=40)
+    second = replace(second, pixels=(first.pixels[0], second.pixels[1]))
+    stop = int(first.slots[1])
+    cache = tiny.model.new_cache()
+    tiny.model(tiny.batch(first), cache)
+    (wanted,) = tiny.hidden(second)
+    batch = tiny.batch(second)
+    bridge = part(tiny.model.see(batch.patches), batch.slots >= stop)
+    rest = Batch(batch.ids[:, stop:], batch.layout.span(stop, second.length), batch.slots[1:] - stop)
+    torch.testing.assert_close(tiny.model(rest, cache.cut(stop), bridge)[0], wanted[stop:], **CLOSE)

@@ -8,10 +8,11 @@ import torch
 
 from sightline.core.patches import Patches
 from sightline.core.sequence import ask
-from sightline.data.batch import IGNORE
+from sightline.data.batch import IGNORE, Batch
 from sightline.serving.engine import Engine
 from sightline.serving.sampling import Sampling
 from sightline.zoo import own
+from sightline.zoo.prepared import prepared
 
 SHORT = Sampling(max_new_tokens=4)
 
@@ -27,6 +28,9 @@ def test_without_a_picture_no_weight_of_seeing_is_touched(tiny: Any, monkeypatch
     tiny.model.zero_grad()
     tiny.model(tiny.batch(tiny.question(0))).sum().backward()
     assert all(p.grad is None for part in (tiny.model.encoder, tiny.model.fusion) for p in part.parameters())
+    sees = ("cross_attention", "cross_gate1", "cross_norm1", ".vision.")
+    touched = [name for name, p in tiny.model.decoder.named_parameters() if p.grad is not None]
+    assert touched and not [name for name in touched if any(part in name for part in sees)]
     with pytest.raises(AssertionError, match="asked about no picture"):
         tiny.model(tiny.batch(tiny.question(1)))
 
@@ -64,7 +68,9 @@ def test_pictures_in_another_order_are_another_question(tiny: Any) -> None:
 def test_features_that_do_not_fill_the_slots_are_refused(tiny: Any) -> None:
     batch = tiny.batch(tiny.question(2))
     bridge = tiny.model.see(Patches(torch.randn(16, 192), ((1, 4, 4),)))
-    with pytest.raises(ValueError, match="4 image tokens for 8 slots"):
+    slots = len(batch.slots)
+    told = "1 pictures for 2 places" if bridge.tokens is None else f"{slots // 2} image tokens for {slots} slots"
+    with pytest.raises(ValueError, match=told):
         tiny.model(batch, bridge=bridge)
 
 
@@ -82,3 +88,52 @@ def test_saved_and_loaded_is_the_same_model(tiny: Any, images: int, tmp_path: Pa
     assert torch.equal(published.model.logits(published.model(tiny.batch(after))), wanted)
     found = published.logits(input_ids=after.ids[None], **inputs)
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_answers_are_the_same_alone_in_a_batch_and_behind_a_shared_prefix(tiny: Any, packed: bool) -> None:
+    model = prepared(tiny.model) if packed else tiny.model
+    (one, two), engine = tiny.pictures(2), Engine(model, tiny.processor)
+    asked = [
+        ("how many?", one),
+        ("how?", one),
+        ("where where?", one),
+        ("how many?",),
+        ("how?", two, one),
+        ("how?", two),
+    ]
+    talks = [ask(words, *pictures) for words, *pictures in asked]
+    together = [reply.ids for reply in engine.answer(talks, SHORT)]
+    assert together == [engine.answer([talk], SHORT)[0].ids for talk in talks]
+    assert together == [reply.ids for reply in Engine(tiny.model, tiny.processor).answer(talks, SHORT)]
+    assert len({together[i] for i in (0, 3)}) == 2
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@torch.no_grad()
+def test_in_fewer_bits_scores_are_nearly_the_same(tiny: Any, precision: Any) -> None:
+    """Whole and with a cache, where keys and values may be kept in another precision."""
+    batch, twin = tiny.batch(tiny.question(2)), prepared(tiny.model, precision)
+    wanted, cache = tiny.model.logits(tiny.model(batch)), twin.new_cache()
+    found = twin.logits(twin(batch, cache))
+    assert float((found - wanted).norm() / wanted.norm()) < 0.1
+    step = Batch(torch.tensor([[20]]), cache.layout.next(), torch.zeros(0, dtype=torch.int64))
+    own = tiny.model.new_cache()
+    tiny.model(batch, own)
+    wanted, found = (each.logits(each(step, held)) for each, held in ((tiny.model, own), (twin, cache)))
+    assert float((found - wanted).norm() / wanted.norm()) < 0.1
+
+
+def test_in_mixed_precision_scores_are_nearly_the_same_and_all_is_learned(tiny: Any) -> None:
+    batch = tiny.batch(tiny.question(2), tiny.question(1))
+    wanted = tiny.model.logits(tiny.model(batch)).detach()
+    tiny.model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        learned = tiny.model.logits(tiny.model(batch))
+        with torch.no_grad():
+            found = tiny.model.logits(tiny.model(batch, tiny.model.new_cache()))
+    real = batch.layout.document >= 0
+    for scores in (learned, found):
+        assert float((scores - wanted)[real].norm() / wanted[real].norm()) < 0.1
+    learned[real].square().mean().backward()
+    assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in tiny.model.parameters())

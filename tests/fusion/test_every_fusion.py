@@ -1,5 +1,6 @@
 """What must hold of every fusion, whichever it is; a kind that this list lacks is told by its absence."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,19 +11,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from sightline.core.config import from_dict, to_dict
+from sightline.core.layout import causal_layout
 from sightline.core.patches import Grid, Patches, join
+from sightline.data.batch import Batch
 from sightline.data.images import Square
 from sightline.encoders.vit import ViTConfig
+from sightline.fusion.cross_attention import CrossAttentionConfig
 from sightline.fusion.glu import GLUConfig
 from sightline.fusion.pooling import LatentPoolConfig, PositionPoolConfig, SizedPoolConfig
 from sightline.fusion.projector import ProjectorConfig
 from sightline.fusion.qformer import QFormerConfig
 from sightline.fusion.resampler import ResamplerConfig
+from sightline.fusion.visual_expert import VisualExpertConfig
 from sightline.language.decoder import DecoderConfig, SelfBlock
 from sightline.language.tokenizer import Tokenizer
 from sightline.model import VLM, FusionConfig, VLMConfig
 from sightline.zoo import own
-from sightline.zoo.describe import describe
+from sightline.zoo.describe import QUESTION, describe
 from sightline.zoo.prepared import prepared
 
 SIZES: Any = {"inputs": 32, "width": 16}
@@ -39,9 +44,18 @@ FUSIONS: dict[str, FusionConfig] = {
     "qformer": QFormerConfig(**QFORMER),
     "instructed qformer": QFormerConfig(**QFORMER, vocab_size=20, max_length=8),
 }
+BLOCKS: dict[str, FusionConfig] = {  # those that live inside the decoder
+    "cross-attention": CrossAttentionConfig(**SIZES, heads=2, mlp=24, interval=2),
+    "cross-attention to latents": CrossAttentionConfig(
+        **SIZES, heads=2, mlp=24, interval=2, resampler=ResamplerConfig(inputs=32, latents=3, depth=1, heads=2)
+    ),
+    "visual expert": VisualExpertConfig(GLUConfig(**SIZES, hidden=24)),
+    "visual expert of projected tokens": VisualExpertConfig(ProjectorConfig(**SIZES)),
+}
 GRIDS: tuple[Grid, ...] = ((1, 4, 4), (1, 2, 4), (3, 4, 4), (1, 4, 2), (1, 4, 4))
 PICTURES: tuple[Grid, ...] = ((1, 4, 4), (1, 2, 4), (1, 4, 2))  # what an encoder of pictures reads
 every = pytest.mark.parametrize("name", FUSIONS)
+every_and_blocks = pytest.mark.parametrize("name", [*FUSIONS, *BLOCKS])
 
 
 def large(module: torch.nn.Module) -> Any:
@@ -55,7 +69,7 @@ def large(module: torch.nn.Module) -> Any:
 
 def vlm(name: str) -> VLMConfig:
     image = ViTConfig(image_size=16, patch_size=4, width=32, depth=1, heads=2, mlp=32)
-    return VLMConfig(image, FUSIONS[name], DecoderConfig(vocab_size=30, width=16, depth=2, heads=2, mlp=24))
+    return VLMConfig(image, (FUSIONS | BLOCKS)[name], DecoderConfig(vocab_size=30, width=16, depth=2, heads=2, mlp=24))
 
 
 def inputs(name: str, grids: tuple[Grid, ...], width: int = 32) -> list[tuple[Patches, Tensor | None]]:
@@ -78,7 +92,7 @@ def alone(item: tuple[Patches, Tensor | None]) -> tuple[Any, ...]:
 
 
 def test_every_kind_is_in_this_list() -> None:
-    assert {type(cfg) for cfg in FUSIONS.values()} == set(get_args(FusionConfig))
+    assert {type(cfg) for cfg in (FUSIONS | BLOCKS).values()} == set(get_args(FusionConfig))
     kinds = [kind(cfg) for cfg in get_args(FusionConfig)]
     assert len(set(kinds)) == len(kinds)
 
@@ -125,13 +139,13 @@ def test_the_decoder_s_blocks_are_left_as_they_are(name: str) -> None:
     assert [type(block) for block in cfg.fusion.build().blocks(cfg.decoder)] == [SelfBlock] * 2
 
 
-@every
+@every_and_blocks
 def test_its_settings_survive_as_plain_values(name: str) -> None:
     cfg = vlm(name)
     assert from_dict(VLMConfig, to_dict(cfg)) == cfg
 
 
-@every
+@every_and_blocks
 def test_a_saved_model_is_the_same_model(name: str, tiny_folder: Path, tmp_path: Path) -> None:
     model = VLM(vlm(name)).bfloat16().float()  # what is written is rounded
     own.save(model, Tokenizer.from_folder(tiny_folder), own.ProcessorConfig(Square(16)), tmp_path / "saved")
@@ -175,3 +189,26 @@ def test_it_is_described(name: str) -> None:
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         VLM(cfg).requires_grad_(False).see(pixels, *asked)
     assert told.flops["to see a picture"] == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_what_is_inside_the_decoder_is_described(name: str) -> None:
+    """Operations are counted as torch counts them, of both kinds of weights and of a memory that is read once."""
+    cfg = vlm(name)
+    told, model = describe("tiny", cfg), VLM(cfg).requires_grad_(False)
+    station = next(station for station in told.pipeline if station.name == "fusion")
+    assert station.note == cfg.fusion.note and station.shape[1] in (16, 32)
+    count = told.visual_tokens
+    assert count == model.num_tokens((1, 4, 4))
+    layout = causal_layout(1, count + QUESTION)
+    layout = replace(layout, medium=(layout.position < count).long(), item=torch.ones_like(layout.item))
+    prompt = Batch(torch.zeros(1, count + QUESTION, dtype=torch.int64), layout, torch.arange(count))
+    bridge, cache = model.see(Patches(torch.randn(16, 48), ((1, 4, 4),))), model.new_cache()
+    step = Batch(torch.zeros(1, 1, dtype=torch.int64), layout.next(), torch.zeros(0, dtype=torch.int64))
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as reading:
+            model.logits(model(prompt, cache, bridge)[:, -1:])
+        with FlopCounterMode(display=False) as writing:
+            model.logits(model(step, cache))
+    assert told.flops[f"to read {count + QUESTION} tokens"] == reading.get_total_flops()
+    assert told.flops["to write a token"] == writing.get_total_flops()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.core.layout import Layout, causal_layout
+from sightline.core.memory import Memory
 from sightline.language.cache import Cache
 from sightline.language.decoder import Context, Decoder, DecoderConfig
 
@@ -157,10 +158,36 @@ def test_blocks_are_given_and_know_the_memory() -> None:
         def forward(self, x: Tensor, context: Context, cache: object) -> Tensor:
             seen.append(context)
             assert context.memory is not None and cache is None
-            return x + context.memory
+            assert context.memory.values is not None
+            return x + context.memory.values
 
     decoder = Decoder(PLAIN, [Adds(), Adds()])
-    x, memory = torch.randn(2, LENGTH, 32), torch.randn(2, 1, 32)
-    out = decoder(x, causal_layout(2, LENGTH), memory)
-    torch.testing.assert_close(out, F.rms_norm(x + 2 * memory, (32,), eps=PLAIN.eps))
+    x, values, first = torch.randn(2, LENGTH, 32), torch.randn(2, 1, 32), torch.zeros(2, 1, dtype=torch.int64)
+    layout = causal_layout(2, LENGTH)
+    layout = replace(layout, item=(layout.position > 2).long())
+    out = decoder(x, layout, Memory(document=first, item=first + 1, values=values))
+    torch.testing.assert_close(out, F.rms_norm(x + 2 * values, (32,), eps=PLAIN.eps))
     assert seen[0] is seen[1] and seen[0].layout.length == LENGTH
+    assert seen[0].blind is not None and seen[0].blind[..., 0].tolist() == (layout.item == 0).tolist()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_ids_with_rows_of_their_own_are_ids_like_others(tied: bool) -> None:
+    """Embedding and head in two parts: the same numbers as in one, and the new rows learn alone."""
+    whole = Decoder(replace(PLAIN, tied=tied))
+    parted = Decoder(replace(PLAIN, vocab_size=47, extra_vocab=3, tied=tied))
+    weights = whole.state_dict()
+    for name in ("embedding", "head")[: 1 if tied else 2]:
+        weights[f"extra_{name}.weight"] = weights[f"{name}.weight"][47:]
+        weights[f"{name}.weight"] = weights[f"{name}.weight"][:47]
+    parted.load_state_dict(weights)
+    tokens = torch.cat((ids(), torch.tensor([[46, 47, 49, 0]] * 2)), dim=1)
+    layout = causal_layout(*tokens.shape)
+    wanted, found = (d.logits(d(d.embed(tokens), layout)) for d in (whole, parted))
+    torch.testing.assert_close(found, wanted, **CLOSE)
+    assert parted.config.total_vocab == whole.config.total_vocab == 50
+    parted.requires_grad_(False)
+    parted.extra_embedding.requires_grad_()  # type: ignore[union-attr]
+    parted.logits(parted(parted.embed(tokens), layout)).square().sum().backward()
+    grad = parted.extra_embedding.weight.grad  # type: ignore[union-attr]
+    assert grad is not None and (grad.abs().amax(1) > 0).tolist()[::2] == [True, True]

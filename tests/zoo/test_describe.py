@@ -92,6 +92,16 @@ def test_published_sizes_are_the_published_ones() -> None:
     assert describe_named("paligemma-3b-pt-448").visual_tokens == 1024
 
 
+def test_the_sizes_of_models_that_look_at_pictures() -> None:
+    """IDEFICS' 9 and 80 billion parameters, of which pretraining teaches what is between the two published models."""
+    told = describe_named("idefics-9b-instruct")
+    cross = 8 * (2 * 4096**2 + 2 * 1280 * 4096 + 3 * 4096 * 11008 + 2 * 4096 + 2 * 128 + 2)
+    assert told.parameters["decoder"] == 6_738_415_616 + cross + 2 * 3 * 4096
+    assert told.trained["pretrain"] == told.parameters["fusion"] + cross + 2 * 3 * 4096
+    assert sum(told.parameters.values()) == pytest.approx(8.93e9, rel=0.005)
+    assert sum(describe_named("idefics-80b-instruct").parameters.values()) == pytest.approx(80e9, rel=0.005)
+
+
 def test_lines_say_what_the_numbers_say(config: VLMConfig) -> None:
     told = describe("tiny", config, {"align": ("fusion.*",)})
     text = "\n".join(told.lines())

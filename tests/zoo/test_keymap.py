@@ -144,3 +144,17 @@ def test_two_tensors_for_one_parameter_are_refused() -> None:
     back = KeyMap((rule("a.{p}", "x.{p}"), rule("b.{p}", "x.{p}")))
     with pytest.raises(CheckpointError, match=r"b\.weight is one of several tensors for the parameter x\.weight"):
         back.load({"a.weight": torch.ones(1), "b.weight": torch.zeros(1)})
+
+
+def test_numbers_may_differ_between_the_two_sides() -> None:
+    """Blocks that are counted apart in the file stand among others here; each name still has one rule."""
+    rules = rule("norm.{p}", "norm.{p}"), rule("layers.{i}.{p}", "blocks.{i}.{p}")
+    apart = KeyMap(rules, ignore=("layers.{i}.freq",))
+    keys = apart.numbered({0: 0, 1: 2})
+    published = {f"{name}.weight": torch.randn(2) for name in ("norm", "layers.0", "layers.1")}
+    ours = keys.load(published | {"layers.7.freq": torch.zeros(1)})
+    assert set(ours) == {"norm.weight", "blocks.0.weight", "blocks.2.weight"}
+    assert torch.equal(ours["blocks.2.weight"], published["layers.1.weight"])
+    assert set(keys.save(ours)) == set(published)
+    with pytest.raises(CheckpointError, match=r"1 tensors that this model has no place for, such as layers\.2\.weight"):
+        keys.load(published | {"layers.2.weight": torch.zeros(1)})

@@ -13,7 +13,7 @@ from sightline.core.errors import CheckpointError, InputError
 from sightline.data.images import CenterCrop, PadSquare, Scaling, Square
 from sightline.language.tokenizer import train_tokenizer
 from sightline.model import VLM
-from sightline.zoo import llava, paligemma
+from sightline.zoo import idefics, llava, paligemma
 from sightline.zoo.checkpoint import write
 from sightline.zoo.processors import load_pipeline
 
@@ -67,6 +67,19 @@ def test_a_prefix_model_answers_too(tmp_path: Path) -> None:
     assert model.ask(PIL.Image.new("RGB", (50, 40)), "how many?", max_new_tokens=3).usage["image_tokens"] == 16
 
 
+def test_a_model_that_looks_at_pictures_answers_too(tmp_path: Path) -> None:
+    """IDEFICS: a picture has one token among the words, and its turns end with a token of their own."""
+    c = {"model_type": "idefics", "vision_config": VISION, "additional_vocab_size": 3, **TEXT, "vocab_size": 497}
+    controls = ("<unk>", "<s>", "</s>", "<image>", "<fake_token_around_image>", "<end_of_utterance>")
+    folder = published(tmp_path / "idefics", idefics, c, controls)
+    model = sightline.load(folder)
+    processor = model.engine.processor
+    assert processor.pixels == Square(28, CenterCrop(28, 28).scaling)
+    assert processor.tokenizer.eos == "<end_of_utterance>"
+    answer = model.ask(PIL.Image.new("RGB", (50, 40)), "how many?", max_new_tokens=3)
+    assert answer.usage["image_tokens"] == 1 and answer.usage["completion_tokens"] <= 3
+
+
 def test_without_a_tokenizer_only_the_low_level_door_is_open(llava_folder: Path) -> None:
     (llava_folder / "tokenizer.json").unlink()
     model = sightline.load(llava_folder)
@@ -84,8 +97,8 @@ def test_sizes_in_older_files_are_plain_numbers(tmp_path: Path) -> None:
 
 
 def test_without_a_file_the_family_s_habit_is_taken(tmp_path: Path) -> None:
-    kinds = {family: type(load_pipeline(tmp_path, family, 224)) for family in ("llava", "llava_llama", "paligemma")}
-    assert kinds == {"llava": CenterCrop, "llava_llama": PadSquare, "paligemma": Square}
+    wanted = {"llava": CenterCrop, "llava_llama": PadSquare, "paligemma": Square, "idefics": Square}
+    assert {family: type(load_pipeline(tmp_path, family, 224)) for family in wanted} == wanted
 
 
 def test_a_file_of_other_sizes_is_told(tmp_path: Path) -> None:

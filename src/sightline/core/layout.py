@@ -1,5 +1,6 @@
 """What each token of a batch is, and the one rule for who sees whom."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -95,6 +96,20 @@ def visible(query: Layout, key: Layout) -> Tensor:
     same = (query.document[:, :, None] == key.document[:, None, :]) & (key.document[:, None, :] >= 0)
     on_the_way = (key.branch[:, None, :] == 0) | (key.branch[:, None, :] == query.branch[:, :, None])
     return same & on_the_way & (key.block[:, None, :] <= query.block[:, :, None])
+
+
+def framed(slots: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Slots [n] of pictures of so many each, in which each picture's own first and last token frame its patches.
+
+    The slots that stay at the position of the one before them, so that all patches of a picture share one, and the last
+    slots, which are read as text (CogVLM, arXiv:2311.03079).
+    """
+    each = torch.tensor(counts, dtype=torch.int64, device=slots.device)
+    stop = each.cumsum(0)
+    moves = torch.zeros(len(slots), dtype=torch.bool, device=slots.device)
+    for edge in (stop - each, stop - each + 1, stop - 1):  # before the patches, the first of them, after them
+        moves[edge] = True
+    return slots[~moves], slots[stop - 1]
 
 
 def causal_layout(batch: int, length: int, device: torch.device | str = "cpu") -> Layout:

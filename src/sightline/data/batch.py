@@ -48,6 +48,9 @@ class Batch:
 
     ids, labels: [batch, length]; slots: flat indices row * length + t of image tokens; patches: raw pixel vectors.
     instruction: [pictures, ids], -1 where padded, for a fusion that reads text with each picture.
+    owners: [pictures, 3], the row, document and number of each picture for cross-attention, sorted by row; without them
+    the slots say so. looks: [batch, length, number of pictures], which of its row's each token looks at; without them
+    the layout says so.
     """
 
     ids: Tensor
@@ -57,6 +60,8 @@ class Batch:
     labels: Tensor | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     instruction: Tensor | None = None
+    owners: Tensor | None = None
+    looks: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         return replace(
@@ -67,6 +72,8 @@ class Batch:
             patches=None if self.patches is None else self.patches.to(device),
             labels=None if self.labels is None else self.labels.to(device),
             instruction=None if self.instruction is None else self.instruction.to(device),
+            owners=None if self.owners is None else self.owners.to(device),
+            looks=None if self.looks is None else self.looks.to(device),
         )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.errors import CapacityError, InputError
 from ..core.geometry import Transform
-from ..core.layout import Medium
+from ..core.layout import Medium, framed
 from ..core.patches import Grid
 from ..core.sequence import Conversation, Image, Message, Video, images_of
 from ..grounding.codecs import Codec, Grounded
@@ -40,6 +40,7 @@ class _Columns:
     medium: list[int]
     item: list[int]
     slots: list[int]
+    counts: list[int]  # slots of each picture
 
     def add(self, ids: Sequence[int], block: int, step: int, learned: bool, medium: Medium, item: int) -> int:
         """Append tokens whose block goes up by `step` each, from `block` on; return the next block."""
@@ -55,7 +56,7 @@ class Processor:
     """Everything between a person's conversation and a model's numbers, for one checkpoint.
 
     num_tokens(grid) is the fusion's own count of slots; patch is the encoder's. `image_token` fills the slots' ids,
-    which the model replaces.
+    which the model replaces. framed: as in `core.layout.framed`.
     """
 
     def __init__(
@@ -69,11 +70,12 @@ class Processor:
         codec: Codec | None = None,
         look: Literal["causal", "prefix"] = "causal",
         max_length: int = 2048,
+        framed: bool = False,
     ) -> None:
         self.tokenizer, self.template, self.pixels = tokenizer, template, pixels
         self.num_tokens, self.patch, self.codec = num_tokens, patch, codec
         self.image_id = tokenizer.control(image_token)
-        self.look, self.max_length = look, max_length
+        self.look, self.max_length, self.framed = look, max_length, framed
 
     def __call__(self, conversation: Conversation, known: dict[str, Seen] | None = None) -> Example:
         """A prompt when the conversation ends with the user, a training example when it ends with an answer.
@@ -123,7 +125,7 @@ class Processor:
         found = sum(isinstance(segment, Slot) for segment in segments)
         if found != len(seen):
             raise InputError(f"{len(seen)} images for {found} places in the conversation")
-        out = _Columns([], [], [], [], [], [])
+        out = _Columns([], [], [], [], [], [], [])
         prefix = self.look == "prefix"
         block, item = 0, 0
         for segment in segments:
@@ -131,6 +133,7 @@ class Processor:
             if isinstance(segment, Slot):
                 item += 1
                 out.slots += range(len(out.ids), len(out.ids) + len(ids))
+                out.counts.append(len(ids))
             if prefix and learned and not (out.learned and out.learned[-1]):
                 block += 1  # an answer begins after all of its question, which must not see what it is to predict
             block = out.add(ids, block, 0 if prefix and not learned else 1, learned, medium, item)
@@ -157,15 +160,21 @@ class Processor:
         ids = torch.tensor(out.ids)
         labels = torch.full_like(ids, IGNORE)
         labels[:-1] = torch.where(torch.tensor(out.learned[1:], dtype=torch.bool), ids[1:], IGNORE)
+        slots, medium = torch.tensor(out.slots, dtype=torch.int64), torch.tensor(out.medium)
+        position = torch.arange(len(ids))
+        if self.framed:
+            still, last = framed(slots, out.counts)
+            medium[last] = Medium.TEXT
+            position = torch.ones_like(ids).index_fill(0, still, 0).cumsum(0) - 1
         return Example(
             ids=ids,
             block=torch.tensor(out.block),
-            position=torch.arange(len(ids)),
-            medium=torch.tensor(out.medium),
+            position=position,
+            medium=medium,
             item=torch.tensor(out.item),
             branch=torch.zeros_like(ids),
             labels=labels,
-            slots=torch.tensor(out.slots, dtype=torch.int64),
+            slots=slots,
             pixels=tuple(pixels for pixels, _ in seen),
             transforms=tuple(transform for _, transform in seen),
             causal=self.look == "causal",

@@ -218,10 +218,39 @@ def paligemma_template(conversation: Conversation) -> list[Segment]:
     return out.segments
 
 
+FAKE = "<fake_token_around_image>"  # IDEFICS writes it before and after pictures, once between two of them
+
+
+def idefics_template(conversation: Conversation) -> list[Segment]:
+    """IDEFICS-instruct (arXiv:2306.16527, its model card): "User:" and "Assistant:" in lines of their own."""
+    _no_system(conversation)
+    out = Writer()
+    out.control("<s>")
+    talk = turns(conversation)
+    for i, message in enumerate(talk):
+        user = message.role == "user"
+        out.words(("\n" if i else "") + ("User:" if user else "Assistant:"))
+        for part in message.parts:
+            if isinstance(part, (Image, Video)):
+                for _ in range(len(part.frames) if isinstance(part, Video) else 1):
+                    if out.segments[-1] != Control(FAKE):
+                        out.control(FAKE)
+                    out.image()
+                    out.control(FAKE)
+            else:
+                spaced = "" if out.segments[-1] == Control(FAKE) else " "
+                out.parts(Message(message.role, (part,)), learned=not user, before=spaced)
+        out.segments.append(Control("<end_of_utterance>") if user else End("<end_of_utterance>"))
+    if talk[-1].role == "user":
+        out.words("\nAssistant:")
+    return out.segments
+
+
 TEMPLATES: dict[str, Template] = {
     "sightline": sightline_template,
     "llava-v1": vicuna_template(),
     "llava-hf": vicuna_template(system=""),
     "llava-plain": llava_plain_template,
     "paligemma": paligemma_template,
+    "idefics": idefics_template,
 }

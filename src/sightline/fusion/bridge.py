@@ -15,11 +15,14 @@ from ..language.decoder import DecoderConfig, plain_blocks
 class Bridge:
     """What a fusion hands to the decoder.
 
-    tokens: [n, width], written into the sequence's slots in order; memory: what cross-attention blocks look at.
+    tokens: [n, width], written into the sequence's slots in order.
+    memory: the vectors of each item that cross-attention blocks look at; an item then has one slot, which says where
+    in the sequence it stands. latest: whether a token looks at the latest item only, as in `core.memory`.
     """
 
     tokens: Tensor | None = None
-    memory: Tensor | None = None
+    memory: Patches | None = None
+    latest: bool = True
 
 
 class Fusion(Protocol):

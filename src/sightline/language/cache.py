@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..core.layout import Layout
+from ..core.memory import Memory
 
 
 class LayerCache:
@@ -14,6 +15,7 @@ class LayerCache:
         self.length = 0
         self.key: Tensor | None = None
         self.value: Tensor | None = None
+        self.memory = False  # it holds keys and values of a memory, not of tokens
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys and values; return views of all of them so far."""
@@ -36,6 +38,13 @@ class LayerCache:
             value[:, :, : self.length] = self.value[:, :, : self.length]
         self.key, self.value = key, value
 
+    def extend(self, key: Tensor, value: Tensor) -> None:
+        """Store keys and values of a memory; they come seldom, so there is no room for more."""
+        key, value = (t.to(self.dtype or t.dtype) for t in (key, value))
+        if self.key is not None and self.value is not None:
+            key, value = torch.cat((self.key, key), dim=2), torch.cat((self.value, value), dim=2)
+        self.key, self.value, self.length, self.memory = key, value, key.shape[2], True
+
     def room(self, new: int) -> tuple[Tensor, Tensor]:
         """The whole storage, grown so that `new` more tokens fit into it; there must be some already."""
         assert self.key is not None and self.value is not None
@@ -46,7 +55,7 @@ class LayerCache:
     def rows(self, index: Tensor) -> "LayerCache":
         """A copy that holds these rows, in this order."""
         out = LayerCache(self.capacity, self.dtype)
-        out.length = self.length
+        out.length, out.memory = self.length, self.memory
         if self.key is not None and self.value is not None:
             out.key, out.value = self.key[index], self.value[index]
         return out
@@ -62,6 +71,7 @@ class Cache:
     def __init__(self, depth: int, capacity: int = 0, dtype: torch.dtype | None = None) -> None:
         self.layers = [LayerCache(capacity, dtype) for _ in range(depth)]
         self.layout: Layout | None = None
+        self.memory: Memory | None = None  # without its values, whose keys and values the layers hold
 
     @property
     def length(self) -> int:
@@ -73,11 +83,23 @@ class Cache:
         self.layout = layout if self.layout is None else self.layout.then(layout)
         return self.layout
 
+    def remember(self, memory: Memory | None, layout: Layout) -> Memory | None:
+        """Take in what comes with the tokens about to be read, of that layout; return all that they may look at.
+
+        The values returned are the new ones only: keys and values of those before are in the layers.
+        """
+        if memory is None:
+            return self.memory
+        memory = memory if self.memory is None else self.memory.then(memory)
+        self.memory = memory.kept(layout)
+        return memory
+
     def keep(self, rows: Tensor) -> "Cache":
         """A copy with only these rows [n] of the batch, in this order; a row may be named several times."""
         out = Cache(0)
         out.layers = [layer.rows(rows) for layer in self.layers]
         out.layout = None if self.layout is None else self.layout.rows(rows)
+        out.memory = None if self.memory is None else self.memory.rows(rows)
         return out
 
     def copy(self, times: int) -> "Cache":
@@ -91,7 +113,9 @@ class Cache:
         out = Cache(0)
         for layer in self.layers:
             short = LayerCache(layer.capacity, layer.dtype)
-            short.key, short.value, short.length = layer.key, layer.value, length
+            short.key, short.value, short.memory = layer.key, layer.value, layer.memory
+            short.length = layer.length if layer.memory else length
             out.layers.append(short)
         out.layout = None if self.layout is None else self.layout.span(0, length)
+        out.memory = None if self.memory is None or out.layout is None else self.memory.until(out.layout)
         return out

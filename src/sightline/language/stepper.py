@@ -78,7 +78,8 @@ def _plain(block: nn.Module) -> bool:
     """Whether a block is self-attention and a gated feed-forward of sizes that the kernels read."""
     a, f = getattr(block, "attention", None), getattr(block, "feedforward", None)
     if (
-        type(a) is not Attention
+        not getattr(block, "plain", False)
+        or type(a) is not Attention
         or type(f) is not GatedFeedForward
         or a.q_norm is not None
         or a.qkv is not None

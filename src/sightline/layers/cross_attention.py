@@ -1,5 +1,7 @@
 """Attention of some tokens to others: queries from one side, keys and values from the other."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
@@ -19,7 +21,7 @@ class CrossAttention(nn.Module):
         head_dim: int | None = None,
         memory: int | None = None,
         bias: bool = True,
-        qk_norm: type[nn.Module] | None = None,
+        qk_norm: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         if head_dim is None and width % heads:

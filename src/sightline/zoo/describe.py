@@ -5,13 +5,13 @@ Shapes and operations are not formulas: the model itself runs on the meta device
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 
-from ..core.layout import causal_layout
+from ..core.layout import Medium, causal_layout
 from ..core.patches import Patches
 from ..data.batch import Batch
 from ..model import VLM, VLMConfig
@@ -133,18 +133,20 @@ def _run(model: VLM) -> tuple[tuple[Station, ...], int, dict[str, int]]:
         visual = model.num_tokens(grid)
         length = visual + QUESTION
         cache = model.new_cache(length + 1)
-        prompt = Batch(
-            torch.zeros(1, length, dtype=torch.int64), causal_layout(1, length, "meta"), torch.arange(visual)
-        )
+        # what tokens carry decides which weights they take, and whose a picture is where its memory goes: both are real
+        carried = torch.tensor([[Medium.IMAGE] * visual + [Medium.TEXT] * QUESTION], device="cpu")
+        layout = replace(causal_layout(1, length, "meta"), medium=carried)
+        owners = torch.tensor([[0, 0, 1]], device="cpu")
+        prompt = Batch(torch.zeros(1, length, dtype=torch.int64), layout, torch.arange(visual), owners=owners)
         with Operations() as reading:
             hidden = model(prompt, cache, bridge)
             scores = model.logits(hidden[:, -1:])
-        step = Batch(
-            torch.zeros(1, 1, dtype=torch.int64), causal_layout(1, 1, "meta"), torch.zeros(0, dtype=torch.int64)
-        )
+        layout = replace(causal_layout(1, 1, "meta"), medium=carried[:, -1:])
+        step = Batch(torch.zeros(1, 1, dtype=torch.int64), layout, torch.zeros(0, dtype=torch.int64))
         with Operations() as writing:
             model.logits(model(step, cache))
     kv_heads = decoder.kv_heads or decoder.heads
+    seen = bridge.tokens if bridge.memory is None else bridge.memory.values
     stations = (
         Station("picture", (image.channels, image.image_size, image.image_size)),
         Station(
@@ -157,7 +159,7 @@ def _run(model: VLM) -> tuple[tuple[Station, ...], int, dict[str, int]]:
             tuple(features.values.shape),
             f"{image.used_depth} blocks, {image.heads} heads, {image.activation}",
         ),
-        Station("fusion", tuple(bridge.tokens.shape), model.config.fusion.note),
+        Station("fusion", tuple(seen.shape), model.config.fusion.note),
         Station(
             "sequence", tuple(hidden.shape[1:]), f"{visual} visual and {QUESTION} text tokens, {model.config.look}"
         ),

@@ -140,6 +140,18 @@ class KeyMap:
         )
         return KeyMap(moved, tuple(theirs + name for name in self.ignore))
 
+    def numbered(self, numbers: Mapping[int, int]) -> "KeyMap":
+        """The same map where each number `{i}` of theirs is another one of ours."""
+        rules: list[Rule] = []
+        for r in self.rules:
+            if "{i}" not in r.theirs:
+                rules.append(r)
+                continue
+            for theirs, ours in numbers.items():
+                named = tuple(name.replace("{i}", str(ours)) for name in r.ours)
+                rules.append(replace(r, theirs=r.theirs.replace("{i}", str(theirs)), ours=named))
+        return KeyMap(tuple(rules), self.ignore)
+
     def __add__(self, other: "KeyMap") -> "KeyMap":
         return KeyMap(self.rules + other.rules, self.ignore + other.ignore)
 

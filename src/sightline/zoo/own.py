@@ -56,6 +56,7 @@ class ProcessorConfig:
             image_token=self.image_token,
             codec=None if self.codec is None else CODECS[self.codec],
             look=model.config.look,
+            framed=model.config.framed,
             max_length=self.max_length,
         )
 

@@ -20,13 +20,17 @@ _FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which the files us
 
 @dataclass(frozen=True)
 class _Habits:
-    """What a family's files leave unsaid: its template, its convention for places, its image token, its end."""
+    """What a family's files leave unsaid: its template, its convention for places, its image token, its end.
+
+    end: what ends an answer, where that is not the tokenizer's own end.
+    """
 
     template: str
-    codec: str
+    codec: str | None
     image: str
     bos: str
     eos: str
+    end: str = ""
 
 
 # the original LLaVA has no image token of its own; the unknown token stands in its slots, which the model replaces
@@ -34,6 +38,7 @@ FAMILIES = {
     "llava": _Habits("llava-hf", "decimals", "<image>", "<s>", "</s>"),
     "llava_llama": _Habits("llava-v1", "decimals", "<unk>", "<s>", "</s>"),
     "paligemma": _Habits("paligemma", "paligemma", "<image>", "<bos>", "<eos>"),
+    "idefics": _Habits("idefics", None, "<image>", "<s>", "</s>", end="<end_of_utterance>"),
 }
 
 
@@ -44,7 +49,7 @@ def load_processor(published: Published) -> Processor | None:
     if not isinstance(model, VLM) or not (folder / "tokenizer.json").exists() or habits is None:
         return None
     tokenizer = Tokenizer.from_folder(folder)
-    tokenizer.bos, tokenizer.eos = tokenizer.bos or habits.bos, tokenizer.eos or habits.eos
+    tokenizer.bos, tokenizer.eos = tokenizer.bos or habits.bos, habits.end or tokenizer.eos or habits.eos
     return Processor(
         tokenizer=tokenizer,
         template=load_template(folder, tokenizer, habits),
@@ -52,8 +57,9 @@ def load_processor(published: Published) -> Processor | None:
         num_tokens=model.num_tokens,
         patch=model.config.image.patch_size,
         image_token=habits.image,
-        codec=CODECS[habits.codec],
+        codec=None if habits.codec is None else CODECS[habits.codec],
         look=model.config.look,
+        framed=model.config.framed,
         max_length=model.config.decoder.max_length,
     )
 
@@ -78,6 +84,8 @@ def load_pipeline(folder: Path, family: str, side: int) -> Pipeline:
         if family == "paligemma":
             height = c.get("size", {}).get("height", side)
             return Square(height, _scaling(c, Scaling()))
+        if family == "idefics":
+            return Square(c.get("image_size", side), _scaling(c, CenterCrop(side, side).scaling))
         if family == "llava_llama":
             return PadSquare(side, _scaling(c, PadSquare(side).scaling))
         crop = c.get("crop_size", side)

@@ -1,7 +1,7 @@
 """A published checkpoint by its folder: what `config.json` says it is, its weights, the inputs it is known by."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,16 +10,17 @@ from torch import Tensor, nn
 
 from ..core.config import nearest
 from ..core.errors import CheckpointError, ConfigError, InputError, SightlineError
-from ..core.layout import Layout
+from ..core.layout import Layout, Medium, framed
 from ..core.patches import Patches, patchify
 from ..data.batch import Batch
 from ..encoders.vit import ViT
+from ..fusion.cross_attention import CrossAttentionFusion
 from ..fusion.qformer import QFormerConfig
 from ..language.cache import Cache
 from ..language.decoder import Decoder
 from ..layers.packed import Precision
 from ..model import VLM
-from . import backbones, blip2, llava, paligemma
+from . import backbones, blip2, idefics, llava, paligemma
 from .backbones import Json
 from .checkpoint import assign, read_json, read_tensors, write
 from .hollow import hollow
@@ -60,6 +61,7 @@ def _vision(c: Json) -> Json:
 FAMILIES: dict[str, Family] = {
     "llava": Family(lambda c, f: VLM(llava.config(c)), llava.keys, _llava_tensors),
     "llava_llama": Family(lambda c, f: VLM(llava.original_config(c, f)), llava.original_keys, llava.original_tensors),
+    "idefics": Family(lambda c, f: VLM(idefics.config(c)), idefics.keys, _plain),
     "paligemma": Family(lambda c, f: VLM(paligemma.config(c)), paligemma.keys, _llava_tensors),
     "blip-2": Family(lambda c, f: VLM(blip2.config(c)), blip2.keys, _plain),
     "instructblip": Family(lambda c, f: VLM(blip2.config(c)), blip2.keys, _plain),
@@ -153,7 +155,9 @@ class Published:
 
         input_ids [batch, length], already expanded; pixel_values [images, 3, height, width]; attention_mask and
         token_type_ids [batch, length] as the published model takes them; for InstructBLIP qformer_input_ids and
-        qformer_attention_mask [images, words].
+        qformer_attention_mask [images, words]. A model that looks at pictures from beside its sequence may take
+        pixel_values [batch, pictures, 3, height, width], filled up to the row with most, together with
+        image_attention_mask [batch, length, pictures].
         """
         batch, runner = self.batch(**inputs), self.runner
         if isinstance(runner, VLM):
@@ -202,11 +206,12 @@ class Published:
         token_type_ids: Tensor | None = None,
         qformer_input_ids: Tensor | None = None,
         qformer_attention_mask: Tensor | None = None,
+        image_attention_mask: Tensor | None = None,
         **other: Any,
     ) -> Batch:
         """The published inputs as a batch; InputError where pictures and their places do not match."""
         if other:
-            words = ("qformer_input_ids", "qformer_attention_mask")
+            words = ("qformer_input_ids", "qformer_attention_mask", "image_attention_mask")
             known = ("input_ids", "pixel_values", "attention_mask", "token_type_ids", *words)
             raise InputError(f"unknown input {min(other)!r}{nearest(min(other), known)}")
         if input_ids is None or input_ids.dim() != 2 or input_ids.is_floating_point() or not input_ids.numel():
@@ -217,8 +222,15 @@ class Published:
                 raise InputError(f"{name} is {list(given.shape)}, expected {list(input_ids.shape)} as input_ids")
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         is_slot = input_ids == self.image_token if isinstance(self.model, VLM) else torch.zeros_like(input_ids).bool()
-        patches = None
-        if isinstance(self.model, VLM) and pixel_values is not None:
+        patches = owners = looks = None
+        if image_attention_mask is not None:
+            is_slot = torch.zeros_like(is_slot)
+            patches, owners, looks = self._beside(input_ids, pixel_values, image_attention_mask)
+        elif isinstance(self.model, VLM) and pixel_values is not None:
+            if pixel_values.dim() != 4:
+                raise InputError(
+                    f"pixel_values: found {list(pixel_values.shape)}, expected [pictures, 3, height, width]"
+                )
             patches = patchify(pixel_values.to(self.model.dtype), self.model.config.image.patch_size)
             wanted = sum(self.model.num_tokens(grid) for grid in patches.grids)
             if int(is_slot.sum()) != wanted:
@@ -228,14 +240,48 @@ class Published:
         elif pixel_values is not None:
             raise InputError(f"a {self.family} model takes no pixel_values")
         slots = is_slot.flatten().nonzero()[:, 0]
+        if self._looks:  # an image token is a token like any other
+            is_slot = torch.zeros_like(is_slot)
         words = input_ids[~is_slot]
-        most = self._decoder(self.model).config.vocab_size
+        most = self._decoder(self.model).config.total_vocab
         if len(words) and (int(words.min()) < 0 or int(words.max()) >= most):
             raise InputError(f"input_ids from {int(words.min())} to {int(words.max())}, expected 0 to {most - 1}")
         layout, asked = self._layout(real, is_slot, token_type_ids), None
+        if self._looks:
+            layout = replace(layout, item=(input_ids == self.image_token).cumsum(1))
+        elif isinstance(self.model, VLM) and self.model.config.framed and patches is not None:
+            still, last = framed(slots, [self.model.num_tokens(grid) for grid in patches.grids])
+            moves = real.flatten().index_fill(0, still, 0).view_as(real)
+            medium = layout.medium.flatten().index_fill(0, last, Medium.TEXT).view_as(real)
+            layout = replace(layout, position=(moves.cumsum(1) - 1).clamp(min=0), medium=medium)
         if qformer_input_ids is not None:
             asked = self._instruction(qformer_input_ids, qformer_attention_mask)
-        return Batch(torch.where(is_slot, 0, input_ids), layout, slots, patches, instruction=asked)
+        ids = torch.where(is_slot, 0, input_ids)
+        return Batch(ids, layout, slots, patches, instruction=asked, owners=owners, looks=looks)
+
+    @property
+    def _looks(self) -> bool:
+        """Whether pictures are looked at from beside the sequence instead of being read in it."""
+        return isinstance(self.model, VLM) and isinstance(self.model.fusion, CrossAttentionFusion)
+
+    def _beside(
+        self, input_ids: Tensor, pixel_values: Tensor | None, image_attention_mask: Tensor
+    ) -> tuple[Patches | None, Tensor | None, Tensor | None]:
+        """Patches of the pictures that are looked at, whose they are, and which tokens look at which."""
+        if not self._looks or not isinstance(self.model, VLM):
+            raise InputError(f"a {self.family} model takes no image_attention_mask")
+        if pixel_values is None or pixel_values.dim() != 5 or len(pixel_values) != len(input_ids):
+            found = "none" if pixel_values is None else list(pixel_values.shape)
+            raise InputError(f"pixel_values: found {found}, expected [{len(input_ids)}, pictures, 3, height, width]")
+        wanted = [*input_ids.shape, pixel_values.shape[1]]
+        if list(image_attention_mask.shape) != wanted:
+            raise InputError(f"image_attention_mask is {list(image_attention_mask.shape)}, expected {wanted}")
+        looks = image_attention_mask.bool()
+        row, number = looks.any(dim=1).nonzero().unbind(1)  # what only fills a row up is not computed
+        if not len(row):
+            return None, None, None
+        patches = patchify(pixel_values[row, number].to(self.model.dtype), self.model.config.image.patch_size)
+        return patches, torch.stack((row, torch.zeros_like(row), number + 1), dim=1), looks
 
     def _instruction(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         """What the fusion reads with each picture, -1 where it is padded."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..model import VLMConfig
-from . import llava, paligemma
+from . import idefics, llava, paligemma
 
 Stages = Mapping[str, tuple[str, ...]]
 
@@ -18,6 +18,8 @@ EQUAL = "logits, greedy tokens and pixels equal transformers' on a random checkp
 # LLaVA's stages: arXiv:2304.08485 section 4.2; PaliGemma's: arXiv:2407.07726 section 3.2
 LLAVA_STAGES: Stages = {"align": ("fusion.*",), "instruct": ("fusion.*", "decoder.*")}
 PALIGEMMA_STAGES: Stages = {"pretrain": ("*",), "resolution": ("*",), "transfer": ("*",)}
+# IDEFICS': arXiv:2306.16527, its model card
+IDEFICS_STAGES: Stages = {"pretrain": ("fusion.*", "decoder.blocks.*.cross_*", "decoder.extra_*"), "instruct": ("*",)}
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,29 @@ def _paligemma(side: int, mix: bool) -> Row:
     )
 
 
+def _idefics(size: str) -> Row:
+    width, depth, heads, mlp, eps = {"9b": (4096, 32, 32, 11008, 1e-6), "80b": (8192, 80, 64, 22016, 1e-5)}[size]
+    text = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "intermediate_size": mlp}
+    text |= {"rms_norm_eps": eps, "vocab_size": 32000, "additional_vocab_size": 3, "cross_layer_interval": 4}
+    vision = {"embed_dim": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "intermediate_size": 5120}
+    perceiver = {"resampler_n_latents": 64, "resampler_depth": 6, "resampler_n_heads": 16, "resampler_head_dim": 96}
+    perceiver |= {"qk_layer_norms_perceiver": True}
+    more = {"use_resampler": True, "qk_layer_norms": True, "alpha_type": "float"}
+    return Row(
+        name=f"idefics-{size}-instruct",
+        family="IDEFICS",
+        encoder="OpenCLIP ViT-H/14 224",
+        fusion="Perceiver, gated cross-attention",
+        llm={"9b": "LLaMA 7B", "80b": "LLaMA 65B"}[size],
+        licence="LLaMA 1",
+        source=f"HuggingFaceM4/idefics-{size}-instruct",
+        read=idefics.config,
+        config={**text, **more, "vision_config": vision, "perceiver_config": perceiver},
+        stages=IDEFICS_STAGES,
+        proof="logits and greedy tokens equal transformers' on random checkpoints of this layout",
+    )
+
+
 LLAVA_LINEAR = Row(
     name="llava-llama-2-13b",
     family="LLaVA",
@@ -113,6 +138,8 @@ ROWS: dict[str, Row] = {
         LLAVA_LINEAR,
         _llava_15("7b"),
         _llava_15("13b"),
+        _idefics("9b"),
+        _idefics("80b"),
         *(_paligemma(side, mix) for mix, side in ((False, 224), (False, 448), (False, 896), (True, 224), (True, 448))),
     )
 }

@@ -1,0 +1,83 @@
+"""What a decoder looks at beside its own sequence: the vectors of each row's items, and who looks at which."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .layout import Layout
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Vectors of all items of a row side by side, padded to the row with most.
+
+    document: [batch, keys], the document of its row that a vector belongs to, as in `Layout`; -1 is padding.
+    item: [batch, keys], the number of the vector's item in that document, from 1.
+    values: [batch, keys, width], or the last of them, where keys and values of those before are in a cache already.
+    latest: a token looks only at the item that began last (arXiv:2204.14198, section 2.3), else at all that began.
+    seen: [batch, tokens, keys], where a caller says for every token what it looks at; the rule is not asked then.
+    """
+
+    document: Tensor
+    item: Tensor
+    values: Tensor | None = None
+    latest: bool = True
+    seen: Tensor | None = None
+
+    def looks(self, query: Layout) -> Tensor:
+        """Who looks at what, boolean [batch, queries, keys]."""
+        if self.seen is not None:
+            return self.seen.expand(-1, query.length, -1)
+        same = (query.document[:, :, None] == self.document[:, None, :]) & (self.document[:, None, :] >= 0)
+        item, begun = self.item[:, None, :], query.item[:, :, None]
+        return same & ((item == begun) if self.latest else (item <= begun))
+
+    def then(self, other: "Memory") -> "Memory":
+        """This memory with further items of the same rows, whose values are the new ones."""
+        if self.seen is not None or other.seen is not None:
+            raise ValueError("further items for tokens whose caller said what they look at")
+        document, item = (torch.cat(pair, dim=1) for pair in ((self.document, other.document), (self.item, other.item)))
+        return replace(other, document=document, item=item)
+
+    def kept(self, layout: Layout) -> "Memory":
+        """What remains to be said of it once its keys and values are in a cache; layout: the tokens that were read.
+
+        Where a caller said what tokens look at, all that follow look at what a row's last one looked at.
+        """
+        if self.seen is None or self.seen.shape[1] == 1:
+            return replace(self, values=None)
+        real = layout.document >= 0
+        last = (real * torch.arange(1, layout.length + 1, device=real.device)).argmax(dim=1)
+        return replace(self, values=None, seen=self.seen[torch.arange(len(last), device=last.device), last][:, None])
+
+    def rows(self, index: Tensor) -> "Memory":
+        """The memory of some rows of the batch, in the order of `index`."""
+        values, seen = (None if t is None else t[index] for t in (self.values, self.seen))
+        return replace(self, document=self.document[index], item=self.item[index], values=values, seen=seen)
+
+    def until(self, layout: Layout) -> "Memory":
+        """The same vectors, those of items that have not begun in the layout hidden for good."""
+        if self.seen is not None:
+            raise ValueError("a cache cannot be cut where the caller said what each token looks at")
+        began = torch.where(layout.document >= 0, layout.item, 0).amax(dim=1, keepdim=True)
+        return replace(self, document=torch.where(self.item <= began, self.document, -1))
+
+
+def arrange(values: Tensor, lengths: Sequence[int], owners: Tensor, batch: int, latest: bool) -> Memory:
+    """Vectors [n, width] of items, `lengths` of each one after another, put into the rows they belong to.
+
+    owners: [items, 3], the row, the document and the number of each item, sorted by row.
+    """
+    # places are reckoned where numbers can be read, the values stay where they are
+    row, document, item = owners.cpu().repeat_interleave(torch.tensor(lengths, device="cpu"), dim=0).unbind(1)
+    counts = torch.bincount(row, minlength=batch)
+    keys = int(counts.max())
+    place = torch.arange(len(row), device="cpu") - (counts.cumsum(0) - counts)[row] + row * keys
+
+    def put(column: Tensor, fill: int) -> Tensor:
+        return row.new_full((batch * keys,), fill).index_copy(0, place, column).view(batch, keys).to(values.device)
+
+    padded = values.new_zeros(batch * keys, values.shape[1]).index_copy(0, place.to(values.device), values)
+    return Memory(put(document, -1), put(item, 0), padded.view(batch, keys, -1), latest)

@@ -1,0 +1,169 @@
+"""Gated cross-attention blocks among the decoder's own: text looks at pictures without their taking its room.
+
+- Flamingo (arXiv:2204.14198; OpenFlamingo, arXiv:2308.01390): before every n-th block, counted so that the first comes
+  before block n - 1; a token looks at the latest picture; plain GELU feed-forward, one gate per branch.
+- IDEFICS (arXiv:2306.16527): before block 0 and every n-th after it; RMSNorm, SwiGLU, a norm over each head of queries
+  and keys.
+"""
+
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..core.config import config
+from ..core.errors import ConfigError
+from ..core.patches import Grid, Patches
+from ..language.cache import LayerCache
+from ..language.decoder import Context, DecoderConfig, plain_blocks
+from ..layers.attention import attend, chosen
+from ..layers.cross_attention import CrossAttention
+from ..layers.feedforward import FeedForward, GatedFeedForward
+from ..layers.linear import together
+from ..layers.norms import RMSNorm
+from .bridge import Bridge
+from .projector import ProjectorConfig
+from .resampler import ResamplerConfig
+
+
+@config
+class CrossAttentionConfig:
+    """Sizes and settings of the blocks, and where they stand."""
+
+    inputs: int  # width of the features
+    width: int  # width of the decoder
+    heads: int
+    mlp: int
+    kind: Literal["cross-attention"] = "cross-attention"
+    resampler: ResamplerConfig | ProjectorConfig | None = None  # what makes the memory of the features; None: nothing
+    head_dim: int | None = None  # None: width / heads
+    interval: int = 4  # decoder's blocks from one cross-attention block to the next
+    start: int | None = None  # the first of the decoder's blocks that has one before it; None: interval - 1
+    latest: bool = True  # a token looks at the picture that began last, else at all that began
+    norm: Literal["layer", "rms"] = "layer"
+    eps: float = 1e-5
+    activation: str = "gelu"
+    gated_mlp: bool = False  # gate, up, down instead of up, down
+    qk_norm: bool = False  # a norm over each head of queries and keys
+    gate: Literal["scalar", "vector"] = "scalar"  # one number for a branch, or one for each channel
+
+    def __post_init__(self) -> None:
+        if min(self.inputs, self.width, self.heads, self.mlp, self.interval) < 1:
+            raise ConfigError("sizes and interval of cross-attention are at least 1")
+        if self.start is not None and self.start < 0:
+            raise ConfigError(f"cross-attention from block {self.start} on, expected at least 0")
+        if self.head_dim is None and self.width % self.heads:
+            raise ConfigError(f"a width of {self.width} cannot be cut into {self.heads} heads alike")
+        if self.resampler is not None and self.resampler.inputs != self.inputs:
+            found = self.resampler.inputs
+            raise ConfigError(f"a resampler that reads features of width {found}, expected {self.inputs}")
+
+    @property
+    def memory_width(self) -> int:
+        """Width of the vectors that are looked at."""
+        return self.inputs if self.resampler is None else self.resampler.width or self.inputs
+
+    @property
+    def note(self) -> str:
+        kind = "SwiGLU" if self.gated_mlp and self.activation == "silu" else self.activation
+        first = self.interval - 1 if self.start is None else self.start
+        blocks = f"gated cross-attention, {self.heads} heads, {kind}, before blocks {first}, {first + self.interval}, …"
+        return blocks if self.resampler is None else f"{self.resampler.note}; {blocks}"
+
+    def places(self, depth: int) -> range:
+        """The blocks of a decoder that have a cross-attention block before them."""
+        return range(self.interval - 1 if self.start is None else self.start, depth, self.interval)
+
+    def build(self) -> "CrossAttentionFusion":
+        """The fusion of these settings."""
+        return CrossAttentionFusion(self)
+
+
+class MemoryAttention(CrossAttention):
+    """Queries of tokens, keys and values of a memory; the cache holds the latter, so that they are made once."""
+
+    def __init__(self, cfg: CrossAttentionConfig) -> None:
+        norm = partial(RMSNorm, eps=cfg.eps) if cfg.qk_norm else None
+        super().__init__(cfg.width, cfg.heads, cfg.head_dim, cfg.memory_width, bias=False, qk_norm=norm)
+
+    def forward(self, x: Tensor, values: Tensor | None, looks: Tensor | None, cache: LayerCache | None) -> Tensor:
+        """x [batch, queries, width]; values [batch, keys, memory width], the new ones where there is a cache.
+
+        looks: [batch, 1, queries, all keys], True where one is looked at.
+        """
+        q = self._heads(self.q(x), self.q_norm)
+        if values is not None:
+            k, v = together(values.to(x.dtype), (self.k, self.v))
+            k, v = self._heads(k, self.k_norm).to(v.dtype), self._heads(v, None)  # a norm under autocast gives float32
+            if cache is not None:
+                cache.extend(k, v)
+        if cache is not None:
+            assert cache.key is not None and cache.value is not None
+            k, v = cache.key, cache.value
+        out = attend(q.to(k.dtype), k, v, looks, False).to(x.dtype)
+        return self.o(out.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor, norm: nn.Module | None) -> Tensor:
+        x = x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return x if norm is None else norm(x)
+
+
+class CrossBlock(nn.Module):
+    """Cross-attention and feed-forward, each behind a gate that is closed at the start.
+
+    What a stage may teach while the decoder stays as it is begins with `cross_`.
+    """
+
+    def __init__(self, cfg: CrossAttentionConfig) -> None:
+        super().__init__()
+        norm = RMSNorm if cfg.norm == "rms" else nn.LayerNorm
+        feedforward = GatedFeedForward if cfg.gated_mlp else FeedForward
+        gate = cfg.width if cfg.gate == "vector" else 1
+        self.cross_norm1 = norm(cfg.width, cfg.eps)
+        self.cross_attention = MemoryAttention(cfg)
+        self.cross_gate1 = nn.Parameter(torch.zeros(gate))
+        self.cross_norm2 = norm(cfg.width, cfg.eps)
+        self.cross_feedforward = feedforward(cfg.width, cfg.mlp, cfg.activation, bias=False)
+        self.cross_gate2 = nn.Parameter(torch.zeros(gate))
+
+    def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
+        c = context
+        if c.memory is not None and c.blind is not None:
+            seen = self.cross_attention(self.cross_norm1(x), c.memory.values, c.looks, cache)
+            x = x + torch.tanh(self.cross_gate1) * seen.masked_fill(c.blind, 0)
+        x = chosen(x, c.rows)
+        return x + torch.tanh(self.cross_gate2) * self.cross_feedforward(self.cross_norm2(x))
+
+
+class CrossAttentionFusion(nn.Module):
+    """Pictures as a memory that blocks of the decoder look at; in the sequence each has one token, its place."""
+
+    def __init__(self, cfg: CrossAttentionConfig) -> None:
+        super().__init__()
+        self.config = cfg
+        self.resampler = None if cfg.resampler is None else cfg.resampler.build()
+
+    def num_tokens(self, grid: Grid) -> int:
+        """How many slots of the sequence an item with this grid takes."""
+        return 1
+
+    def forward(self, features: Patches) -> Bridge:
+        """Features [n, inputs] to a memory of as many items."""
+        if self.resampler is None:
+            return Bridge(memory=features, latest=self.config.latest)
+        tokens = self.resampler(features).tokens
+        grids = tuple((1, 1, self.resampler.num_tokens(grid)) for grid in features.grids)
+        return Bridge(memory=Patches(tokens, grids), latest=self.config.latest)
+
+    def blocks(self, decoder: DecoderConfig) -> list[nn.Module]:
+        """The decoder's blocks with cross-attention blocks among them."""
+        if decoder.width != self.config.width:
+            raise ConfigError(f"cross-attention of width {self.config.width} in a decoder of {decoder.width}")
+        places = self.config.places(decoder.depth)
+        if not places:
+            raise ConfigError(f"no cross-attention from block {places.start} on in a decoder of {decoder.depth}")
+        out: list[nn.Module] = []
+        for i, block in enumerate(plain_blocks(decoder)):
+            out += [CrossBlock(self.config), block] if i in places else [block]
+        return out

@@ -1,0 +1,102 @@
+"""IDEFICS (arXiv:2306.16527): OpenCLIP's ViT-H, a Perceiver, LLaMA with gated cross-attention among its blocks.
+
+Ids above LLaMA's have embeddings and a head of their own; pictures come with a mask over tokens and pictures.
+"""
+
+from dataclasses import replace
+
+from ..core.errors import ConfigError
+from ..encoders.vit import ViTConfig
+from ..fusion.cross_attention import CrossAttentionConfig
+from ..fusion.resampler import ResamplerConfig
+from ..model import VLMConfig
+from .backbones import Json, act, clip_config, clip_keys, decoder_keys, language_config
+from .keymap import KeyMap, leading, rule
+from .perceivers import idefics_config, idefics_keys
+
+
+def config(c: Json) -> VLMConfig:
+    """Settings from a `config.json`."""
+    if (kind := c.get("alpha_type", "float")) not in ("float", "vector"):
+        raise ConfigError(f"alpha_type {kind!r}, expected 'float' or 'vector'")
+    image = vision_config(c.get("vision_config") or {})
+    decoder = replace(language_config({**c, "model_type": "llama"}), extra_vocab=c.get("additional_vocab_size", 0))
+    fusion = CrossAttentionConfig(
+        inputs=image.width,
+        width=decoder.width,
+        heads=decoder.heads,
+        mlp=decoder.mlp,
+        resampler=idefics_config(c) if c.get("use_resampler") else None,
+        interval=c.get("cross_layer_interval", 1),
+        start=0,
+        norm="rms",
+        eps=decoder.eps,
+        activation=act(c.get("hidden_act", "silu")),
+        gated_mlp=True,
+        qk_norm=c.get("qk_layer_norms", False),
+        gate="vector" if kind == "vector" else "scalar",
+    )
+    return VLMConfig(image, fusion, decoder)
+
+
+def vision_config(c: Json) -> ViTConfig:
+    """Its vision tower, a CLIP whose class token is looked at as well."""
+    usual = {"patch_size": 14, "num_hidden_layers": 32, "num_attention_heads": 16, "intermediate_size": 5120}
+    width = c.get("embed_dim", c.get("hidden_size", 768))
+    return replace(clip_config({**usual, "hidden_act": "gelu", **c, "hidden_size": width}), keep_prefix=True)
+
+
+def keys(cfg: VLMConfig) -> KeyMap:
+    """The published names, in which blocks of cross-attention are counted apart from the decoder's own."""
+    assert isinstance(cfg.fusion, CrossAttentionConfig)
+    places = cfg.fusion.places(cfg.decoder.depth)
+    before = [sum(place <= i for place in places) for i in range(cfg.decoder.depth)]
+    return (
+        clip_keys(cfg.image).under("model.vision_model.", "encoder.")
+        + decoder_keys(cfg.decoder).numbered({i: i + n for i, n in enumerate(before)}).under("", "decoder.")
+        + cross_keys(cfg.fusion).numbered({k: i + k for k, i in enumerate(places)}).under("model.", "decoder.")
+        + resampler_keys(cfg.fusion).under("model.perceiver_resampler.", "fusion.resampler.")
+        + extra_keys(cfg).under("", "decoder.")
+    )
+
+
+def resampler_keys(cfg: CrossAttentionConfig) -> KeyMap:
+    """Names of its Perceiver, if it has one."""
+    return idefics_keys(cfg.resampler) if isinstance(cfg.resampler, ResamplerConfig) else KeyMap(())
+
+
+def cross_keys(cfg: CrossAttentionConfig) -> KeyMap:
+    """Names of its cross-attention blocks, below `model.`."""
+    layer, block = "gated_cross_attn_layers.{i}.", "blocks.{i}."
+    gate = leading(2 if cfg.gate == "vector" else 0)
+    norms = (
+        rule(f"{layer}cross_attn.{x}_layer_norm.{{p}}", f"{block}cross_attention.{x}_norm.{{p}}")
+        for x in "qk"
+        if cfg.qk_norm
+    )
+    return KeyMap(
+        (
+            *(rule(f"{layer}cross_attn.{x}_proj.{{p}}", f"{block}cross_attention.{x}.{{p}}") for x in "qkvo"),
+            *norms,
+            rule(f"{layer}alpha_cross_attn", f"{block}cross_gate1", reshape=gate),
+            rule(f"{layer}alpha_dense", f"{block}cross_gate2", reshape=gate),
+            rule(f"{layer}input_layernorm.{{p}}", f"{block}cross_norm1.{{p}}"),
+            rule(f"{layer}post_attention_layernorm.{{p}}", f"{block}cross_norm2.{{p}}"),
+            *(
+                rule(f"{layer}mlp.{x}_proj.{{p}}", f"{block}cross_feedforward.{x}.{{p}}")
+                for x in ("gate", "up", "down")
+            ),
+        ),
+        ignore=(f"{layer}cross_attn.rotary_emb.inv_freq",),
+    )
+
+
+def extra_keys(cfg: VLMConfig) -> KeyMap:
+    """Names of the rows of embedding and head that belong to ids above the language model's."""
+    if not cfg.decoder.extra_vocab:
+        return KeyMap(())
+    table = rule("model.embed_tokens.additional_embedding.weight", "extra_embedding.weight")
+    head = "lm_head.additional_fc.weight"
+    if cfg.decoder.tied:
+        return KeyMap((table,), ignore=(head,))
+    return KeyMap((table, rule(head, "extra_head.weight")))
