@@ -62,6 +62,7 @@ class Cache:
     def __init__(self, depth: int, capacity: int = 0, dtype: torch.dtype | None = None) -> None:
         self.layers = [LayerCache(capacity, dtype) for _ in range(depth)]
         self.layout: Layout | None = None
+        self.first = 0  # tokens that were read first, which settle what later ones keep to
 
     @property
     def length(self) -> int:
@@ -70,12 +71,14 @@ class Cache:
 
     def read(self, layout: Layout) -> Layout:
         """Remember the layout of tokens about to be read; return that of all keys they may look at."""
+        self.first = self.first or layout.length
         self.layout = layout if self.layout is None else self.layout.then(layout)
         return self.layout
 
     def keep(self, rows: Tensor) -> "Cache":
         """A copy with only these rows [n] of the batch, in this order; a row may be named several times."""
         out = Cache(0)
+        out.first = self.first
         out.layers = [layer.rows(rows) for layer in self.layers]
         out.layout = None if self.layout is None else self.layout.rows(rows)
         return out
@@ -89,6 +92,7 @@ class Cache:
     def cut(self, length: int) -> "Cache":
         """The same storage seen as holding only its first tokens; appending to it overwrites the rest."""
         out = Cache(0)
+        out.first = min(self.first, length)
         for layer in self.layers:
             short = LayerCache(layer.capacity, layer.dtype)
             short.key, short.value, short.length = layer.key, layer.value, length
