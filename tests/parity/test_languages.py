@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from published_folders import TEXT, randomised, saved, write
+from published_folders import TEXT, randomised as drawn, saved, write
 from torch import Tensor, nn
 
 from sightline.core.errors import ConfigError
 from sightline.layers import native
 from sightline.zoo.published import Published, load_published
 
-CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+CLOSE = {"atol": 1e-4, "rtol": 0.0}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 OPT = {"ffn_dim": 48, "word_embed_proj_dim": 32, "pad_token_id": 0}
 KOSMOS = {"embed_dim": 32, "layers": 2, "attention_heads": 4, "ffn_dim": 48, "vocab_size": 99, "pad_token_id": 1}
@@ -25,6 +25,15 @@ LLAMA4 |= {"intermediate_size_mlp": 40, "floor_scale": 4}
 ARIA = {"moe_num_experts": 5, "moe_topk": 2, "moe_num_shared_experts": 2}
 GEMMA2 = {"num_hidden_layers": 3, "head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 6}
 CAPS = {"attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0}
+
+
+def randomised(model: nn.Module) -> Any:
+    """Every parameter drawn anew, and so large that attention looks at few tokens and far ones count."""
+    made = drawn(model)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(2.5)
+    return made
 
 
 def llama4(**more: Any) -> Any:
@@ -271,6 +280,7 @@ def test_chameleon(tmp_path: Path, swin: bool) -> None:
 
 T5 = {"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4}
 T5 |= {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 20, "eos_token_id": None}
+T5 |= {"decoder_start_token_id": 0}
 
 
 def t5(tied: bool) -> Any:
@@ -298,7 +308,8 @@ def test_t5(tmp_path: Path, tied: bool, padded: bool) -> None:
     got = ours.logits(input_ids=ids, attention_mask=mask, decoder_input_ids=written)
     torch.testing.assert_close(got, wanted, **CLOSE)
     with torch.no_grad():
-        greedy = theirs.generate(input_ids=ids, attention_mask=mask, max_new_tokens=30, do_sample=False)[:, 1:]
+        settings = {"max_new_tokens": 30, "do_sample": False, "use_cache": False}  # whose cache knows one depth only
+        greedy = theirs.generate(input_ids=ids, attention_mask=mask, **settings)[:, 1:]
     assert torch.equal(ours.generate_ids(input_ids=ids, attention_mask=mask, max_new_tokens=30), greedy)
 
 

@@ -16,7 +16,7 @@ def config(c: Json) -> VLMConfig:
     if (kind := text.get("model_type", "gemma")) not in ("gemma", "gemma2"):
         raise ConfigError(f"text_config of type {kind!r}, expected 'gemma' or 'gemma2'")
     image = siglip_config(c["vision_config"])
-    decoder = language_config({**text, "model_type": kind})
+    decoder = language_config({**text, "model_type": kind, "use_bidirectional_attention": False})  # the layout's matter
     return VLMConfig(image, ProjectorConfig(inputs=image.width, width=decoder.width, layers=1), decoder, look="prefix")
 
 
