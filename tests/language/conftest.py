@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from sightline.language.decoder import Decoder, DecoderConfig
-from sightline.layers.attention import QKNorm, Scores
+from sightline.layers.attention import QKNorm
 from sightline.layers.experts import ExpertsConfig
 from sightline.layers.rotary import RopeScaling
+from sightline.layers.scores import Scores
 
 SIZES = {"vocab_size": 50, "width": 32, "depth": 2, "heads": 4, "mlp": 48}
 GEMMA = {"activation": "gelu_tanh", "norm_offset": True, "scale_embedding": True, "tied": True}

@@ -15,12 +15,14 @@ from sightline.core.errors import ConfigError
 from sightline.core.layout import Layout, causal_layout
 from sightline.language.cache import Cache
 from sightline.language.decoder import Context, Decoder, DecoderConfig, sinusoidal
-from sightline.layers.attention import QKNorm, Scores
+from sightline.layers.attention import QKNorm
 from sightline.layers.experts import Experts, ExpertsConfig
 from sightline.layers.rotary import RopeScaling
+from sightline.layers.scores import Scores
 
 LENGTH = 12
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
+ROUNDING = 1e-6  # experts are given other tokens together once one of them changes, whose sums round otherwise
 PLAIN = DecoderConfig(vocab_size=50, width=32, depth=2, heads=4, mlp=48)
 
 
@@ -87,7 +89,7 @@ def test_a_token_changes_nothing_before_it_and_everything_after(decoder: Decoder
     changed = x.clone()
     changed[:, 4] = 1.0
     difference = (decoder(x, causal_layout(2, LENGTH)) - decoder(changed, causal_layout(2, LENGTH))).abs().amax(-1)
-    assert float(difference[:, :4].max()) == 0.0
+    assert float(difference[:, :4].max()) <= ROUNDING
     assert float(difference[:, 4:].min()) > 1e-4
     within = (decoder(x, prefix_layout(2, 6)) - decoder(changed, prefix_layout(2, 6))).abs().amax(-1)
     assert float(within.min()) > 1e-4  # a prefix looks ahead
@@ -103,7 +105,7 @@ def test_documents_and_branches_of_one_row_do_not_see_one_another(decoder: Decod
             changed = x.clone()
             changed[:, place] += 1.0
             moved = float((decoder(x, layout) - decoder(changed, layout))[0, 8].abs().max())
-            assert (moved == 0.0) == (place in hidden_from_8)
+            assert (moved <= ROUNDING) == (place in hidden_from_8)
 
 
 # ------------------------------------------------------------------------------------------------------------ settings

@@ -1,6 +1,7 @@
 """Attention held against torch's own kernel and against a loop over heads, with and without a cache."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,10 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sightline.core.errors import ConfigError
+from sightline.core.layout import causal_layout, visible
 from sightline.layers import native
-from sightline.layers.attention import Attention, Places, QKNorm, Scores, alibi_slopes, explicit_attention
+from sightline.layers.attention import Attention, QKNorm, explicit_attention
 from sightline.layers.packed import pack
 from sightline.layers.rotary import rotary_table, rotate
+from sightline.layers.scores import Places, Scores, alibi_slopes
 
 SETTINGS = [(4, 4, "causal"), (4, 2, "causal"), (4, 1, "mask"), (4, 2, "mask"), (4, 4, "all"), (6, 2, "all")]
 
@@ -128,7 +131,7 @@ def test_biases_are_where_they_are_asked_for() -> None:
 
 # -------------------------------------------------------------------------------------------------------------- scores
 
-PLACES = torch.arange(9).expand(2, 9)
+PLACES = causal_layout(2, 9)
 KINDS = {
     "scale": Scores(scale=0.7),
     "softcap": Scores(softcap=0.8),
@@ -199,7 +202,7 @@ def test_scores_in_pieces_with_a_cache_as_in_one(kind: str, kv_heads: int) -> No
     whole = layer(x, causal=True, places=Places(PLACES, PLACES))
     out = []
     for start, stop in ((0, 4), *((n, n + 1) for n in range(4, 9))):
-        places = Places(PLACES[:, start:stop], PLACES[:, :stop])
+        places = Places(PLACES.span(start, stop), PLACES.span(0, stop))
         seen = mask[start:stop, :stop] if stop - start > 1 else None  # one query sees all that is there
         out.append(layer(x[:, start:stop], seen, cache=store, places=places))
     torch.testing.assert_close(torch.cat(out, dim=1), whole, atol=1e-5, rtol=1e-5)
@@ -211,6 +214,15 @@ def test_blocks_of_the_same_scores_share_their_mask() -> None:
     again, _ = Scores(window=3).limited(None, True, places, 4)
     assert first is again and not causal
     assert Scores(window=9).limited(None, True, places, 4) == (None, True)  # the kernel's causal path stays
+
+
+@pytest.mark.parametrize("scores", [Scores(window=2), Scores(chunk=2)])
+def test_a_block_is_seen_whole_by_its_own_tokens(scores: Scores) -> None:
+    layout = replace(PLACES, block=torch.tensor([0, 1, 1, 1, 1, 2, 3, 4, 5]).expand(2, 9), causal=False)
+    mask, _ = scores.limited(visible(layout, layout)[:, None], False, Places(layout, layout), 4)
+    assert mask is not None
+    assert bool(mask[:, :, 1:5, 1:5].all())
+    assert not bool(mask[:, :, 5, 1:4].any()) and not bool(mask[:, :, 1, 5:].any())
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ from sightline.core.layout import Layout, causal_layout
 from sightline.encoders.vit import ViT, ViTConfig
 from sightline.language.decoder import Decoder, DecoderConfig
 from sightline.layers import native
-from sightline.layers.attention import QKNorm, Scores
+from sightline.layers.attention import QKNorm
 from sightline.layers.experts import ExpertsConfig
 from sightline.layers.packed import PackedLinear
 from sightline.layers.rotary import RopeScaling
+from sightline.layers.scores import Scores
 from sightline.zoo.prepared import prepared
 
 SETTINGS = {

@@ -24,13 +24,14 @@ from torch.nn import functional as F
 from ..core.config import config
 from ..core.errors import ConfigError
 from ..core.layout import Layout, visible
-from ..layers.attention import Attention, KeyValueStore, Places, QKNorm, Scores, chosen
+from ..layers.attention import Attention, KeyValueStore, QKNorm, chosen
 from ..layers.experts import Experts, ExpertsConfig
 from ..layers.feedforward import FeedForward, GatedFeedForward
 from ..layers.linear import working_precision
 from ..layers.native import MOST_ROWS
 from ..layers.norms import RMSNorm
 from ..layers.rotary import RopeScaling, rotary_table
+from ..layers.scores import Places, Scores
 from .cache import Cache, LayerCache
 from .stepper import Stepper
 
@@ -120,7 +121,7 @@ class Context:
     rotary: cosines and sines [batch, 1, queries, rotary_dim]; None where positions are none or in the input.
     memory: what cross-attention blocks look at.
     rows: in the last block, the tokens [n] that are asked for, counted through the batch.
-    places: positions of queries and keys, where they have a say in attention's scores.
+    places: the layouts of queries and keys, where positions have a say in attention's scores.
     """
 
     layout: Layout
@@ -263,7 +264,7 @@ class Decoder(nn.Module):
     ) -> Context:
         """Masks and rotary tables of one step; `first` is how many of the keys were read first."""
         rotary = self.rotary(layout, keys, dtype, first) if self.config.positions == "rotary" else None
-        places = Places(layout.position, keys.position) if self.config.scores.by_place else None
+        places = Places(layout, keys) if self.config.scores.by_place else None
         if keys.causal and (layout.length == keys.length or layout.length == 1):
             return Context(layout, None, layout.length > 1, rotary, memory, places=places)
         return Context(layout, visible(layout, keys)[:, None], False, rotary, memory, places=places)

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 from ..core.config import config
 from ..core.errors import ConfigError
 from ..core.layout import Layout, visible
-from ..layers.attention import HIDDEN, Attention, Scores, attend
+from ..layers.attention import Attention, attend
 from ..layers.feedforward import FeedForward, GatedFeedForward
 from ..layers.linear import working_precision
 from ..layers.norms import RMSNorm
+from ..layers.scores import HIDDEN, Scores
 from .cache import Cache, LayerCache
 
 

@@ -6,7 +6,8 @@ models are in `languages`; what a family of both needs of them can be had from h
 
 from ..encoders.vit import ViTConfig
 from .keymap import KeyMap, flat_patch, halves, leading, rule
-from .languages import LANGUAGES, Json, act, decoder_keys, gemma_config, language_config
+from .language_names import decoder_keys
+from .languages import LANGUAGES, Json, act, gemma_config, language_config
 
 __all__ = ["LANGUAGES", "Json", "act", "decoder_keys", "gemma_config", "language_config"]  # and what is defined here
 

@@ -6,7 +6,8 @@ from ..core.errors import ConfigError
 from ..core.layout import Layout, causal_layout
 from ..language.seq2seq import Memory, Seq2Seq, Seq2SeqConfig
 from .keymap import KeyMap, rule
-from .languages import Json, act, renames
+from .language_names import renames
+from .languages import Json, act
 
 
 def config(c: Json) -> Seq2SeqConfig:
