@@ -1,14 +1,20 @@
 """Attention held against torch's own kernel and against a loop over heads, with and without a cache."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sightline.layers.attention import Attention, explicit_attention
-from sightline.layers.rotary import rotary_table
+from sightline.core.errors import ConfigError
+from sightline.core.layout import causal_layout, visible
+from sightline.layers import native
+from sightline.layers.attention import Attention, QKNorm, explicit_attention
+from sightline.layers.packed import pack
+from sightline.layers.rotary import rotary_table, rotate
+from sightline.layers.scores import Places, Scores, alibi_slopes
 
 SETTINGS = [(4, 4, "causal"), (4, 2, "causal"), (4, 1, "mask"), (4, 2, "mask"), (4, 4, "all"), (6, 2, "all")]
 
@@ -121,3 +127,166 @@ def test_in_pieces_with_a_cache_as_in_one(kv_heads: int, pieces: tuple[int, ...]
 def test_biases_are_where_they_are_asked_for() -> None:
     names = {name for name, _ in Attention(8, 2, qkv_bias=True, out_bias=False).named_parameters()}
     assert names == {"q.weight", "q.bias", "k.weight", "k.bias", "v.weight", "v.bias", "o.weight"}
+
+
+# -------------------------------------------------------------------------------------------------------------- scores
+
+PLACES = causal_layout(2, 9)
+KINDS = {
+    "scale": Scores(scale=0.7),
+    "softcap": Scores(softcap=0.8),
+    "window": Scores(window=3),
+    "chunk": Scores(chunk=4),
+    "alibi": Scores(alibi=True),
+    "logn": Scores(logn=4),
+    "temperature": Scores(temperature=(3, 0.5)),
+    "all": Scores(scale=0.9, softcap=2.0, window=5, alibi=True, temperature=(4, 0.1)),
+}
+
+
+def scored(q: Tensor, k: Tensor, v: Tensor, scores: Scores, mask: Tensor) -> Tensor:
+    """Attention query by query, as the words of `Scores` say; mask [batch, queries, keys]."""
+    batch, heads, queries, dim = q.shape
+    out = torch.empty_like(q)
+    for b in range(batch):
+        for h in range(heads):
+            for i in range(queries):
+                query = q[b, h, i]
+                if scores.logn is not None:
+                    query = query * max(1.0, math.log(i + 1, scores.logn))
+                if scores.temperature is not None:
+                    query = query * (1 + scores.temperature[1] * math.log(1 + (i + 1) // scores.temperature[0]))
+                row = torch.full((k.shape[2],), -math.inf)
+                for j in range(k.shape[2]):
+                    near = scores.window is None or i - j < scores.window
+                    near &= scores.chunk is None or i // scores.chunk == j // scores.chunk
+                    if mask[b, i, j] and near:
+                        product = query @ k[b, h, j] * (dim**-0.5 if scores.scale is None else scores.scale)
+                        if scores.softcap is not None:
+                            product = scores.softcap * torch.tanh(product / scores.softcap)
+                        slope = 2 ** (-8 / heads * (h + 1)) if scores.alibi else 0.0
+                        row[j] = product - slope * (i - j)
+                out[b, h, i] = row.softmax(0) @ v[b, h]
+    return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+@torch.no_grad()
+def test_scores_are_what_their_words_say(kind: str, masked: bool, packed: bool) -> None:
+    """Packed with the built kernels, which know none of this and must step aside."""
+    scores = KINDS[kind]
+    layer = Attention(64, 4, head_dim=16, scores=scores)
+    for parameter in layer.parameters():
+        parameter.mul_(4)
+    x, mask = torch.randn(2, 9, 64), torch.ones(2, 9, 9, dtype=torch.bool).tril()
+    if masked:
+        mask = torch.rand(2, 9, 9) < 0.6
+        mask |= torch.eye(9, dtype=torch.bool)
+    q, k, v = (m(x).unflatten(-1, (-1, 16)).transpose(1, 2) for m in (layer.q, layer.k, layer.v))
+    wanted = layer.o(scored(q, k, v, scores, mask).transpose(1, 2).flatten(2))
+    if packed:
+        pack(layer, kernels=native.library() is not None)
+        assert not layer.kernels
+    found = layer(x, mask[:, None] if masked else None, not masked, places=Places(PLACES, PLACES))
+    torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@torch.no_grad()
+def test_scores_in_pieces_with_a_cache_as_in_one(kind: str, kv_heads: int) -> None:
+    layer, store, x = Attention(32, 4, kv_heads, scores=KINDS[kind]), Store(), torch.randn(2, 9, 32)
+    mask = torch.ones(9, 9, dtype=torch.bool).tril()
+    whole = layer(x, causal=True, places=Places(PLACES, PLACES))
+    out = []
+    for start, stop in ((0, 4), *((n, n + 1) for n in range(4, 9))):
+        places = Places(PLACES.span(start, stop), PLACES.span(0, stop))
+        seen = mask[start:stop, :stop] if stop - start > 1 else None  # one query sees all that is there
+        out.append(layer(x[:, start:stop], seen, cache=store, places=places))
+    torch.testing.assert_close(torch.cat(out, dim=1), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_blocks_of_the_same_scores_share_their_mask() -> None:
+    places, scores = Places(PLACES, PLACES), Scores(window=3)
+    first, causal = scores.limited(None, True, places, 4)
+    again, _ = Scores(window=3).limited(None, True, places, 4)
+    assert first is again and not causal
+    assert Scores(window=9).limited(None, True, places, 4) == (None, True)  # the kernel's causal path stays
+
+
+@pytest.mark.parametrize("scores", [Scores(window=2), Scores(chunk=2)])
+def test_a_block_is_seen_whole_by_its_own_tokens(scores: Scores) -> None:
+    layout = replace(PLACES, block=torch.tensor([0, 1, 1, 1, 1, 2, 3, 4, 5]).expand(2, 9), causal=False)
+    mask, _ = scores.limited(visible(layout, layout)[:, None], False, Places(layout, layout), 4)
+    assert mask is not None
+    assert bool(mask[:, :, 1:5, 1:5].all())
+    assert not bool(mask[:, :, 5, 1:4].any()) and not bool(mask[:, :, 1, 5:].any())
+
+
+@pytest.mark.parametrize(
+    "heads, slopes",
+    [
+        (4, [2**-2, 2**-4, 2**-6, 2**-8]),
+        (6, [2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3]),
+    ],
+)
+def test_slopes(heads: int, slopes: list[float]) -> None:
+    assert alibi_slopes(heads, torch.device("cpu")).tolist() == pytest.approx(slopes)
+
+
+@pytest.mark.parametrize("kind", ["alibi", "softcap", "scale"])
+def test_scores_in_bfloat16(kind: str) -> None:
+    layer, x = Attention(32, 4, scores=KINDS[kind]), torch.randn(2, 9, 32)
+    with torch.no_grad():
+        exact = layer(x, causal=True, places=Places(PLACES, PLACES))
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = layer(x, causal=True, places=Places(PLACES, PLACES))
+    torch.testing.assert_close(rounded.float(), exact, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("norm", [QKNorm(), QKNorm("layer", 1e-5), QKNorm("layer", 1e-5, own=True), QKNorm("unit")])
+@torch.no_grad()
+def test_norms_of_queries_and_keys(norm: QKNorm, after: bool) -> None:
+    layer = Attention(32, 4, 2, qk_norm=QKNorm(norm.kind, norm.eps, norm.own, after))
+    for parameter in layer.parameters():
+        parameter.copy_(torch.randn(parameter.shape))
+    x, rotary = (
+        torch.randn(2, 9, 32),
+        tuple(t[None, None] for t in rotary_table(torch.arange(9), 8, 1e4, torch.float32)),
+    )
+    q, k, v = (m(x).unflatten(-1, (-1, 8)).transpose(1, 2) for m in (layer.q, layer.k, layer.v))
+
+    def normed(x: Tensor, by: torch.nn.Module) -> Tensor:
+        if norm.kind == "layer":
+            x = x - x.mean(-1, keepdim=True)
+        x = x / (x.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+        state = by.state_dict()
+        weight, bias = state.get("weight", torch.ones(8)), state.get("bias", torch.zeros(8))
+        return x * (weight[:, None] if norm.own else weight) + (bias[:, None] if norm.own else bias)
+
+    assert layer.q_norm is not None and layer.k_norm is not None
+    if after:
+        q, k = normed(rotate(q, *rotary), layer.q_norm), normed(rotate(k, *rotary), layer.k_norm)
+    else:
+        q, k = rotate(normed(q, layer.q_norm), *rotary), rotate(normed(k, layer.k_norm), *rotary)
+    wanted = layer.o(by_hand(q, k, v, None, True).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(layer(x, causal=True, rotary=rotary), wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Scores(window=0),
+        lambda: Scores(softcap=-1.0),
+        lambda: Scores(chunk=0),
+        lambda: Scores(logn=1),
+        lambda: Scores(temperature=(0, 0.1)),
+        lambda: QKNorm("rms", own=True),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(make: object) -> None:
+    with pytest.raises(ConfigError):
+        make()  # type: ignore[operator]

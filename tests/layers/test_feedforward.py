@@ -8,6 +8,7 @@ import torch
 
 from sightline.core.errors import ConfigError
 from sightline.layers.feedforward import ACTIVATIONS, FeedForward, GatedFeedForward, activation
+from sightline.layers.packed import pack
 
 X = np.linspace(-4, 4, 41)
 FORMULAS = {
@@ -16,6 +17,7 @@ FORMULAS = {
     "quick_gelu": X / (1 + np.exp(-1.702 * X)),
     "silu": X / (1 + np.exp(-X)),
     "relu": np.maximum(X, 0),
+    "relu_squared": np.maximum(X, 0) ** 2,
 }
 
 
@@ -44,3 +46,15 @@ def test_plain_and_gated(bias: bool, training: bool) -> None:
         found = plain(x), gated(x)
     torch.testing.assert_close(found[0], plain.down(activation("gelu")(plain.up(x))))
     torch.testing.assert_close(found[1], gated.down(activation("silu")(gated.gate(x)) * gated.up(x)))
+
+
+@pytest.mark.parametrize("name", ["gelu", "quick_gelu"])
+def test_a_norm_before_the_output_map(name: str) -> None:
+    """Packed as well: quick_gelu's constant must not be moved across a norm, whose eps it would change."""
+    x, norm = torch.randn(2, 3, 32) * 0.01, torch.nn.LayerNorm(48)
+    layer = FeedForward(32, 48, name, norm=norm)
+    wanted = layer.down(norm(activation(name)(layer.up(x))))
+    torch.testing.assert_close(layer(x), wanted)
+    with torch.inference_mode():
+        pack(layer)
+        torch.testing.assert_close(layer(x), wanted, atol=1e-5, rtol=1e-5)

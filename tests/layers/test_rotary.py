@@ -1,10 +1,13 @@
 """Rotary positions: turning complex numbers, so that products depend on distances alone."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
-from sightline.layers.rotary import rotary_table, rotate
+from sightline.core.errors import ConfigError
+from sightline.layers.rotary import RopeScaling, rotary_table, rotate
 
 
 def at(x: Tensor, position: Tensor, theta: float = 10_000.0) -> Tensor:
@@ -56,3 +59,56 @@ def test_the_gradient_is_that_of_the_formula() -> None:
     x = torch.randn(2, 3, 5, 8, dtype=torch.float64, requires_grad=True)
     cos, sin = (t[:, None].double() for t in rotary_table(torch.arange(5)[None], 8, 10_000.0, torch.float32))
     assert torch.autograd.gradcheck(lambda x: rotate(x, cos, sin), (x,))
+
+
+def test_tables_narrower_than_a_head_turn_its_first_numbers() -> None:
+    x, position = torch.randn(5, 12), torch.arange(5)
+    cos, sin = rotary_table(position, 8, 10_000.0, torch.float32)
+    turned = rotate(x[None, None], cos, sin)[0, 0]
+    assert torch.equal(turned[:, 8:], x[:, 8:])
+    torch.testing.assert_close(turned[:, :8], at(x[:, :8], position))
+
+
+def angles(scaling: RopeScaling, length: int | None = None) -> Tensor:
+    """Angles [4] of the first position for heads of 8 numbers."""
+    given = None if length is None else torch.tensor([length])
+    cos, sin = rotary_table(torch.tensor([[1]]), 8, 100.0, torch.float64, scaling, given)
+    return torch.atan2(sin, cos)[0, 0, :4]
+
+
+PLAIN = 100.0 ** -(torch.arange(4).double() / 4)
+
+
+def test_scaling_all_alike() -> None:
+    torch.testing.assert_close(angles(RopeScaling("linear", 4.0)), PLAIN / 4)
+
+
+def test_scaling_long_waves_only() -> None:
+    """With 20 tokens waves of 2 pi, 20, 63 and 199 tokens fit 3.2, 1.006, 0.3 and 0.1 times."""
+    found = angles(RopeScaling("llama3", 4.0, original=20, low=0.5, high=2.0))
+    blend = (20 * float(PLAIN[1]) / (2 * math.pi) - 0.5) / 1.5
+    wanted = torch.stack([PLAIN[0], PLAIN[1] * (blend + (1 - blend) / 4), PLAIN[2] / 4, PLAIN[3] / 4])
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind, grown", [("dynamic", 3 * 50 / 20 - 2), ("ntk", 7.0)])
+def test_a_base_that_grows_with_the_row(kind: str, grown: float) -> None:
+    scaling = RopeScaling(kind, 3.0, original=20)  # type: ignore[arg-type]
+    torch.testing.assert_close(angles(scaling, 20), PLAIN, atol=1e-6, rtol=1e-6)
+    base = 100.0 * grown ** (8 / 6)
+    torch.testing.assert_close(angles(scaling, 50), base ** -(torch.arange(4).double() / 4), atol=1e-6, rtol=1e-5)
+
+
+def test_each_row_has_a_base_of_its_own() -> None:
+    scaling, position = RopeScaling("dynamic", 2.0, original=20), torch.arange(3).expand(2, 3)
+    both, _ = rotary_table(position, 8, 100.0, torch.float32, scaling, torch.tensor([10, 60]))
+    for row, length in enumerate((10, 60)):
+        alone, _ = rotary_table(position[:1], 8, 100.0, torch.float32, scaling, torch.tensor([length]))
+        assert torch.equal(both[row], alone[0])
+    assert not torch.allclose(both[0], both[1])
+
+
+@pytest.mark.parametrize("wrong", [{"factor": 0.5}, {"low": 4.0}, {"original": 0}])
+def test_a_scaling_that_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        RopeScaling("llama3", **wrong)  # type: ignore[arg-type]

@@ -62,11 +62,16 @@ def llava(text: str = "llama", vision: str = "clip", **more: Any) -> Any:
     return randomised(hf.LlavaForConditionalGeneration(config))
 
 
-def paligemma() -> Any:
-    text = {**TEXT, "head_dim": 16, "num_key_value_heads": 1, "model_type": "gemma"}
+def paligemma(text: str = "gemma") -> Any:
+    more: dict[str, Any] = {"head_dim": 16, "num_key_value_heads": 1}
+    if text == "gemma2":
+        more |= {"num_hidden_layers": 3, "sliding_window": 9, "query_pre_attn_scalar": 24}
     vision = {**VISION, "model_type": "siglip_vision_model"}
     config = hf.PaliGemmaConfig(
-        vision_config=vision, text_config=text, image_token_index=IMAGE_TOKEN, projection_dim=32
+        vision_config=vision,
+        text_config={**TEXT, **more, "model_type": text},
+        image_token_index=IMAGE_TOKEN,
+        projection_dim=32,
     )
     return randomised(hf.PaliGemmaForConditionalGeneration(config))
 

@@ -1,4 +1,4 @@
-"""PaliGemma against transformers; its prompts see themselves whole, its answers are written left to right."""
+"""PaliGemma 1 and 2 against transformers; prompts see themselves whole, answers are written left to right."""
 
 from pathlib import Path
 
@@ -17,9 +17,10 @@ def question(images: int, length: int) -> torch.Tensor:
     return torch.cat([torch.full((images * SLOTS,), IMAGE_TOKEN), words])[None]
 
 
+@pytest.mark.parametrize("text", ["gemma", "gemma2"])
 @pytest.mark.parametrize("layout", [layout_1, layout_2, layout_3])
-def test_logits_with_a_suffix(tmp_path: Path, layout: object) -> None:
-    theirs = paligemma()
+def test_logits_with_a_suffix(tmp_path: Path, layout: object, text: str) -> None:
+    theirs = paligemma(text)
     ours = load_published(write(tmp_path, theirs.config.to_dict(), layout(theirs)))  # type: ignore[operator]
     ids = question(1, 12)
     types = torch.zeros_like(ids)
@@ -30,9 +31,10 @@ def test_logits_with_a_suffix(tmp_path: Path, layout: object) -> None:
     torch.testing.assert_close(ours.logits(**inputs), wanted, **TOLERANCE)
 
 
+@pytest.mark.parametrize("text", ["gemma", "gemma2"])
 @pytest.mark.parametrize("images", [1, 2])
-def test_greedy_tokens(tmp_path: Path, images: int) -> None:
-    theirs = paligemma()
+def test_greedy_tokens(tmp_path: Path, images: int, text: str) -> None:
+    theirs = paligemma(text)
     ours = load_published(write(tmp_path, theirs.config.to_dict(), layout_1(theirs)))
     ids = question(images, 9)
     inputs = {"input_ids": ids, "pixel_values": pixels(images)}
@@ -55,8 +57,9 @@ def test_no_image(tmp_path: Path) -> None:
     torch.testing.assert_close(ours.logits(input_ids=ids, token_type_ids=types), wanted, **TOLERANCE)
 
 
-def test_what_we_save_loads_in_transformers(tmp_path: Path) -> None:
-    theirs = paligemma()
+@pytest.mark.parametrize("text", ["gemma", "gemma2"])
+def test_what_we_save_loads_in_transformers(tmp_path: Path, text: str) -> None:
+    theirs = paligemma(text)
     ours = load_published(write(tmp_path / "theirs", theirs.config.to_dict(), layout_1(theirs)))
     ours.save(tmp_path / "ours")
     again = hf.PaliGemmaForConditionalGeneration.from_pretrained(tmp_path / "ours").eval()

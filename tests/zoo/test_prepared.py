@@ -12,7 +12,11 @@ from sightline.core.patches import patchify
 from sightline.encoders.vit import ViT, ViTConfig
 from sightline.language.decoder import Decoder, DecoderConfig
 from sightline.layers import native
+from sightline.layers.attention import QKNorm
+from sightline.layers.experts import ExpertsConfig
 from sightline.layers.packed import PackedLinear
+from sightline.layers.rotary import RopeScaling
+from sightline.layers.scores import Scores
 from sightline.zoo.prepared import prepared
 
 SETTINGS = {
@@ -101,6 +105,46 @@ def test_normalised_queries_and_keys_are_left_to_torch(kernels: bool) -> None:
     twin = prepared(model)
     assert twin.stepper is None
     assert torch.allclose(written(twin, ids, layout), wanted, atol=1e-4)
+
+
+UNKNOWN = {
+    "softcap": {"scores": Scores(softcap=2.0)},
+    "window": {"scores": Scores(window=5)},
+    "alibi": {"scores": Scores(alibi=True), "positions": "none"},
+    "scale": {"scores": Scores(scale=0.4)},
+    "sandwich": {"norm_at": "both"},
+    "after": {"norm_at": "after"},
+    "layer norm": {"norm": "layer"},
+    "plain": {"gated": False, "mlp_bias": True, "norm": "layer"},
+    "inner norm": {"gated": False, "inner_norm": True},
+    "partly turned": {"rotary_fraction": 0.5},
+    "learned": {"positions": "learned"},
+    "sinusoidal": {"positions": "sinusoidal", "position_offset": 2},
+    "none": {"full_every": 2, "full_positions": False},
+    "experts": {"experts": ExpertsConfig(4, 2, 32, shared=32)},
+    "unit": {"qk_norm": QKNorm("unit", after_rotary=True)},
+}
+KNOWN = {
+    "capped": {"logit_softcap": 2.0},
+    "scaled inputs": {"scale_inputs": True},
+    "biases": {"mlp_bias": True, "qkv_bias": True, "out_bias": True},
+    "linear": {"rope_scaling": RopeScaling("linear", 3.0)},
+    "dynamic": {"rope_scaling": RopeScaling("dynamic", 3.0, original=4)},
+}
+
+
+@pytest.mark.parametrize("name", [*UNKNOWN, *KNOWN])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_what_the_kernels_do_not_know_is_left_to_torch(name: str, batch: int, kernels: bool) -> None:
+    sizes = {"vocab_size": 64, "width": 64, "depth": 2, "heads": 4, "mlp": 96, "max_length": 64}
+    model = Decoder(DecoderConfig(**sizes, **(UNKNOWN | KNOWN)[name])).eval()  # type: ignore[arg-type]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.2)
+    ids, layout = torch.randint(0, 64, (batch, 16)), causal_layout(batch, 16)
+    twin = prepared(model)
+    assert (twin.stepper is not None) == (kernels and name in KNOWN)
+    torch.testing.assert_close(written(twin, ids, layout), written(model, ids, layout), atol=1e-4, rtol=1e-4)
 
 
 def test_the_model_itself_stays_as_it_was() -> None:

@@ -72,6 +72,7 @@ class Cache:
         self.layers = [LayerCache(capacity, dtype) for _ in range(depth)]
         self.layout: Layout | None = None
         self.memory: Memory | None = None  # without its values, whose keys and values the layers hold
+        self.first = 0  # tokens that were read first, which settle what later ones keep to
 
     @property
     def length(self) -> int:
@@ -80,6 +81,7 @@ class Cache:
 
     def read(self, layout: Layout) -> Layout:
         """Remember the layout of tokens about to be read; return that of all keys they may look at."""
+        self.first = self.first or layout.length
         self.layout = layout if self.layout is None else self.layout.then(layout)
         return self.layout
 
@@ -97,6 +99,7 @@ class Cache:
     def keep(self, rows: Tensor) -> "Cache":
         """A copy with only these rows [n] of the batch, in this order; a row may be named several times."""
         out = Cache(0)
+        out.first = self.first
         out.layers = [layer.rows(rows) for layer in self.layers]
         out.layout = None if self.layout is None else self.layout.rows(rows)
         out.memory = None if self.memory is None else self.memory.rows(rows)
@@ -111,6 +114,7 @@ class Cache:
     def cut(self, length: int) -> "Cache":
         """The same storage seen as holding only its first tokens; appending to it overwrites the rest."""
         out = Cache(0)
+        out.first = min(self.first, length)
         for layer in self.layers:
             short = LayerCache(layer.capacity, layer.dtype)
             short.key, short.value, short.memory = layer.key, layer.value, layer.memory

@@ -1,14 +1,22 @@
-"""One decoder whose settings are LLaMA/Vicuna, Qwen2 and Gemma; its blocks are given, so it never imports fusion.
+"""One decoder whose settings are many language models; its blocks are given, so it never imports fusion.
 
-- LLaMA (arXiv:2302.13971): RMSNorm before each branch, half-split rotary positions, SwiGLU, no biases.
-- Qwen2 (arXiv:2407.10671): the same with biases on queries, keys and values.
+- LLaMA (arXiv:2302.13971), InternLM2: RMSNorm before each branch, half-split rotary positions, SwiGLU, no biases.
+- Mistral (arXiv:2310.06825) looks back a window; Mixtral (arXiv:2401.04088) and Aria have experts.
+- Qwen, Qwen2 (arXiv:2407.10671): LLaMA with biases on queries, keys and values; Qwen stretches itself to longer texts.
 - Gemma (arXiv:2403.08295): norm weights stored minus one, tanh-GELU gate, embeddings times sqrt(width), tied head.
+- Gemma 2 (arXiv:2408.00118): norms before and after each branch, capped scores, every other block looks back a window.
+- OPT (arXiv:2205.01068): layer norms, learned positions, a plain ReLU feed-forward, biases everywhere.
+- Magneto (arXiv:2210.06423; Kosmos-2): a norm before each output map, sinusoidal positions, inputs times sqrt(width).
+- Persimmon (Fuyu): half of each head is turned, layer norms of queries and keys, squared ReLU.
+- Chameleon (arXiv:2405.09818): norms of queries and keys with weights for each head; the largest norms what is added.
+- MPT: ALiBi instead of positions, layer norms without biases.
+- Llama 4: experts scaled at their input, attention within stretches, every fourth block without positions.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +26,14 @@ from ..core.config import config
 from ..core.errors import ConfigError
 from ..core.layout import Layout, Medium, visible
 from ..core.memory import Memory
-from ..layers.attention import Attention, KeyValueStore, chosen
-from ..layers.feedforward import GatedFeedForward
+from ..layers.attention import Attention, KeyValueStore, QKNorm, chosen
+from ..layers.experts import Experts, ExpertsConfig
+from ..layers.feedforward import FeedForward, GatedFeedForward
 from ..layers.linear import working_precision
 from ..layers.native import MOST_ROWS
 from ..layers.norms import RMSNorm
-from ..layers.rotary import rotary_table
+from ..layers.rotary import RopeScaling, rotary_table
+from ..layers.scores import Places, Scores
 from .cache import Cache, LayerCache
 from .stepper import Stepper
 
@@ -40,14 +50,30 @@ class DecoderConfig:
     kv_heads: int | None = None  # None: as many as heads
     head_dim: int | None = None  # None: width / heads
     activation: str = "silu"
+    gated: bool = True  # gate, up, down instead of up, down
+    mlp_bias: bool = False
+    experts: ExpertsConfig | None = None
+    norm: Literal["rms", "layer"] = "rms"
+    norm_bias: bool = True  # of layer norms
+    norm_at: Literal["before", "after", "both"] = "before"  # where a branch is normed: what it reads, what it adds
+    inner_norm: bool = False  # norms before the output maps of attention and feed-forward (arXiv:2210.06423)
     eps: float = 1e-6
     norm_offset: bool = False  # norm weights are stored as their difference from one
+    positions: Literal["rotary", "learned", "sinusoidal", "none"] = "rotary"
+    position_offset: int = 0  # the row of the table at which positions begin
     rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    rotary_fraction: float = 1.0  # how much of each head is turned
+    scores: Scores = Scores()
+    full_every: int | None = None  # each so many-th block sees as far as the text goes, whatever window or chunk say
+    full_positions: bool = True  # whether those blocks have rotary positions; they alone have a temperature if not
+    logit_softcap: float | None = None  # logits stay below it, by a tanh
     qkv_bias: bool = False
     out_bias: bool = False
-    qk_norm: bool = False  # a norm over each head of queries and keys (arXiv:2302.05442)
+    qk_norm: bool | QKNorm = False
     tied: bool = False  # the head is the embedding table
     scale_embedding: bool = False  # embeddings times sqrt(width)
+    scale_inputs: bool = False  # every input times sqrt(width), those of images as well
     max_length: int = 2048  # tokens of context the model was trained for
     extra_vocab: int = 0  # ids after vocab_size whose rows are parameters of their own, to be learned alone (IDEFICS)
 
@@ -57,12 +83,37 @@ class DecoderConfig:
             raise ConfigError("a decoder's sizes are at least 1, extra_vocab at least 0")
         if self.heads % kv_heads:
             raise ConfigError(f"{self.heads} heads cannot share {kv_heads} heads of keys alike")
-        if self.rotary_dim % 2:
-            raise ConfigError(f"heads of {self.rotary_dim} numbers cannot be turned in pairs, expected an even number")
+        if self.positions == "rotary" and (self.rotary_dim % 2 or not 2 <= self.rotary_dim <= self.head_size):
+            found = self.rotary_dim
+            raise ConfigError(f"heads of {found} numbers cannot be turned in pairs, expected an even number")
+        if self.full_every is not None and self.full_every < 1:
+            raise ConfigError(f"full_every is {self.full_every}, expected at least 1")
+        if self.logit_softcap is not None and self.logit_softcap <= 0:
+            raise ConfigError(f"logit_softcap is {self.logit_softcap}, expected more than 0")
+        if self.inner_norm and (self.gated or self.experts):
+            raise ConfigError("inner_norm is known for a plain feed-forward, expected gated to be false and no experts")
+        if self.experts is not None and not self.gated:
+            raise ConfigError("experts are gated feed-forwards, expected gated to be true")
+
+    @property
+    def head_size(self) -> int:
+        """Numbers of one head."""
+        return self.head_dim or self.width // self.heads
 
     @property
     def rotary_dim(self) -> int:
-        return self.head_dim or self.width // self.heads
+        """Numbers of each head that are turned by its position."""
+        return int(self.head_size * self.rotary_fraction)
+
+    def is_full(self, layer: int) -> bool:
+        """Whether block `layer`, counted from 0, sees as far as the text goes."""
+        return self.full_every is not None and (layer + 1) % self.full_every == 0
+
+    def new_norm(self) -> nn.Module:
+        """A norm of what the blocks hand on."""
+        if self.norm == "rms":
+            return RMSNorm(self.width, self.eps, self.norm_offset)
+        return nn.LayerNorm(self.width, self.eps, bias=self.norm_bias)
 
     @property
     def total_vocab(self) -> int:
@@ -75,11 +126,12 @@ class Context:
     """What every block needs, computed once per step.
 
     mask: [batch, 1, queries, keys], True where seen; None where `causal` or nothing is hidden.
-    rotary: cosines and sines [batch, 1, queries, head_dim].
+    rotary: cosines and sines [batch, 1, queries, rotary_dim]; None where positions are none or in the input.
     memory: what cross-attention blocks look at, with the values that are new in this step.
     looks: [batch, 1, queries, keys of the memory], True where one is looked at; for a blind token all of them.
     blind: [batch, queries, 1], True for a token that looks at nothing of the memory.
     rows: in the last block, the tokens [n] that are asked for, counted through the batch.
+    places: the layouts of queries and keys, where positions have a say in attention's scores.
     """
 
     layout: Layout
@@ -90,6 +142,7 @@ class Context:
     looks: Tensor | None = None
     blind: Tensor | None = None
     rows: Tensor | None = None
+    places: Places | None = None
 
     @cached_property
     def split(self) -> "Split":
@@ -130,24 +183,55 @@ class Block(Protocol):
 
 
 class SelfBlock(nn.Module):
-    """Self-attention and gated feed-forward, a norm before each."""
+    """Self-attention and feed-forward, each branch normed before, after or both; `layer` is its place from 0 on."""
 
-    plain = True  # it does nothing that `Stepper` does not know
-
-    def __init__(self, cfg: DecoderConfig) -> None:
+    def __init__(self, cfg: DecoderConfig, layer: int = 0) -> None:
         super().__init__()
-        self.norm1 = RMSNorm(cfg.width, cfg.eps, cfg.norm_offset)
-        self.attention = Attention(
-            cfg.width, cfg.heads, cfg.kv_heads, cfg.head_dim, cfg.qkv_bias, cfg.out_bias, cfg.qk_norm
-        )
-        self.norm2 = RMSNorm(cfg.width, cfg.eps, cfg.norm_offset)
-        self.feedforward = GatedFeedForward(cfg.width, cfg.mlp, cfg.activation)
+        before, after = cfg.norm_at != "after", cfg.norm_at != "before"
+        self.norm1 = cfg.new_norm() if before else nn.Identity()
+        self.attention = self_attention(cfg, layer)
+        self.after1 = cfg.new_norm() if after else nn.Identity()
+        self.norm2 = cfg.new_norm() if before else nn.Identity()
+        self.feedforward = feedforward(cfg, layer)
+        self.after2 = cfg.new_norm() if after else nn.Identity()
+        self.turned = cfg.full_positions or not cfg.is_full(layer)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is one norm and one branch twice, as `layers.native` knows it."""
+        norms = type(self.norm1) is type(self.norm2) is RMSNorm
+        return norms and isinstance(self.after1, nn.Identity) and self.turned and self.attention.plain
 
     def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
         c = context
-        seen = self.attention(self.norm1(x), c.mask, c.causal, c.rotary, cache, c.rows)
-        x = chosen(x, c.rows) + seen
-        return x + self.feedforward(self.norm2(x))
+        rotary = c.rotary if self.turned else None
+        seen = self.attention(self.norm1(x), c.mask, c.causal, rotary, cache, c.rows, c.places)
+        x = chosen(x, c.rows) + self.after1(seen)
+        return x + self.after2(self.feedforward(self.norm2(x)))
+
+
+def self_attention(cfg: DecoderConfig, layer: int) -> Attention:
+    """The attention of block `layer`."""
+    scores, qk_norm = cfg.scores, cfg.qk_norm
+    if cfg.is_full(layer):
+        scores = replace(scores, window=None, chunk=None)
+    if not cfg.full_positions and cfg.is_full(layer):
+        qk_norm = qk_norm if isinstance(qk_norm, bool) or not qk_norm.after_rotary else False
+    elif not cfg.full_positions:
+        scores = replace(scores, temperature=None)
+    heads = cfg.heads, cfg.kv_heads, cfg.head_dim
+    norm = nn.LayerNorm(cfg.heads * cfg.head_size, cfg.eps) if cfg.inner_norm else None
+    return Attention(cfg.width, *heads, cfg.qkv_bias, cfg.out_bias, qk_norm, scores, norm)
+
+
+def feedforward(cfg: DecoderConfig, layer: int) -> nn.Module:
+    """The feed-forward of block `layer`, or its experts."""
+    if cfg.experts is not None and (layer + 1) % cfg.experts.every == 0:
+        return Experts(cfg.width, cfg.experts, cfg.activation)
+    if cfg.gated:
+        return GatedFeedForward(cfg.width, cfg.mlp, cfg.activation, cfg.mlp_bias)
+    norm = nn.LayerNorm(cfg.mlp, cfg.eps) if cfg.inner_norm else None
+    return FeedForward(cfg.width, cfg.mlp, cfg.activation, cfg.mlp_bias, norm)
 
 
 class Decoder(nn.Module):
@@ -157,8 +241,10 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = cfg
         self.embedding = nn.Embedding(cfg.vocab_size, cfg.width)
+        rows = cfg.max_length + cfg.position_offset
+        self.positions = nn.Embedding(rows, cfg.width) if cfg.positions == "learned" else None
         self.blocks = nn.ModuleList(plain_blocks(cfg) if blocks is None else blocks)
-        self.norm = RMSNorm(cfg.width, cfg.eps, cfg.norm_offset)
+        self.norm = cfg.new_norm()
         self.head = None if cfg.tied else nn.Linear(cfg.width, cfg.vocab_size, bias=False)
         self.extra_embedding = nn.Embedding(cfg.extra_vocab, cfg.width) if cfg.extra_vocab else None
         split = cfg.extra_vocab and not cfg.tied
@@ -170,8 +256,8 @@ class Decoder(nn.Module):
     def reset(self) -> None:
         """Random start: every map keeps the size of what it reads, branches add up to the size of the stream."""
         for name, parameter in self.named_parameters():
-            if parameter.dim() > 1:
-                table = name.removeprefix("extra_") in ("embedding.weight", "head.weight")
+            if parameter.dim() > 1 and "norm" not in name:
+                table = name.removeprefix("extra_") in ("embedding.weight", "positions.weight", "head.weight")
                 std = 0.02 if table and not self.config.scale_embedding else parameter.shape[1] ** -0.5
                 if name.endswith(("o.weight", "down.weight")):
                     std *= (2 * len(self.blocks)) ** -0.5
@@ -191,16 +277,27 @@ class Decoder(nn.Module):
             x = x * torch.tensor(self.config.width**0.5, dtype=x.dtype)
         return x
 
+    def placed(self, x: Tensor, layout: Layout) -> Tensor:
+        """Input vectors [batch, length, width], scaled and with the positions that are added to them."""
+        c = self.config
+        if c.scale_inputs:
+            x = x * c.width**0.5
+        if self.positions is not None:
+            return x + self.positions(layout.position + c.position_offset).to(x.dtype)
+        if c.positions == "sinusoidal":
+            return x + sinusoidal(layout.position + c.position_offset, c.width).to(x.dtype)
+        return x
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary in float32, [..., total_vocab]."""
-        scores = self._scores(hidden)
-        if self.extra_embedding is None:
-            return scores
-        x = hidden.to(self.dtype)
-        extra = F.linear(x, self.extra_embedding.weight) if self.extra_head is None else self.extra_head(x)
-        return torch.cat((scores, extra.float()), dim=-1)
+        scores, most = self._logits(hidden), self.config.logit_softcap
+        if self.extra_embedding is not None:
+            x = hidden.to(self.dtype)
+            extra = F.linear(x, self.extra_embedding.weight) if self.extra_head is None else self.extra_head(x)
+            scores = torch.cat((scores, extra.float()), dim=-1)
+        return scores if most is None else most * torch.tanh(scores / most)
 
-    def _scores(self, hidden: Tensor) -> Tensor:
+    def _logits(self, hidden: Tensor) -> Tensor:
         if self.stepper is not None and hidden.shape[:-1].numel() <= MOST_ROWS:
             return self.stepper.head(hidden.float())
         if self.head is not None:
@@ -215,18 +312,29 @@ class Decoder(nn.Module):
         """An empty cache."""
         return Cache(len(self.blocks), capacity, self.kept)
 
-    def context(self, layout: Layout, keys: Layout, memory: Memory | None, dtype: torch.dtype) -> Context:
-        """Masks and rotary tables of one step."""
-        cos, sin = rotary_table(layout.position, self.config.rotary_dim, self.config.rope_theta, dtype)
-        rotary = cos[:, None], sin[:, None]
+    def context(
+        self, layout: Layout, keys: Layout, memory: Memory | None, dtype: torch.dtype, first: int | None = None
+    ) -> Context:
+        """Masks and rotary tables of one step; `first` is how many of the keys were read first."""
+        rotary = self.rotary(layout, keys, dtype, first) if self.config.positions == "rotary" else None
+        places = Places(layout, keys) if self.config.scores.by_place else None
         looks = blind = None
         if memory is not None:
             looks = memory.looks(layout)
             blind = ~looks.any(dim=2, keepdim=True)
             looks = (looks | blind)[:, None]  # a softmax over nothing is not a number
-        if keys.causal and (layout.length == keys.length or layout.length == 1):
-            return Context(layout, None, layout.length > 1, rotary, memory, looks, blind)
-        return Context(layout, visible(layout, keys)[:, None], False, rotary, memory, looks, blind)
+        causal = keys.causal and (layout.length == keys.length or layout.length == 1)
+        mask = None if causal else visible(layout, keys)[:, None]
+        return Context(layout, mask, causal and layout.length > 1, rotary, memory, looks, blind, places=places)
+
+    def rotary(self, layout: Layout, keys: Layout, dtype: torch.dtype, first: int | None) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [batch, 1, length, rotary_dim] of the tokens of `layout`."""
+        c, length = self.config, None
+        if c.rope_scaling is not None and c.rope_scaling.by_length:
+            settled = keys.span(0, first) if c.rope_scaling.kind == "ntk" and first is not None else keys
+            length = settled.position.amax(1) + 1
+        cos, sin = rotary_table(layout.position, c.rotary_dim, c.rope_theta, dtype, c.rope_scaling, length)
+        return cos[:, None], sin[:, None]
 
     def forward(
         self,
@@ -241,10 +349,10 @@ class Decoder(nn.Module):
         rows: the tokens [n] that are asked for, counted through the batch; then [n, width], and what the last block
         does to a token once it has been attended to is done to these only.
         """
-        x = working_precision(x)
+        x = working_precision(self.placed(x, layout))
         keys = cache.read(layout) if cache else layout
         memory = cache.remember(memory, layout) if cache else memory
-        context = self.context(layout, keys, memory, x.dtype)
+        context = self.context(layout, keys, memory, x.dtype, cache.first if cache else None)
         if self.stepper is not None and cache is not None and self.stepper.takes(x, cache):
             assert context.rotary is not None
             return chosen(self.stepper.step(x, context.rotary, context.mask, cache), rows)
@@ -257,4 +365,12 @@ class Decoder(nn.Module):
 
 def plain_blocks(cfg: DecoderConfig) -> list[nn.Module]:
     """The blocks of a decoder that nothing is fused into."""
-    return [SelfBlock(cfg) for _ in range(cfg.depth)]
+    return [SelfBlock(cfg, layer) for layer in range(cfg.depth)]
+
+
+def sinusoidal(position: Tensor, width: int) -> Tensor:
+    """Sines and then cosines [..., width] of integer positions [...], as in tensor2tensor (arXiv:1706.03762)."""
+    half = width // 2
+    rate = 10_000.0 ** -(torch.arange(half, device=position.device, dtype=torch.float32) / (half - 1))
+    angle = position[..., None].float() * rate
+    return torch.cat((angle.sin(), angle.cos()), dim=-1)

@@ -36,8 +36,9 @@ class Stepper:
     def fits(decoder: "Decoder") -> bool:
         """Whether a decoder is one that the kernels know, on a machine that could build them."""
         c = decoder.config
-        known = c.activation in native.ACTIVATIONS and c.rotary_dim % native.LANES == 0 and decoder.head is not None
-        return known and all(map(_plain, decoder.blocks)) and native.worth_it(decoder)
+        known = c.activation in native.ACTIVATIONS and c.head_size % native.LANES == 0 and decoder.head is not None
+        turned = c.positions == "rotary" and c.rotary_dim == c.head_size
+        return known and turned and all(map(_plain, decoder.blocks)) and native.worth_it(decoder)
 
     def takes(self, x: Tensor, cache: Cache | None) -> bool:
         """Whether a step is one token in each of a few rows that follow something."""
@@ -49,7 +50,7 @@ class Stepper:
         rotary: [batch, 1, 1, dim]; mask: [batch, 1, 1, keys] or None.
         """
         c, batch, length = self.config, len(x), cache.layers[0].length
-        heads, narrow = c.heads * c.rotary_dim, (c.kv_heads or c.heads) * c.rotary_dim
+        heads, narrow = c.heads * c.head_size, (c.kv_heads or c.heads) * c.head_size
         x = x.float().clone()
         cos, sin = (t.float().expand(batch, 1, 1, -1).contiguous() for t in rotary)
         seen = None if mask is None else mask.expand(batch, 1, 1, -1).to(torch.uint8).contiguous()
@@ -60,7 +61,7 @@ class Stepper:
         for n, (weights, norms) in enumerate(zip(self.blocks, self.norms, strict=True)):
             key, value = cache.layers[n].room(1)
             layers[n] = native.Layer(*[w.matrix for w in weights], *map(native.address, (*norms, key, value)))
-        numbers = (len(self.blocks), batch, c.width, c.heads, c.kv_heads or c.heads, c.rotary_dim, c.mlp)
+        numbers = (len(self.blocks), batch, c.width, c.heads, c.kv_heads or c.heads, c.head_size, c.mlp)
         tensors = (cos, sin, seen, self.norm, x, *scratch, scores)
         step = native.Step(
             *numbers,
@@ -75,15 +76,10 @@ class Stepper:
 
 
 def _plain(block: nn.Module) -> bool:
-    """Whether a block is self-attention and a gated feed-forward of sizes that the kernels read."""
-    a, f = getattr(block, "attention", None), getattr(block, "feedforward", None)
-    if (
-        not getattr(block, "plain", False)
-        or type(a) is not Attention
-        or type(f) is not GatedFeedForward
-        or a.q_norm is not None
-        or a.qkv is not None
-        or f.gate_up is not None
-    ):
+    """Whether a block is self-attention and a gated feed-forward of sizes and settings that the kernels know."""
+    if not getattr(block, "plain", False):
+        return False
+    a, f = block.attention, block.feedforward
+    if type(a) is not Attention or type(f) is not GatedFeedForward or a.qkv is not None or f.gate_up is not None:
         return False
     return all(map(native.Weight.fits, (a.q, a.k, a.v, a.o, f.gate, f.up, f.down)))

@@ -1,16 +1,19 @@
 """Multi-head attention with grouped keys, optional rotary positions and a cache that the caller owns."""
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..core.config import config
+from ..core.errors import ConfigError
 from . import native
 from .linear import together
-from .norms import RMSNorm
+from .norms import HeadNorm, RMSNorm, UnitNorm
 from .packed import PackedLinear
 from .rotary import rotate
+from .scores import HIDDEN, Places, Scores
 
 
 class KeyValueStore(Protocol):
@@ -19,6 +22,32 @@ class KeyValueStore(Protocol):
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys and values [batch, kv_heads, new, dim]; all of them so far come back, in its precision."""
         ...
+
+
+@config
+class QKNorm:
+    """A norm over each head of queries and keys (arXiv:2302.05442).
+
+    Scores of normalised queries and keys cannot grow until attention looks at one token only and learns no more.
+    kind: "rms"; "layer", which has biases as well; "unit", which has no weights. own: weights of its own for each head.
+    """
+
+    kind: Literal["rms", "layer", "unit"] = "rms"
+    eps: float = 1e-6
+    own: bool = False
+    after_rotary: bool = False
+
+    def __post_init__(self) -> None:
+        if self.own and self.kind != "layer":
+            raise ConfigError(f"a {self.kind!r} norm has no weights of its own for each head, expected kind 'layer'")
+
+    def build(self, heads: int, dim: int) -> nn.Module:
+        """The norm of queries or keys [batch, heads, length, dim]."""
+        if self.kind == "unit":
+            return UnitNorm(self.eps)
+        if self.own:
+            return HeadNorm(heads, dim, self.eps)
+        return RMSNorm(dim, self.eps) if self.kind == "rms" else nn.LayerNorm(dim, self.eps)
 
 
 class Attention(nn.Module):
@@ -32,7 +61,9 @@ class Attention(nn.Module):
         head_dim: int | None = None,
         qkv_bias: bool = True,
         out_bias: bool = True,
-        qk_norm: bool = False,
+        qk_norm: bool | QKNorm = False,
+        scores: Scores | None = None,
+        norm: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.head_dim = head_dim or width // heads
@@ -40,17 +71,25 @@ class Attention(nn.Module):
         self.q = nn.Linear(width, heads * self.head_dim, bias=qkv_bias)
         self.k = nn.Linear(width, kv_heads * self.head_dim, bias=qkv_bias)
         self.v = nn.Linear(width, kv_heads * self.head_dim, bias=qkv_bias)
+        self.norm = nn.Identity() if norm is None else norm
         self.o = nn.Linear(heads * self.head_dim, width, bias=out_bias)
-        # scores of normalised queries and keys cannot grow until attention looks at one token only and learns no more
-        self.q_norm = RMSNorm(self.head_dim) if qk_norm else None
-        self.k_norm = RMSNorm(self.head_dim) if qk_norm else None
+        qk = QKNorm() if qk_norm is True else qk_norm or None
+        self.q_norm = None if qk is None else qk.build(heads, self.head_dim)
+        self.k_norm = None if qk is None else qk.build(kv_heads, self.head_dim)
+        self.norm_last = qk is not None and qk.after_rotary
+        self.scores = scores or Scores()
         self.qkv: PackedLinear | None = None  # the first three as one, once packed for inference
         self.kernels = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is nothing but softmax attention between its four maps, as `layers.native` knows it."""
+        return self.q_norm is None and self.scores == Scores() and isinstance(self.norm, nn.Identity)
 
     def pack(self, kernels: bool = False) -> None:
         """Join queries, keys and values into one product; for inference, there is no way back."""
         fits = self.head_dim % native.LANES == 0 and self.head_dim <= native.WIDEST_HEAD
-        self.kernels = kernels and fits and self.q_norm is None
+        self.kernels = kernels and fits and self.plain
         self.qkv = PackedLinear((self.q, self.k, self.v))
         del self.q, self.k, self.v
 
@@ -62,12 +101,15 @@ class Attention(nn.Module):
         rotary: tuple[Tensor, Tensor] | None = None,
         cache: KeyValueStore | None = None,
         rows: Tensor | None = None,
+        places: Places | None = None,
     ) -> Tensor:
         """x [batch, length, width]; mask broadcasts to [batch, heads, queries, keys], True where a key is seen.
 
-        rows: the tokens [n] that are asked for, counted through the batch; then [n, width].
+        A mask of numbers is added to the scores instead. rows: the tokens [n] that are asked for, counted through the
+        batch; then [n, width]. places: needed where positions have a say in the scores.
         """
-        if self.kernels and self.qkv is not None and mask is None and (cache is None or causal):
+        whole = rotary is None or rotary[0].shape[-1] == self.head_dim
+        if self.kernels and self.qkv is not None and mask is None and (cache is None or causal) and whole:
             heads, kv_heads = (size // self.head_dim for size in self.qkv.sizes[:2])
             joined, cached = self.qkv(x), cache is not None
             out, k, v = native.self_attention(joined, heads, kv_heads, self.head_dim, causal, rotary, cached)
@@ -76,16 +118,22 @@ class Attention(nn.Module):
             return self.o(chosen(out, rows))
         parts = together(x, (self.q, self.k, self.v)) if self.qkv is None else self.qkv.parts(x)
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts)
-        if self.q_norm is not None and self.k_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None and not self.norm_last:
             q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
+        if self.q_norm is not None and self.k_norm is not None and self.norm_last:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.scores.by_place:
+            assert places is not None
+            q = self.scores.stretched(q, places)
+            mask, causal = self.scores.limited(mask, causal, places, q.shape[1])
         if cache is not None:
             stored = cache.append(k, v)
             if stored[0].shape[2] > k.shape[2]:  # else all of them are here already, in the precision they came in
                 k, v = stored
-        out = attend(q.to(k.dtype), k, v, mask, causal).to(x.dtype)
-        return self.o(chosen(out.transpose(1, 2).flatten(2), rows))
+        out = attend(q.to(k.dtype), k, v, mask, causal, self.scores.scale, self.scores.softcap).to(x.dtype)
+        return self.o(self.norm(chosen(out.transpose(1, 2).flatten(2), rows)))
 
 
 def chosen(x: Tensor, rows: Tensor | None) -> Tensor:
@@ -93,17 +141,32 @@ def chosen(x: Tensor, rows: Tensor | None) -> Tensor:
     return x if rows is None else x.flatten(0, 1)[rows]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """Softmax attention [batch, heads, queries, dim] by whichever way is fastest here."""
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Softmax attention [batch, heads, queries, dim] by whichever way is fastest here.
+
+    mask: what is seen, or numbers that are added to the scores; scale: None for 1 / sqrt(dim).
+    """
     grouped = q.shape[1] != k.shape[1]
+    if mask is not None and mask.is_floating_point():
+        mask = mask.to(q.dtype)
+    if softcap is not None:
+        return capped_attention(q, k, v, mask, causal, scale, softcap)
     if explicit_is_faster(q, k):
-        return explicit_attention(q, k, v, mask, causal)
+        return explicit_attention(q, k, v, mask, causal, scale)
     if grouped and q.shape[2] == 1:  # one query: the heads that share keys are read as several queries of one head
         folded = q.unflatten(1, (k.shape[1], -1)).squeeze(3)
         if mask is not None and mask.dim() == 4 and mask.shape[1] > 1:  # a mask of its own for each head
             mask = mask.unflatten(1, (k.shape[1], -1)).squeeze(3)
-        return F.scaled_dot_product_attention(folded, k, v, attn_mask=mask).flatten(1, 2)[:, :, None]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+        return F.scaled_dot_product_attention(folded, k, v, attn_mask=mask, scale=scale).flatten(1, 2)[:, :, None]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped)
 
 
 LONGEST = 1024  # beyond this many keys the scores of explicit attention cost more memory than they save time
@@ -115,7 +178,9 @@ def explicit_is_faster(q: Tensor, k: Tensor) -> bool:
     return q.device.type == "cpu" and precision == torch.bfloat16 and k.shape[2] <= LONGEST
 
 
-def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+def explicit_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None = None
+) -> Tensor:
     """Softmax attention as two batched products; the same as `scaled_dot_product_attention`.
 
     q [batch, heads, queries, dim]; k, v with as many heads or a divisor of them. A query that sees nothing gets the
@@ -127,9 +192,30 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cau
     if causal:
         mask = torch.ones(queries, k.shape[2], dtype=torch.bool, device=q.device).tril()
     hidden = torch.zeros((), dtype=torch.bfloat16, device=q.device)
-    if mask is not None:
+    if mask is not None and mask.is_floating_point():
+        hidden = mask.to(torch.bfloat16)
+    elif mask is not None:
         hidden = torch.zeros_like(mask, dtype=torch.bfloat16).masked_fill_(~mask, torch.finfo(torch.bfloat16).min)
     hidden = hidden.expand(batch, heads, queries, k.shape[2]).reshape(-1, queries, k.shape[2])
     q, k, v = (x.to(torch.bfloat16).flatten(0, 1) for x in (q, k, v))
-    scores = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=dim**-0.5)
+    scores = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=dim**-0.5 if scale is None else scale)
     return torch.bmm(torch.softmax(scores, dim=-1, dtype=torch.bfloat16), v).unflatten(0, (batch, heads))
+
+
+def capped_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None, softcap: float
+) -> Tensor:
+    """Softmax attention whose scores stay below `softcap`, which torch's kernels do not know; softmax in float32.
+
+    q [batch, heads, queries, dim]; k, v with as many heads or a divisor of them. A query that sees nothing gets the
+    mean of all values.
+    """
+    group = q.shape[1] // k.shape[1]
+    k, v = (x if group == 1 else x.repeat_interleave(group, dim=1) for x in (k, v))
+    scores = torch.matmul(q, k.transpose(2, 3)).float() * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = softcap * torch.tanh(scores / softcap)
+    if causal:
+        mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores + mask if mask.is_floating_point() else scores.masked_fill(~mask, HIDDEN)
+    return torch.matmul(torch.softmax(scores, dim=-1).to(v.dtype), v)

@@ -25,12 +25,18 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
+def relu_squared(x: Tensor) -> Tensor:
+    """The square of what is positive (arXiv:2109.08668; Persimmon)."""
+    return F.relu(x).square()
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": gelu_tanh,
     "quick_gelu": quick_gelu,
     "silu": F.silu,
     "relu": F.relu,
+    "relu_squared": relu_squared,
 }
 
 
@@ -55,17 +61,19 @@ def _same(x: Tensor) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """down(act(up(x)))."""
+    """down(act(up(x))), with a norm before `down` where one is given."""
 
-    def __init__(self, width: int, hidden: int, act: str, bias: bool = True) -> None:
+    def __init__(self, width: int, hidden: int, act: str, bias: bool = True, norm: nn.Module | None = None) -> None:
         super().__init__()
         self.up = nn.Linear(width, hidden, bias=bias)
+        self.norm = nn.Identity() if norm is None else norm
         self.down = nn.Linear(hidden, width, bias=bias)
         self.name, self.act = act, activation(act)
 
     def pack(self, kernels: bool = False) -> None:
         """Let the first product apply the activation, where it can; for inference, there is no way back."""
-        if self.name == "quick_gelu" and can_fuse("silu", self.up.weight):
+        plain = isinstance(self.norm, nn.Identity)
+        if self.name == "quick_gelu" and plain and can_fuse("silu", self.up.weight):
             # x sigmoid(c x) is silu(c x) / c, so that the constant goes into the weights on either side
             up, down = scaled(self.up, QUICK, QUICK), scaled(self.down, 1 / QUICK, 1.0)
             self.up, self.down, self.act = PackedLinear((up,), "silu"), PackedLinear((down,)), _same
@@ -73,7 +81,7 @@ class FeedForward(nn.Module):
             self.up, self.act = PackedLinear((self.up,), self.name), _same
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.act(self.up(x)))
+        return self.down(self.norm(self.act(self.up(x))))
 
 
 class GatedFeedForward(nn.Module):

@@ -73,3 +73,27 @@ class _RootMeanSquare(torch.autograd.Function):
         along = torch.linalg.vecdot(inner.float(), unit.float())[..., None] / unit.shape[-1]
         out = torch.addcmul(inner, unit, along.to(unit.dtype), value=-1)
         return out.mul_(scale.to(out.dtype)), weighted, None
+
+
+class HeadNorm(nn.Module):
+    """A layer norm over each head of x [batch, heads, length, dim], with weights and biases of its own for each."""
+
+    def __init__(self, heads: int, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(heads, dim))
+        self.bias = nn.Parameter(torch.zeros(heads, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], eps=self.eps) * self.weight[:, None] + self.bias[:, None]
+
+
+class UnitNorm(nn.Module):
+    """Root-mean-square normalisation without weights, in float32."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)

@@ -93,7 +93,7 @@ def describe(name: str, config: VLMConfig, stages: Mapping[str, tuple[str, ...]]
     trained = {stage: _matched(sizes, patterns) for stage, patterns in (stages or {}).items()}
     pipeline, visual, flops = _run(model)
     decoder = config.decoder
-    keys = 2 * decoder.depth * (decoder.kv_heads or decoder.heads) * decoder.rotary_dim
+    keys = 2 * decoder.depth * (decoder.kv_heads or decoder.heads) * decoder.head_size
     return Description(
         name=name,
         pipeline=pipeline,

@@ -51,17 +51,17 @@ def by_head(heads: int, count: int) -> Reshape:
     return Reshape(there, back)
 
 
-def half_apart(heads: int) -> Reshape:
+def half_apart(dim: int) -> Reshape:
     """A map to queries or keys published with the two rows that rotary positions turn together next to each other.
 
-    Ours are half a head apart, as in `layers.rotary`; their products are the same.
+    Ours are half a head of `dim` numbers apart, as in `layers.rotary`; their products are the same.
     """
 
     def there(x: Tensor) -> Tensors:
-        return [x.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)]
+        return [x.unflatten(0, (-1, dim // 2, 2)).transpose(1, 2).flatten(0, 2)]
 
     def back(xs: Tensors) -> Tensor:
-        paired: Tensor = xs[0].unflatten(0, (heads, 2, -1)).transpose(1, 2)
+        paired: Tensor = xs[0].unflatten(0, (-1, 2, dim // 2)).transpose(1, 2)
         return paired.flatten(0, 2)
 
     return Reshape(there, back)

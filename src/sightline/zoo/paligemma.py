@@ -1,19 +1,22 @@
-"""PaliGemma (arXiv:2407.07726): SigLIP, one linear layer, Gemma; the image and the question see themselves whole."""
+"""PaliGemma (arXiv:2407.07726) and PaliGemma 2 (arXiv:2412.03555): SigLIP, one linear layer, Gemma or Gemma 2.
+
+The image and the question see themselves whole.
+"""
 
 from ..core.errors import ConfigError
 from ..fusion.projector import ProjectorConfig
 from ..model import VLMConfig
-from .backbones import Json, decoder_keys, gemma_config, siglip_config, siglip_keys
+from .backbones import Json, decoder_keys, language_config, siglip_config, siglip_keys
 from .keymap import KeyMap, rule
 
 
 def config(c: Json) -> VLMConfig:
     """Settings from a `config.json`."""
     text = c["text_config"]
-    if (kind := text.get("model_type", "gemma")) != "gemma":
-        raise ConfigError(f"text_config of type {kind!r}, expected 'gemma' (PaliGemma 1)")
+    if (kind := text.get("model_type", "gemma")) not in ("gemma", "gemma2"):
+        raise ConfigError(f"text_config of type {kind!r}, expected 'gemma' or 'gemma2'")
     image = siglip_config(c["vision_config"])
-    decoder = gemma_config(text)
+    decoder = language_config({**text, "model_type": kind, "use_bidirectional_attention": False})  # the layout's matter
     return VLMConfig(image, ProjectorConfig(inputs=image.width, width=decoder.width, layers=1), decoder, look="prefix")
 
 

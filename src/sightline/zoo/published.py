@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..core.config import nearest
 from ..core.errors import CheckpointError, ConfigError, InputError, SightlineError
-from ..core.layout import Layout, Medium, framed
+from ..core.layout import Layout, Medium, causal_layout, framed
 from ..core.patches import Patches, patchify
 from ..data.batch import Batch
 from ..encoders.vit import ViT
@@ -18,9 +18,10 @@ from ..fusion.cross_attention import CrossAttentionFusion
 from ..fusion.qformer import QFormerConfig
 from ..language.cache import Cache
 from ..language.decoder import Decoder
+from ..language.seq2seq import Seq2Seq
 from ..layers.packed import Precision
 from ..model import VLM
-from . import backbones, blip2, idefics, llava, paligemma
+from . import backbones, blip2, idefics, languages, llava, paligemma, t5
 from .backbones import Json
 from .checkpoint import assign, read_json, read_tensors, write
 from .hollow import hollow
@@ -39,6 +40,11 @@ class Family:
 
 def _plain(c: Json, folder: Path) -> Mapping[str, Tensor]:
     return read_tensors(folder)
+
+
+def _text(c: Json, folder: Path) -> Mapping[str, Tensor]:
+    """Tensors of a language model; what turns pictures into words or back is left out."""
+    return {key: value for key, value in read_tensors(folder).items() if not key.startswith("model.vqmodel.")}
 
 
 def _tower(c: Json, folder: Path) -> Mapping[str, Tensor]:
@@ -87,10 +93,11 @@ FAMILIES: dict[str, Family] = {
         _plain,
     ),
     **{
-        name: Family(lambda c, f: Decoder(backbones.language_config(c)), backbones.decoder_keys, _plain)
-        for name in backbones.LANGUAGES
+        name: Family(lambda c, f: Decoder(languages.language_config(c)), language.keys, _text)
+        for name, language in languages.LANGUAGES.items()
     },
 }
+FAMILIES["t5"] = Family(lambda c, f: Seq2Seq(t5.config(c)), t5.keys, _plain)
 FAMILIES["clip_vision_model"] = FAMILIES["clip"]
 FAMILIES["siglip_vision_model"] = FAMILIES["siglip"]
 FAMILIES["dinov2_with_registers"] = FAMILIES["dinov2"]
@@ -150,16 +157,22 @@ class Published:
         return patches.dense()
 
     @torch.inference_mode()
-    def logits(self, **inputs: Tensor) -> Tensor:
+    def logits(self, decoder_input_ids: Tensor | None = None, **inputs: Tensor) -> Tensor:
         """Scores [batch, length, vocabulary] in float32 for inputs by their published names.
 
         input_ids [batch, length], already expanded; pixel_values [images, 3, height, width]; attention_mask and
         token_type_ids [batch, length] as the published model takes them; for InstructBLIP qformer_input_ids and
-        qformer_attention_mask [images, words]. A model that looks at pictures from beside its sequence may take
-        pixel_values [batch, pictures, 3, height, width], filled up to the row with most, together with
-        image_attention_mask [batch, length, pictures].
+        qformer_attention_mask [images, words]; decoder_input_ids [batch, length] for a model that writes beside what it
+        reads. A model that looks at pictures from beside its sequence may take pixel_values [batch, pictures, 3,
+        height, width], filled up to the row with most, together with image_attention_mask [batch, length, pictures].
         """
         batch, runner = self.batch(**inputs), self.runner
+        if isinstance(runner, Seq2Seq):
+            if decoder_input_ids is None:
+                raise InputError(f"a {self.family} model needs decoder_input_ids")
+            return t5.logits(runner, t5.read(runner, batch.ids, batch.layout), decoder_input_ids)
+        if decoder_input_ids is not None:
+            raise InputError(f"a {self.family} model takes no decoder_input_ids")
         if isinstance(runner, VLM):
             return runner.logits(runner(batch))
         decoder = self._decoder(runner)
@@ -171,17 +184,36 @@ class Published:
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
         batch, runner = self.batch(**inputs), self.runner
+        if isinstance(runner, Seq2Seq):
+            return self._write_beside(runner, batch, max_new_tokens)
         decoder = self._decoder(runner)
         if not bool((batch.layout.document[:, -1] >= 0).all()):
             raise InputError("a prompt is padded on the right, expected padding on the left for generation")
         length = batch.ids.shape[1]
         cache = decoder.new_cache(min(length + max_new_tokens, max(length, decoder.config.max_length)))
         hidden = _read(runner, batch, cache, torch.arange(length - 1, batch.ids.numel(), length))
+        return self._greedy(decoder, hidden, cache, lambda step: _read(runner, step, cache)[:, -1], max_new_tokens)
+
+    def _write_beside(self, runner: Seq2Seq, batch: Batch, most: int) -> Tensor:
+        """The greedy answer of a model that writes beside what it reads, from its start token on."""
+        memory, cache = t5.read(runner, batch.ids, batch.layout), runner.new_cache(most)
+        start = torch.full((len(batch.ids), 1), int(self.config.get("decoder_start_token_id") or 0))
+
+        def read(step: Batch) -> Tensor:
+            return cast(Tensor, runner(runner.embed(step.ids), step.layout, memory, cache))[:, -1]
+
+        first = Batch(start, causal_layout(len(start), 1), torch.zeros(0, dtype=torch.int64))
+        return self._greedy(runner, read(first), cache, read, most)
+
+    def _greedy(
+        self, head: Decoder | Seq2Seq, hidden: Tensor, cache: Cache, read: Callable[[Batch], Tensor], most: int
+    ) -> Tensor:
+        """The likeliest tokens [batch, at most `most`], each read by `read` for the hidden states of the next."""
         ends = self._ends()
-        done = torch.zeros(len(batch.ids), dtype=torch.bool)
+        done = torch.zeros(len(hidden), dtype=torch.bool)
         written: list[Tensor] = []
-        for _ in range(max_new_tokens):
-            chosen = decoder.logits(hidden).argmax(-1)
+        for _ in range(most):
+            chosen = head.logits(hidden).argmax(-1)
             if ends:
                 chosen = torch.where(done, ends[0], chosen)
                 done |= torch.isin(chosen, torch.tensor(ends))
@@ -189,8 +221,7 @@ class Published:
             if bool(done.all()):
                 break
             assert cache.layout is not None
-            step = Batch(chosen[:, None], cache.layout.next(), torch.zeros(0, dtype=torch.int64))
-            hidden = _read(runner, step, cache)[:, -1]
+            hidden = read(Batch(chosen[:, None], cache.layout.next(), torch.zeros(0, dtype=torch.int64)))
         return torch.stack(written, dim=1)
 
     def save(self, folder: Path) -> None:
@@ -243,7 +274,8 @@ class Published:
         if self._looks:  # an image token is a token like any other
             is_slot = torch.zeros_like(is_slot)
         words = input_ids[~is_slot]
-        most = self._decoder(self.model).config.total_vocab
+        text = self.model if isinstance(self.model, Seq2Seq) else self._decoder(self.model)
+        most = text.config.vocab_size + getattr(text.config, "extra_vocab", 0)
         if len(words) and (int(words.min()) < 0 or int(words.max()) >= most):
             raise InputError(f"input_ids from {int(words.min())} to {int(words.max())}, expected 0 to {most - 1}")
         layout, asked = self._layout(real, is_slot, token_type_ids), None

@@ -1,0 +1,71 @@
+"""T5 (arXiv:1910.10683) and FlanT5 (arXiv:2210.11416): settings, names, and how their inputs are read."""
+
+from torch import Tensor
+
+from ..core.errors import ConfigError
+from ..core.layout import Layout, causal_layout
+from ..language.seq2seq import Memory, Seq2Seq, Seq2SeqConfig
+from .keymap import KeyMap, rule
+from .language_names import renames
+from .languages import Json, act
+
+
+def config(c: Json) -> Seq2SeqConfig:
+    """Settings from a `config.json`; the first T5 is tied and not gated, later ones say that they are not tied."""
+    kind = c.get("feed_forward_proj", "relu")
+    gated, name = kind.startswith("gated-"), kind.removeprefix("gated-")
+    if (count := c.get("is_encoder_decoder", True)) is not True:
+        raise ConfigError(f"is_encoder_decoder is {count!r}, expected an encoder and a decoder")
+    depth = c.get("num_layers", 6)
+    return Seq2SeqConfig(
+        vocab_size=c.get("vocab_size", 32_128),
+        width=c.get("d_model", 512),
+        encoder_depth=depth,
+        decoder_depth=c.get("num_decoder_layers") or depth,
+        heads=c.get("num_heads", 8),
+        head_dim=c.get("d_kv", 64),
+        mlp=c.get("d_ff", 2048),
+        activation=act("gelu_new" if kind == "gated-gelu" else name),  # which the original code has always meant
+        gated=gated,
+        eps=c.get("layer_norm_epsilon", 1e-6),
+        buckets=c.get("relative_attention_num_buckets", 32),
+        farthest=c.get("relative_attention_max_distance", 128),
+        tied=c.get("tie_word_embeddings", True) and c.get("scale_decoder_outputs", True),
+    )
+
+
+def keys(cfg: Seq2SeqConfig) -> KeyMap:
+    """Sublayers are numbered: attention, in the decoder the look at the encoder, feed-forward."""
+    feedforward = {"wi_0": "gate", "wi_1": "up", "wo": "down"} if cfg.gated else {"wi": "up", "wo": "down"}
+    attention = {x: x for x in "qkvo"}
+    rules = [rule("shared.weight", "embedding.weight")]
+    for side, ours, last in (("encoder", "encoder_", 1), ("decoder", "", 2)):
+        layer, block = f"{side}.block.{{i}}.layer.", f"{ours}blocks.{{i}}."
+        table = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        rules += [
+            *renames(f"{layer}0.SelfAttention.", f"{block}attention.", attention),
+            *renames(f"{layer}{last}.DenseReluDense.", f"{block}feedforward.", feedforward),
+            *renames(layer, block, {"0.layer_norm": "norm1", f"{last}.layer_norm": "norm2"}),
+            rule(table, f"{ours}bias.table.weight"),
+            rule(f"{side}.final_layer_norm.{{p}}", f"{ours}norm.{{p}}"),
+        ]
+    looks = "decoder.block.{i}.layer.1."
+    rules += renames(f"{looks}EncDecAttention.", "blocks.{i}.cross.", attention)
+    rules += renames(looks, "blocks.{i}.", {"layer_norm": "norm_cross"})
+    unused = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]
+    unused += [f"{looks}EncDecAttention.relative_attention_bias.weight"]
+    if cfg.tied:
+        unused.append("lm_head.weight")
+    else:
+        rules.append(rule("lm_head.weight", "head.weight"))
+    return KeyMap(tuple(rules), tuple(unused))
+
+
+def read(model: Seq2Seq, ids: Tensor, layout: Layout) -> Memory:
+    """What the encoder makes of ids [batch, length]."""
+    return model.encode(model.embed(ids), layout)
+
+
+def logits(model: Seq2Seq, memory: Memory, ids: Tensor) -> Tensor:
+    """Scores [batch, length, vocabulary] of the words that follow those written so far."""
+    return model.logits(model(model.embed(ids), causal_layout(*ids.shape), memory))
