@@ -244,7 +244,10 @@ def test_pictures_are_turned_as_their_camera_was_held(format: str, orientation: 
     exif = PIL.Image.Exif()
     exif[274] = orientation
     options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}, "PNG": {}}[format]
-    found = open_image(encoded(PIL.Image.fromarray(stored.copy()), format, exif=exif, **options)).picture
+    data = encoded(PIL.Image.fromarray(stored.copy()), format, exif=exif, **options)
+    found = open_image(data).picture
+    assert open_image(PIL.Image.open(io.BytesIO(data))) == Image(found)  # handed in by a caller, the same
+    assert open_image(found) == Image(found)  # and turned once only
     assert found.size == (40, 24)
     assert np.abs(np.asarray(found).astype(int) - upright).max() <= (40 if format == "JPEG" else 0)
 

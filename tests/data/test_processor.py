@@ -168,6 +168,14 @@ def test_branches_with_a_system_message_and_one_turn() -> None:
     assert torch.equal(processor().branches(conversation).ids, processor()(conversation).ids)
 
 
+def test_branches_longer_than_the_context_are_refused() -> None:
+    turns = talk(("how many?", "two"), ("where is the cat?", "here and there"))
+    length = processor().branches(turns).length
+    assert processor(max_length=length).branches(turns).length == length
+    with pytest.raises(InputError, match=f"{length} tokens of 2 questions for a context of {length - 1}"):
+        processor(max_length=length - 1).branches(turns)
+
+
 def test_places_are_written_in_the_model_s_picture_and_read_in_the_original() -> None:
     answer = Message("assistant", (Text("the"), Region(Box(15, 10, 45, 30, FRAME, " cat"))))
     example = processor()((*ask("where?", RED), answer))

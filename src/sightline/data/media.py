@@ -16,6 +16,7 @@ MAX_SIDE = 30_000
 MAX_BYTES = 64 << 20
 
 _ORIENTATION = 0x0112
+_MARKS = ("exif", "xmp", "XML:com.adobe.xmp")  # where Pillow keeps what says how a picture is to be turned
 _TURNS = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
     3: PIL.Image.Transpose.ROTATE_180,
@@ -28,14 +29,14 @@ _TURNS = {
 
 
 def open_image(source: "str | Path | bytes | PIL.Image.Image | np.ndarray | Image", name: str = "") -> Image:
-    """A picture from a path, encoded bytes, a Pillow picture or an array [height, width(, 3)] of uint8.
+    """An upright picture from a path, encoded bytes, a Pillow picture or an array [height, width(, 3)] of uint8.
 
     Raises InputError for what cannot be read and CapacityError for what is too large, each told in one line.
     """
     if isinstance(source, Image):
         return source
     if isinstance(source, PIL.Image.Image):
-        return Image(rgb(_loaded(source, name or "picture")), name or "picture")
+        return Image(rgb(upright(_loaded(source, name or "picture"))), name or "picture")
     if isinstance(source, np.ndarray):
         return Image(rgb(_loaded(_from_array(source), name or "array")), name or "array")
     if isinstance(source, (str, Path)):
@@ -116,9 +117,14 @@ def orientation(picture: PIL.Image.Image) -> int:
 
 
 def upright(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """The picture as its camera held it."""
+    """The picture as its camera held it, no longer marked as turned: handed in again, it stays as it is."""
     turn = _TURNS.get(orientation(picture))
-    return picture if turn is None else picture.transpose(turn)
+    if turn is None:
+        return picture
+    turned = picture.transpose(turn)
+    for key in _MARKS:
+        turned.info.pop(key, None)
+    return turned
 
 
 def rgb(picture: PIL.Image.Image) -> PIL.Image.Image:

@@ -107,6 +107,7 @@ class Processor:
         """A training example whose turns each follow the pictures directly and do not see one another.
 
         One pass through the model then learns many questions, and each looks like the first and only one.
+        Raises InputError where the turns together are longer than the context, of which none may be lost.
         """
         if self.look == "prefix":
             raise InputError("a model whose pictures see the question learns one question at a time")
@@ -119,7 +120,10 @@ class Processor:
             words = tuple(part for part in question.parts if not isinstance(part, (Image, Video)))
             turn = (*before, Message("user", (*pictures, *words)), answer)
             examples.append(self._write(self.template(turn), seen))
-        return branched(examples)
+        example = branched(examples)
+        if example.length > self.max_length:
+            raise InputError(f"{example.length} tokens of {len(examples)} questions for a context of {self.max_length}")
+        return example
 
     def _write(self, segments: list[Segment], seen: list[Seen]) -> Example:
         found = sum(isinstance(segment, Slot) for segment in segments)
