@@ -18,15 +18,18 @@ VISION: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidde
 VISION |= {"image_size": 28, "patch_size": 7, "initializer_range": 0.02}
 QFORMER: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 40}
 QFORMER |= {"intermediate_size": 40, "max_position_embeddings": 16}
-BOTH = pytest.mark.parametrize("family", ["blip-2", "instructblip"])
+ALL = pytest.mark.parametrize("family", ["blip-2", "blip-2-opt", "instructblip"])
 
 
 def build(family: str) -> Any:
     kinds = {
         "blip-2": (hf.Blip2Config, hf.Blip2ForConditionalGeneration),
+        "blip-2-opt": (hf.Blip2Config, hf.Blip2ForConditionalGeneration),
         "instructblip": (hf.InstructBlipConfig, hf.InstructBlipForConditionalGeneration),
     }
     text = hf.LlamaConfig(**TEXT).to_dict()
+    if family == "blip-2-opt":
+        text = hf.OPTConfig(**TEXT, ffn_dim=48, word_embed_proj_dim=32).to_dict()
     sizes: dict[str, Any] = {"num_query_tokens": QUERIES, "image_token_index": IMAGE_TOKEN}
     config, kind = kinds[family]
     model = randomised(kind(config(vision_config=VISION, qformer_config=QFORMER, text_config=text, **sizes)))
@@ -48,7 +51,7 @@ def inputs(family: str, rows: int = 2) -> dict[str, Tensor]:
     return given
 
 
-@BOTH
+@ALL
 def test_logits(tmp_path: Path, family: str) -> None:
     theirs = build(family)
     ours = load_published(saved(theirs, tmp_path))
@@ -69,7 +72,7 @@ def test_the_instruction_changes_what_is_seen(tmp_path: Path) -> None:
     assert (ours.logits(**asked) - ours.logits(**given)).abs().max() > 0.01
 
 
-@BOTH
+@ALL
 def test_greedy_tokens(tmp_path: Path, family: str) -> None:
     theirs = build(family)
     ours = load_published(saved(theirs, tmp_path))
@@ -80,7 +83,7 @@ def test_greedy_tokens(tmp_path: Path, family: str) -> None:
     assert torch.equal(ours.generate_ids(**given, max_new_tokens=16), greedy)
 
 
-@BOTH
+@ALL
 def test_what_we_save_loads_in_transformers(tmp_path: Path, family: str) -> None:
     theirs = build(family)
     ours = load_published(saved(theirs, tmp_path / "theirs"))

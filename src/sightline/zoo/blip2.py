@@ -8,6 +8,7 @@ from ..fusion.qformer import QFormerConfig
 from ..model import VLMConfig
 from .backbones import Json, act, decoder_keys, eva_clip_config, eva_clip_keys, language_config
 from .keymap import KeyMap, leading, rule
+from .language_names import opt_keys
 
 
 def config(c: Json) -> VLMConfig:
@@ -22,10 +23,11 @@ def config(c: Json) -> VLMConfig:
 def keys(cfg: VLMConfig) -> KeyMap:
     """The published names."""
     assert isinstance(cfg.fusion, QFormerConfig)
+    words = opt_keys if cfg.decoder.positions == "learned" else decoder_keys  # OPT, or Vicuna
     return (
         eva_clip_keys(cfg.image).under("vision_model.", "encoder.")
         + qformer_keys(cfg.fusion).under("", "fusion.")
-        + decoder_keys(cfg.decoder).under("language_model.", "decoder.")
+        + words(cfg.decoder).under("language_model.", "decoder.")
     )
 
 

@@ -4,15 +4,16 @@ Sizes are written as in the published `config.json`, so that a row is read by th
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..model import VLMConfig
-from . import idefics, llava, paligemma
+from . import blip2, idefics, llava, paligemma
 
 Stages = Mapping[str, tuple[str, ...]]
 
+LOGITS = "logits and greedy tokens equal transformers' on a random checkpoint of this layout"
 EQUAL = "logits, greedy tokens and pixels equal transformers' on a random checkpoint of this layout"
 
 # LLaVA's stages: arXiv:2304.08485 section 4.2; PaliGemma's: arXiv:2407.07726 section 3.2
@@ -118,6 +119,68 @@ def _idefics(size: str) -> Row:
     )
 
 
+def _gemma_2(size: str) -> dict[str, Any]:
+    """Gemma 2's sizes (arXiv:2408.00118, table 1)."""
+    width, depth, heads, kv_heads, mlp = {"3b": (2304, 26, 8, 4, 9216), "10b": (3584, 42, 16, 8, 14336)}[size]
+    text = {"model_type": "gemma2", "hidden_size": width, "num_hidden_layers": depth, "intermediate_size": mlp}
+    text |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": 256, "vocab_size": 257216}
+    return text | {"query_pre_attn_scalar": 256, "sliding_window": 4096}
+
+
+def _paligemma_2(size: str, side: int) -> Row:
+    first = _paligemma(side, mix=False)
+    return replace(
+        first,
+        name=f"paligemma2-{size}-pt-{side}",
+        family="PaliGemma 2",
+        llm=f"Gemma 2 {'2B' if size == '3b' else '9B'}",
+        source=f"google/paligemma2-{size}-pt-{side}",
+        config={"vision_config": first.config["vision_config"], "text_config": _gemma_2(size)},
+    )
+
+
+# EVA-CLIP g without its last block; the published configuration class has the same sizes by default
+EVA_G = {"hidden_size": 1408, "intermediate_size": 6144, "num_hidden_layers": 39, "num_attention_heads": 16}
+BLIP_STAGES: Stages = {"represent": ("fusion.*",), "generate": ("fusion.*",)}  # arXiv:2301.12597 section 3
+
+
+def _blip_2(size: str) -> Row:
+    width, depth, mlp = {"2.7b": (2560, 32, 10240), "6.7b": (4096, 32, 16384)}[size]
+    text = {"model_type": "opt", "hidden_size": width, "num_hidden_layers": depth, "ffn_dim": mlp}
+    text |= {"num_attention_heads": 32, "vocab_size": 50304, "max_position_embeddings": 2048}
+    return Row(
+        name=f"blip2-opt-{size}",
+        family="BLIP-2",
+        encoder="EVA-CLIP g/14 224",
+        fusion="Q-Former of 32 queries",
+        llm=f"OPT {size.upper()}",
+        licence="MIT",
+        source=f"Salesforce/blip2-opt-{size}",
+        read=blip2.config,
+        config={"model_type": "blip-2", "vision_config": EVA_G, "text_config": text, "image_token_index": 50265},
+        stages=BLIP_STAGES,
+        proof=LOGITS,
+    )
+
+
+def _instructblip(size: str) -> Row:
+    text = _llama(size, vocab_size=32001, rms_norm_eps=1e-6, max_position_embeddings=2048)
+    config = {"vision_config": EVA_G, "qformer_config": {"vocab_size": 30523}, "text_config": text}
+    return Row(
+        name=f"instructblip-vicuna-{size}",
+        family="InstructBLIP",
+        encoder="EVA-CLIP g/14 224",
+        fusion="Q-Former of 32 queries that read the question",
+        llm=f"Vicuna {size.upper()} v1.1",
+        licence="LLaMA, not for commerce",
+        source=f"Salesforce/instructblip-vicuna-{size}",
+        read=blip2.config,
+        config={"model_type": "instructblip", "image_token_index": 32000, **config},
+        stages={"instruct": ("fusion.*",)},
+        proof=LOGITS,
+    )
+
+
 LLAVA_LINEAR = Row(
     name="llava-llama-2-13b",
     family="LLaVA",
@@ -140,6 +203,13 @@ ROWS: dict[str, Row] = {
         _llava_15("13b"),
         _idefics("9b"),
         _idefics("80b"),
+        _blip_2("2.7b"),
+        _blip_2("6.7b"),
+        _instructblip("7b"),
+        _instructblip("13b"),
+        _idefics("9b"),
+        _idefics("80b"),
+        *(_paligemma_2(size, 224) for size in ("3b", "10b")),
         *(_paligemma(side, mix) for mix, side in ((False, 224), (False, 448), (False, 896), (True, 224), (True, 448))),
     )
 }
