@@ -201,8 +201,6 @@ ROWS: dict[str, Row] = {
         LLAVA_LINEAR,
         _llava_15("7b"),
         _llava_15("13b"),
-        _idefics("9b"),
-        _idefics("80b"),
         _blip_2("2.7b"),
         _blip_2("6.7b"),
         _instructblip("7b"),
