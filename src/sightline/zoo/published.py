@@ -242,8 +242,8 @@ class Published:
     ) -> Batch:
         """The published inputs as a batch; InputError where pictures and their places do not match."""
         if other:
-            words = ("qformer_input_ids", "qformer_attention_mask", "image_attention_mask")
-            known = ("input_ids", "pixel_values", "attention_mask", "token_type_ids", *words)
+            more = ("qformer_input_ids", "qformer_attention_mask", "image_attention_mask")
+            known = ("input_ids", "pixel_values", "attention_mask", "token_type_ids", *more)
             raise InputError(f"unknown input {min(other)!r}{nearest(min(other), known)}")
         if input_ids is None or input_ids.dim() != 2 or input_ids.is_floating_point() or not input_ids.numel():
             shape = "none" if input_ids is None else f"{input_ids.dtype} {list(input_ids.shape)}"

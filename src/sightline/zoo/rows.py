@@ -99,11 +99,11 @@ def _paligemma(side: int, mix: bool) -> Row:
 def _idefics(size: str) -> Row:
     width, depth, heads, mlp, eps = {"9b": (4096, 32, 32, 11008, 1e-6), "80b": (8192, 80, 64, 22016, 1e-5)}[size]
     text = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "intermediate_size": mlp}
-    text |= {"rms_norm_eps": eps, "vocab_size": 32000, "additional_vocab_size": 3, "cross_layer_interval": 4}
+    text |= {"vocab_size": 32000, "additional_vocab_size": 3, "cross_layer_interval": 4}
     vision = {"embed_dim": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "intermediate_size": 5120}
     perceiver = {"resampler_n_latents": 64, "resampler_depth": 6, "resampler_n_heads": 16, "resampler_head_dim": 96}
     perceiver |= {"qk_layer_norms_perceiver": True}
-    more = {"use_resampler": True, "qk_layer_norms": True, "alpha_type": "float"}
+    more = {"rms_norm_eps": eps, "use_resampler": True, "qk_layer_norms": True, "alpha_type": "float"}
     return Row(
         name=f"idefics-{size}-instruct",
         family="IDEFICS",
