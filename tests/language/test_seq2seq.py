@@ -54,7 +54,7 @@ def test_keys_of_the_memory_are_made_once(model: Seq2Seq) -> None:
     for n in range(3):
         model(model.embed(ids[:, n : n + 1]), causal_layout(2, 3).span(n, n + 1), memory, cache)
     assert len(calls) == 3
-    assert [layer.length for layer in cache.memory] == [9, 9, 9]
+    assert [layer.length for layer in cache.crossed] == [9, 9, 9]
 
 
 @torch.no_grad()

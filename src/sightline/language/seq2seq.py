@@ -60,18 +60,18 @@ class MemoryCache(Cache):
 
     def __init__(self, depth: int, capacity: int = 0, dtype: torch.dtype | None = None) -> None:
         super().__init__(depth, capacity, dtype)
-        self.memory = [LayerCache(0, dtype) for _ in range(depth)]
+        self.crossed = [LayerCache(0, dtype) for _ in range(depth)]
 
     def keep(self, rows: Tensor) -> "MemoryCache":
         kept, out = super().keep(rows), MemoryCache(0)
         out.layers, out.layout, out.first = kept.layers, kept.layout, kept.first
-        out.memory = [layer.rows(rows) for layer in self.memory]
+        out.crossed = [layer.rows(rows) for layer in self.crossed]
         return out
 
     def cut(self, length: int) -> "MemoryCache":
         short, out = super().cut(length), MemoryCache(0)
         out.layers, out.layout, out.first = short.layers, short.layout, short.first
-        out.memory = self.memory
+        out.crossed = self.crossed
         return out
 
 
@@ -216,7 +216,7 @@ class Seq2Seq(nn.Module):
         theirs = memory.layout.document[:, None, :]
         mask = ((layout.document[:, :, None] == theirs) & (theirs >= 0))[:, None]
         for i, block in enumerate(self.blocks):
-            kept = (cache.layers[i], cache.memory[i]) if cache else (None, None)
+            kept = (cache.layers[i], cache.crossed[i]) if cache else (None, None)
             x = block(x, bias, memory.values, mask, *kept)
         return self.norm(x)
 
