@@ -85,12 +85,13 @@ def test_the_tree_of_the_readme_is_the_tree() -> None:
     tree = next(b.code for b in blocks((ROOT / "README.md").read_text(encoding="utf-8")) if b.kind == "text")
     source = ROOT / "src" / "sightline"
     ours = [p.relative_to(source) for p in source.rglob("*.py") if p.name not in ("__init__.py", "__main__.py")]
-    folder, told = Path(), set()
+    way: list[str] = []
+    told = set()
     for line in tree.splitlines():
-        if found := re.match(r"  (\w+)/", line):
-            folder = Path(found[1])
-        elif found := re.match(r"  (  )?(\w+\.py)", line):
-            told.add(folder / found[2] if found[1] else Path(found[2]))
+        if found := re.match(r"((?:  )+)([\w.]+)", line):
+            way[len(found[1]) // 2 - 1 :] = [found[2]]
+            if found[2].endswith(".py"):
+                told.add(Path(*way))
     assert sorted(set(ours) - told) == [], "the README's tree misses these"
     assert sorted(told - set(ours)) == [], "the README's tree names these, and they are not there"
 

@@ -96,7 +96,7 @@ def test_several_images_keep_their_order_and_count() -> None:
 def test_images_that_the_template_has_no_place_for_are_told(template: str) -> None:
     """Features would land on the wrong tokens otherwise."""
     hidden = (Message("system", (BLUE,)), *ask("where?", RED))
-    with pytest.raises(InputError, match="2 images for 1 places in the conversation"):
+    with pytest.raises(InputError, match=r"2 images for 1 places|no place for a system message"):
         processor(template=template)(hidden)
 
 
