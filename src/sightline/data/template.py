@@ -223,10 +223,10 @@ FAKE = "<fake_token_around_image>"  # IDEFICS writes it before and after picture
 
 def idefics_template(conversation: Conversation) -> list[Segment]:
     """IDEFICS-instruct (arXiv:2306.16527, its model card): "User:" and "Assistant:" in lines of their own."""
+    talk = turns(conversation)
     _no_system(conversation)
     out = Writer()
     out.control("<s>")
-    talk = turns(conversation)
     for i, message in enumerate(talk):
         user = message.role == "user"
         out.words(("\n" if i else "") + ("User:" if user else "Assistant:"))
