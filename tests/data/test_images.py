@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from sightline.core.config import from_dict, to_dict
+from sightline.core.errors import ConfigError
 from sightline.core.geometry import Box, Frame
 from sightline.data import images
-from sightline.data.images import CLIP_MEAN, CLIP_STD, CenterCrop, PadSquare, Pipeline, Scaling, Square
+from sightline.data.images import CLIP_MEAN, CLIP_STD, CenterCrop, PadSquare, Pipeline, Scaling, Square, Tiles
 
 PLAIN = Scaling(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))  # values stay 0 to 255
 SIZES = [(1, 1), (1, 2000), (2000, 1), (3, 5), (33, 47), (47, 33), (64, 64), (201, 99), (640, 480)]
@@ -153,3 +154,41 @@ def test_ribbons_do_not_take_gigabytes(size: tuple[int, int], monkeypatch: pytes
 @pytest.mark.parametrize("pipeline", [Square(64), CenterCrop(70, 64), PadSquare(64, Scaling(exact=True))], ids=name)
 def test_pipelines_are_configurations(pipeline: Pipeline) -> None:
     assert from_dict(type(pipeline), to_dict(pipeline)) == pipeline
+
+
+# ------------------------------------------------------------------------------------------------------------ tiles
+
+
+def test_every_tile_knows_where_its_pixels_were() -> None:
+    """A rectangle inside each tile of a grid, found again in it alone and, smaller, in the whole picture."""
+    tiles = Tiles(48, scaling=PLAIN)
+    assert tiles.grid(300, 200) == (3, 2)
+    for index in range(6):
+        left, top = 100 * (index % 3), 100 * (index // 3)
+        picture = PIL.Image.new("RGB", (300, 200), "black")
+        picture.paste("white", (left + 25, top + 30, left + 75, top + 80))
+        items = tiles(picture)
+        assert len(items) == 7
+        for place in (index, 6):
+            pixels, way = items[place]
+            assert pixels.shape == (3, 48, 48) and way.target == Frame(48, 48)
+            ys, xs = np.nonzero(pixels.mean(0).numpy() > 127)
+            found = Box(xs.min(), ys.min(), xs.max() + 1, ys.max() + 1, way.target)
+            drawn = Box(left + 25, top + 30, left + 75, top + 80, way.source)
+            assert np.abs(np.subtract(found.xyxy, way.apply(drawn).xyxy)).max() <= 0.75
+            assert np.abs(np.subtract(way.invert(found).xyxy, drawn.xyxy)).max() <= 5
+        assert all(items[other][0].max() < 1 for other in range(6) if other != index)
+
+
+def test_a_picture_of_one_tile_is_seen_once() -> None:
+    picture = noise(50, 50)
+    items = Tiles(48, scaling=PLAIN)(picture)
+    assert len(items) == 1
+    assert torch.equal(items[0][0], Square(48, PLAIN)(picture)[0])
+    assert len(Tiles(48, min_tiles=2, thumbnail=False)(picture)) == 4
+
+
+@pytest.mark.parametrize(("least", "most"), [(0, 4), (5, 4)])
+def test_numbers_of_tiles_are_checked(least: int, most: int) -> None:
+    with pytest.raises(ConfigError, match=f"from {least} to {most} tiles"):
+        Tiles(48, min_tiles=least, max_tiles=most)

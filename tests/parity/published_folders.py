@@ -131,6 +131,32 @@ def original(model: Any) -> dict[str, Tensor]:
     return out
 
 
+def original_internvit(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of InternViT by the names of OpenGVLab/InternVL."""
+    out = {}
+    renamed = {
+        "embeddings.cls_token": "embeddings.class_embedding",
+        "embeddings.position_embeddings": "embeddings.position_embedding",
+        "patch_embeddings.projection": "patch_embedding",
+        "encoder.layer.": "encoder.layers.",
+        "attention.projection_layer": "attn.proj",
+        "attention.": "attn.",
+        "layernorm_before": "norm1",
+        "layernorm_after": "norm2",
+        "lambda_": "ls",
+    }
+    for key, value in tensors.items():
+        if "_proj." in key:
+            if ".q_proj." not in key:
+                continue
+            value = torch.cat([tensors[key.replace("q_proj", f"{x}_proj")] for x in "qkv"])
+            key = key.replace("q_proj", "qkv")
+        for old, new in renamed.items():
+            key = key.replace(old, new)
+        out[key] = value
+    return out
+
+
 def prompt(images: int, length: int = 12, seed: int = 1) -> Tensor:
     """Ids [1, n] of some text with the slots of `images` images inside."""
     generator = torch.Generator().manual_seed(seed)

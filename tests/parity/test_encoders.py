@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from published_folders import IMAGE_TOKEN, VISION, layout_1, llava, pixels, randomised, saved, write
+from published_folders import IMAGE_TOKEN, VISION, layout_1, llava, original_internvit, pixels, randomised, saved, write
 from transformers.models.idefics.vision import IdeficsVisionTransformer
 
 from sightline.core.patches import patchify
@@ -39,38 +39,12 @@ def test_internvit(tmp_path: Path, size: str, side: int) -> None:
     torch.testing.assert_close(ours.features(images), wanted, **TOLERANCE)
 
 
-def original_internvit(theirs: Any) -> dict[str, torch.Tensor]:
-    """The same tensors by the names of OpenGVLab/InternVL."""
-    tensors, out = theirs.state_dict(), {}
-    renamed = {
-        "embeddings.cls_token": "embeddings.class_embedding",
-        "embeddings.position_embeddings": "embeddings.position_embedding",
-        "patch_embeddings.projection": "patch_embedding",
-        "encoder.layer.": "encoder.layers.",
-        "attention.projection_layer": "attn.proj",
-        "attention.": "attn.",
-        "layernorm_before": "norm1",
-        "layernorm_after": "norm2",
-        "lambda_": "ls",
-    }
-    for key, value in tensors.items():
-        if "_proj." in key:
-            if ".q_proj." not in key:
-                continue
-            value = torch.cat([tensors[key.replace("q_proj", f"{x}_proj")] for x in "qkv"])
-            key = key.replace("q_proj", "qkv")
-        for old, new in renamed.items():
-            key = key.replace(old, new)
-        out[key] = value
-    return out
-
-
 @pytest.mark.parametrize("size", INTERN)
 def test_internvit_of_the_original_layout(tmp_path: Path, size: str) -> None:
     theirs, more = intern(size), INTERN[size]
     named = {"qkv_bias": more["attention_bias"], "qk_normalization": more["use_qk_norm"]}
     config = {"model_type": "intern_vit_6b", **VISION, "norm_type": more["norm_type"], **named}
-    published = original_internvit(theirs)
+    published = original_internvit(theirs.state_dict())
     ours = load_published(write(tmp_path / "theirs", config, published))
     images = pixels(2)
     with torch.no_grad():

@@ -102,6 +102,17 @@ def test_the_sizes_of_models_that_look_at_pictures() -> None:
     assert sum(describe_named("idefics-80b-instruct").parameters.values()) == pytest.approx(80e9, rel=0.005)
 
 
+def test_the_sizes_of_internvl() -> None:
+    """25.5 billion parameters with InternLM2, of which 5.54 see and 19.86 write; 938 million in the small one."""
+    told = describe_named("internvl-chat-v1-5")
+    assert told.visual_tokens == 256  # of one tile
+    assert told.parameters["encoder"] == pytest.approx(5.54e9, abs=5e6)
+    assert told.parameters["decoder"] == pytest.approx(19.86e9, abs=5e6)
+    assert told.parameters["fusion"] == 2 * 12_800 + 12_800 * 6144 + 6144**2 + 2 * 6144
+    assert sum(told.parameters.values()) == pytest.approx(25.5e9, abs=50e6)
+    assert sum(describe_named("internvl3-1b-hf").parameters.values()) == pytest.approx(938e6, abs=0.5e6)
+
+
 def test_lines_say_what_the_numbers_say(config: VLMConfig) -> None:
     told = describe("tiny", config, {"align": ("fusion.*",)})
     text = "\n".join(told.lines())

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ..core import geometry
 from ..core.config import config
+from ..core.errors import ConfigError
 from ..core.geometry import Frame, Transform
 
 Resample = Literal["bicubic", "bilinear"]
@@ -23,6 +24,8 @@ Triple = tuple[float, float, float]
 
 CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 HALF: Triple = (0.5, 0.5, 0.5)
 
 # pixels a picture may have on its way: a ribbon 30000 long, padded or resized as a whole, would take gigabytes
@@ -134,6 +137,52 @@ class PadSquare:
             canvas.paste(picture, (left, top))
             picture = canvas
         return self.scaling.normalised(self.scaling.resized(picture, self.size, self.size)), way
+
+
+@config
+class Tiles:
+    """Squares cut from the picture, and after several of them the whole picture as one more (InternVL).
+
+    The picture is stretched to the grid of squares whose proportions are nearest its own (arXiv:2404.16821, section
+    3.3). It becomes several items, which is why this is no `Pipeline`: their pixels are for `pixel_values`.
+    """
+
+    size: int
+    min_tiles: int = 1
+    max_tiles: int = 12
+    thumbnail: bool = True
+    scaling: Scaling = field(default_factory=lambda: Scaling(IMAGENET_MEAN, IMAGENET_STD))
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_tiles <= self.max_tiles:
+            raise ConfigError(f"from {self.min_tiles} to {self.max_tiles} tiles, expected 1 or more, the larger last")
+
+    def grid(self, width: int, height: int) -> tuple[int, int]:
+        """Columns and rows for a picture of this size; of equally near grids the larger, if the picture is too."""
+        sides = range(1, self.max_tiles + 1)
+        grids = [(c, r) for c in sides for r in sides if self.min_tiles <= c * r <= self.max_tiles]
+        best, least = (1, 1), float("inf")
+        for columns, rows in sorted(grids, key=lambda grid: grid[0] * grid[1]):
+            away = abs(width / height - columns / rows)
+            large = width * height > 0.5 * self.size**2 * columns * rows
+            if away < least or (away == least and large):
+                best, least = (columns, rows), away
+        return best
+
+    def __call__(self, picture: PIL.Image.Image) -> tuple[tuple[Tensor, Transform], ...]:
+        """Pixels [3, size, size] of each item and the way coordinates went into it, row by row, the whole one last."""
+        columns, rows = self.grid(*picture.size)
+        frame, side = Frame(*picture.size), self.size
+        step = geometry.resize(frame, columns * side, rows * side)
+        pixels = self.scaling.resized(picture, columns * side, rows * side)
+        items = []
+        for top in range(0, rows * side, side):
+            for left in range(0, columns * side, side):
+                way = Transform(frame, (step, geometry.crop(step.target, left, top, side, side)))
+                items.append((self.scaling.normalised(pixels[:, top : top + side, left : left + side]), way))
+        if self.thumbnail and len(items) > 1:
+            items.append(Square(side, self.scaling)(picture))
+        return tuple(items)
 
 
 Pipeline = Annotated[Square | CenterCrop | PadSquare, Field(discriminator="kind")]

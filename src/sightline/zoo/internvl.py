@@ -1,9 +1,70 @@
-"""InternVL's projector (arXiv:2404.16821): settings and names of both its layouts."""
+"""InternVL (arXiv:2404.16821): InternViT, squares of patches folded into one, an MLP, a language model.
+
+A picture is cut into tiles, each of which is an item of its own. Two layouts are read: transformers', with a Qwen2 or
+LLaMA text half, and that of the original code, whose text half is an InternLM2 or a Qwen2.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from ..core.errors import ConfigError
 from ..fusion.projector import ProjectorConfig
-from .backbones import Json, act
+from ..model import VLMConfig
+from . import llava
+from .backbones import (
+    Json,
+    act,
+    decoder_keys,
+    intern_vit_config,
+    intern_vit_keys,
+    internvl_vision_config,
+    internvl_vision_keys,
+    language_config,
+)
+from .checkpoint import read_tensors
 from .keymap import KeyMap, rule
+from .language_names import internlm2_keys
+
+
+def config(c: Json) -> VLMConfig:
+    """Settings from a `config.json` of transformers."""
+    if (strategy := c.get("vision_feature_select_strategy", "default")) != "default":
+        raise ConfigError(f"vision_feature_select_strategy {strategy!r}, expected 'default': only patches are folded")
+    image = internvl_vision_config(c["vision_config"], _layer(c, "vision_feature_layer"))
+    decoder = language_config(c["text_config"])
+    return VLMConfig(image, projector_config(c, image.width, decoder.width), decoder)
+
+
+def _layer(c: Json, name: str) -> int:
+    """The layer that features are taken from."""
+    found: Any = c.get(name, -1)
+    if not isinstance(found, int) or found >= 0:
+        raise ConfigError(f"{name} {found!r}, expected one layer counted from the end, such as -1")
+    return found
+
+
+def keys(cfg: VLMConfig) -> KeyMap:
+    """The published names of transformers' layout."""
+    return (
+        internvl_vision_keys(cfg.image).under("vision_tower.", "encoder.")
+        + projector_keys().under("multi_modal_projector.", "fusion.")
+        + decoder_keys(cfg.decoder).under("language_model.", "decoder.")
+    )
+
+
+def tensors(c: Json, folder: Path) -> dict[str, Tensor]:
+    """Tensors of any layout that transformers writes, under the published names: LLaVA's, the tower's one level up.
+
+    A file of tied words holds them once, though the text half may say that they are not tied: the outer settings count.
+    """
+    inner, outer = "vision_tower.vision_model.", "vision_tower."
+    found = {llava.published_name(key).replace(inner, outer): value for key, value in read_tensors(folder).items()}
+    head, table = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
+    if c.get("tie_word_embeddings") and head not in found and table in found:
+        found[head] = found[table].clone()
+    return found
 
 
 def projector_config(c: Json, inputs: int, width: int) -> ProjectorConfig:
@@ -29,6 +90,30 @@ def projector_keys() -> KeyMap:
             rule("linear_1.{p}", "layers.0.{p}"),
             rule("linear_2.{p}", "layers.1.{p}"),
         )
+    )
+
+
+# -------------------------------------------------------------------------------------------------- original layout
+
+
+def original_config(c: Json) -> VLMConfig:
+    """Settings from a `config.json` of the original code; where it names no `ps_version`, it means the first."""
+    text = c["llm_config"]
+    if (kind := text.get("model_type")) not in ("internlm2", "qwen2"):
+        raise ConfigError(f"llm_config of type {kind!r}, expected 'internlm2' or 'qwen2'")
+    image = intern_vit_config(c["vision_config"], _layer(c, "select_layer"))
+    decoder = language_config(text)
+    return VLMConfig(image, projector_config({"ps_version": "v1", **c}, image.width, decoder.width), decoder)
+
+
+def original_keys(cfg: VLMConfig) -> KeyMap:
+    """The names of OpenGVLab/InternVL."""
+    qwen2 = cfg.decoder.qkv_bias and not cfg.decoder.out_bias  # InternLM2 has both biases or neither
+    words = decoder_keys if qwen2 else internlm2_keys
+    return (
+        intern_vit_keys(cfg.image).under("vision_model.", "encoder.")
+        + original_projector_keys().under("mlp1.", "fusion.")
+        + words(cfg.decoder).under("language_model.", "decoder.")
     )
 
 

@@ -21,7 +21,7 @@ from ..language.decoder import Decoder
 from ..language.seq2seq import Seq2Seq
 from ..layers.packed import Precision
 from ..model import VLM
-from . import backbones, blip2, idefics, languages, llava, paligemma, t5
+from . import backbones, blip2, idefics, internvl, languages, llava, paligemma, t5
 from .backbones import Json
 from .checkpoint import assign, read_json, read_tensors, write
 from .hollow import hollow
@@ -71,6 +71,8 @@ FAMILIES: dict[str, Family] = {
     "paligemma": Family(lambda c, f: VLM(paligemma.config(c)), paligemma.keys, _llava_tensors),
     "blip-2": Family(lambda c, f: VLM(blip2.config(c)), blip2.keys, _plain),
     "instructblip": Family(lambda c, f: VLM(blip2.config(c)), blip2.keys, _plain),
+    "internvl": Family(lambda c, f: VLM(internvl.config(c)), internvl.keys, internvl.tensors),
+    "internvl_chat": Family(lambda c, f: VLM(internvl.original_config(c)), internvl.original_keys, _plain),
     "clip": Family(
         lambda c, f: ViT(backbones.clip_config(_vision(c))),
         lambda cfg: backbones.clip_keys(cfg).under("vision_model.", ""),
