@@ -102,6 +102,15 @@ def test_the_sizes_of_models_that_look_at_pictures() -> None:
     assert sum(describe_named("idefics-80b-instruct").parameters.values()) == pytest.approx(80e9, rel=0.005)
 
 
+def test_the_sizes_of_kosmos_2() -> None:
+    """1.3 billion parameters in the language model, 1.6 billion in all (arXiv:2302.14045, section 3.2)."""
+    told = describe_named("kosmos-2-patch14-224")
+    assert told.parameters["decoder"] == pytest.approx(1.3e9, rel=0.04)
+    assert sum(told.parameters.values()) == 1_664_485_376  # as transformers builds it
+    assert told.visual_tokens == 64
+    assert told.trained["pretrain"] == sum(told.parameters.values()) - told.parameters["encoder"] + 12_596_224
+
+
 def test_lines_say_what_the_numbers_say(config: VLMConfig) -> None:
     told = describe("tiny", config, {"align": ("fusion.*",)})
     text = "\n".join(told.lines())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..model import VLMConfig
-from . import blip2, idefics, llava, paligemma
+from . import blip2, idefics, kosmos2, llava, paligemma
 
 Stages = Mapping[str, tuple[str, ...]]
 
@@ -195,6 +195,20 @@ LLAVA_LINEAR = Row(
     proof="logits equal transformers' on a random checkpoint, its second layer set to the identity",
 )
 
+KOSMOS_2 = Row(
+    name="kosmos-2-patch14-224",
+    family="Kosmos-2",
+    encoder="CLIP ViT-L/14 224",
+    fusion="pool of 64 latents",
+    llm="Magneto 1.3B",
+    licence="MIT",
+    source="microsoft/kosmos-2-patch14-224",
+    read=kosmos2.config,
+    config={"latent_query_num": 64, "vision_config": _clip(224), "text_config": {"embed_dim": 2048, "layers": 24}},
+    stages={"pretrain": ("encoder.blocks.23.*", "fusion.*", "decoder.*")},
+    proof=LOGITS,
+)
+
 ROWS: dict[str, Row] = {
     row.name: row
     for row in (
@@ -205,6 +219,7 @@ ROWS: dict[str, Row] = {
         _blip_2("6.7b"),
         _instructblip("7b"),
         _instructblip("13b"),
+        KOSMOS_2,
         _idefics("9b"),
         _idefics("80b"),
         *(_paligemma_2(size, 224) for size in ("3b", "10b")),
