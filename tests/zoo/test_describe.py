@@ -111,6 +111,14 @@ def test_the_sizes_of_kosmos_2() -> None:
     assert told.trained["pretrain"] == sum(told.parameters.values()) - told.parameters["encoder"] + 12_596_224
 
 
+def test_the_sizes_of_aria() -> None:
+    """24.9 billion parameters in the language model (arXiv:2410.05993), 25.3 billion in all (its model card)."""
+    told = describe_named("aria")
+    assert told.parameters["decoder"] == pytest.approx(24.9e9, rel=0.005)
+    assert sum(told.parameters.values()) == pytest.approx(25.3e9, rel=0.005)
+    assert told.visual_tokens == 256
+
+
 def test_lines_say_what_the_numbers_say(config: VLMConfig) -> None:
     told = describe("tiny", config, {"align": ("fusion.*",)})
     text = "\n".join(told.lines())

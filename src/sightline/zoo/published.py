@@ -21,7 +21,7 @@ from ..language.decoder import Decoder
 from ..language.seq2seq import Seq2Seq
 from ..layers.packed import Precision
 from ..model import VLM
-from . import backbones, blip2, idefics, kosmos2, languages, llava, paligemma, t5
+from . import aria, backbones, blip2, idefics, kosmos2, languages, llava, paligemma, t5
 from .backbones import Json
 from .checkpoint import assign, read_json, read_tensors, write
 from .hollow import hollow
@@ -75,6 +75,7 @@ FAMILIES: dict[str, Family] = {
     "paligemma": Family(lambda c, f: VLM(paligemma.config(c)), paligemma.keys, _llava_tensors),
     "blip-2": Family(lambda c, f: VLM(blip2.config(c)), blip2.keys, _plain),
     "instructblip": Family(lambda c, f: VLM(blip2.config(c)), blip2.keys, _plain),
+    "aria": Family(lambda c, f: VLM(aria.config(c)), aria.keys, lambda c, f: aria.published(read_tensors(f))),
     "kosmos-2": Family(lambda c, f: VLM(kosmos2.config(c)), kosmos2.keys, _plain, masked=True),
     "clip": Family(
         lambda c, f: ViT(backbones.clip_config(_vision(c))),
@@ -259,7 +260,7 @@ class Published:
         for name, given in (masks | {"image_embeds_position_mask": image_embeds_position_mask}).items():
             if given is not None and given.shape != input_ids.shape:
                 raise InputError(f"{name} is {list(given.shape)}, expected {list(input_ids.shape)} as input_ids")
-        masked = FAMILIES[self.family].masked
+        masked = self.family in FAMILIES and FAMILIES[self.family].masked  # our own models are of none
         if image_embeds_position_mask is not None and not masked:
             raise InputError(f"a {self.family} model takes no image_embeds_position_mask")
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
