@@ -25,6 +25,7 @@ INTERN = replace(
 EVA2 = replace(SIGLIP, activation="gelu", class_token=True, residual="res-post-norm", final_norm=False)
 BIGG = replace(SIGLIP, activation="gelu", patch_bias=False, pre_norm=True, final_norm=False, position_grid=3)
 LLAMA4 = replace(CLIP, activation="gelu", layer=-1, normed=True, rope_theta=100.0)
+ARIA = replace(SIGLIP, normed=False, bucketed=True)
 VIT_22B = replace(SIGLIP, norm="rms", residual="parallel", qkv_bias=False, qk_norm="head")
 FAMILIES = {
     "siglip": SIGLIP,
@@ -37,6 +38,7 @@ FAMILIES = {
     "vit-bigg": BIGG,
     "vit-22b": VIT_22B,
     "llama4": LLAMA4,
+    "aria": ARIA,
 }
 
 
@@ -164,6 +166,7 @@ def test_features_of_length_one() -> None:
         ({"layer": (-1, -5)}, r"layer \(-1, -5\) of 3 blocks, expected -4 to -1"),
         ({"layer": ()}, r"layer \(\) of 3 blocks"),
         ({"position_grid": 0}, "position_grid is 0, expected the side of a table"),
+        ({"bucketed": True, "antialias": True}, "antialias smooths positions that are resized, bucketed ones are not"),
         ({"rope_theta": 100.0, "heads": 4}, "rope_theta 100.0 with heads of 6, expected multiples of 4"),
         ({"rope_theta": 0.0}, "expected multiples of 4 and theta > 0"),
     ],
@@ -236,6 +239,16 @@ def test_rotary_positions_turn_by_column_then_row_and_leave_the_class_token() ->
             for column in range(3):
                 angles = torch.tensor([column + 1, (column + 1) / 10, row + 1, (row + 1) / 10])
                 torch.testing.assert_close(table[1 + 3 * row + column], wave(angles).repeat(2))
+
+
+@torch.no_grad()
+def test_bucketed_positions_are_rows_of_the_table() -> None:
+    """Eight places of a side fall by two into the four of the table, two places into its first and third."""
+    model = vit(ARIA)
+    found = model.position_table((1, 2, 8))
+    wanted = [[4 * down + across // 2 for across in range(8)] for down in (0, 2)]
+    assert torch.equal(found, model.positions[torch.tensor(wanted).flatten()])
+    assert torch.equal(model.position_table((1, 4, 4)), model.positions)
 
 
 @torch.no_grad()

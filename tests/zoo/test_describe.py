@@ -113,6 +113,23 @@ def test_the_sizes_of_internvl() -> None:
     assert sum(describe_named("internvl3-1b-hf").parameters.values()) == pytest.approx(938e6, abs=0.5e6)
 
 
+def test_the_sizes_of_kosmos_2() -> None:
+    """1.3 billion parameters in the language model, 1.6 billion in all (arXiv:2302.14045, section 3.2)."""
+    told = describe_named("kosmos-2-patch14-224")
+    assert told.parameters["decoder"] == pytest.approx(1.3e9, rel=0.04)
+    assert sum(told.parameters.values()) == 1_664_485_376  # as transformers builds it
+    assert told.visual_tokens == 64
+    assert told.trained["pretrain"] == sum(told.parameters.values()) - told.parameters["encoder"] + 12_596_224
+
+
+def test_the_sizes_of_aria() -> None:
+    """24.9 billion parameters in the language model (arXiv:2410.05993), 25.3 billion in all (its model card)."""
+    told = describe_named("aria")
+    assert told.parameters["decoder"] == pytest.approx(24.9e9, rel=0.005)
+    assert sum(told.parameters.values()) == pytest.approx(25.3e9, rel=0.005)
+    assert told.visual_tokens == 256
+
+
 def test_lines_say_what_the_numbers_say(config: VLMConfig) -> None:
     told = describe("tiny", config, {"align": ("fusion.*",)})
     text = "\n".join(told.lines())

@@ -8,6 +8,7 @@
 - EVA2-CLIP E (the same) as CogVLM uses it: branches are normalised after they are computed.
 - OpenCLIP's ViT-bigG as Qwen-VL uses it (arXiv:2308.12966): no class token, a position table smaller than the grid.
 - ViT-22B (arXiv:2302.05442): both branches of a block read the same input, queries and keys are normalised per head.
+- Aria's encoder: positions are looked up by fractions of the side (NaViT, arXiv:2307.06304).
 - Llama-4's encoder: each head is turned by the column in its first half and by the row in its second.
 - Small models may put a stack of strided convolutions before the blocks (arXiv:2106.14881).
 """
@@ -62,6 +63,7 @@ class ViTConfig:
     layer_scale: bool = False
     stem: tuple[int, ...] = ()  # channels of strided convolutions before the patch embedding
     antialias: bool = False  # how positions are resized: DINOv2 with registers smooths them
+    bucketed: bool = False  # positions are rows of the table, looked up by fractions of the side, not resized
     position_grid: int | None = None  # side of the table of positions; None: that of the published grid
     rope_theta: float | None = None  # base of rotary positions in the plane, beside the table; None: there are none
     layer: int | tuple[int, ...] = -1
@@ -116,6 +118,8 @@ class ViTConfig:
             raise ConfigError("keep_prefix is set, but there is neither a class token nor a register to keep")
         if self.position_grid is not None and self.position_grid < 1:
             raise ConfigError(f"position_grid is {self.position_grid}, expected the side of a table of positions")
+        if self.bucketed and self.antialias:
+            raise ConfigError("antialias smooths positions that are resized, bucketed ones are not; set one of them")
         if self.rope_theta is not None and (self.rope_theta <= 0 or self.width // self.heads % 4):
             head = self.width // self.heads
             raise ConfigError(
@@ -183,6 +187,16 @@ class ConvStem(nn.Module):
         return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
+def buckets(count: int, side: int) -> Tensor:
+    """For each of `count` patches along a side, the place of a table of `side` in which it begins [count].
+
+    Both are fractions of the side in float32, on the CPU, so that every device rounds them alike.
+    """
+    edges = torch.arange(1 / side, 1.0, 1 / side, device="cpu")
+    begins = torch.arange(count, dtype=torch.float32, device="cpu") * (1.0 / torch.tensor(count, device="cpu"))
+    return torch.bucketize(begins.clamp(max=1 - 1e-6), edges, right=True)
+
+
 class ViT(nn.Module):
     """Patches of pixels in, features out: one per patch, and with `keep_prefix` the tokens before the patches first."""
 
@@ -214,9 +228,13 @@ class ViT(nn.Module):
     def position_table(self, grid: Grid) -> Tensor:
         """Positions [prefix class + h*w, width]; bicubic from the table's grid when the picture's differs."""
         side, (_, rows, columns) = self.config.position_grid or self.config.grid, grid
+        head = int(self.config.class_token)
+        if self.config.bucketed:  # at the table's own size as well, where fractions may round to the place before
+            down, across = (buckets(count, side).to(self.positions.device) for count in (rows, columns))
+            places = self.positions[head:].unflatten(0, (side, side))[down][:, across]
+            return torch.cat((self.positions[:head], places.flatten(0, 1)))
         if (rows, columns) == (side, side):
             return self.positions
-        head = int(self.config.class_token)
         table = self.positions[head:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
         table = F.interpolate(table, size=(rows, columns), mode="bicubic", antialias=self.config.antialias)
         return torch.cat((self.positions[:head], table[0].flatten(1).T.to(self.positions.dtype)))

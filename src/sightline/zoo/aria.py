@@ -1,8 +1,46 @@
-"""Aria's projector (arXiv:2410.05993): settings and names."""
+"""Aria (arXiv:2410.05993): SigLIP with bucketed positions, a pool that has more queries for more patches, experts.
+
+Its files are laid out as llava-hf's, but for `vision_model.`, which is left out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor
 
 from ..fusion.pooling import SizedPoolConfig
-from .backbones import Json
+from ..model import VLMConfig
+from . import llava
+from .backbones import Json, language_config, siglip_config, siglip_keys
 from .keymap import KeyMap, rule, stacked
+from .language_names import aria_keys
+from .languages import expect
+
+# what the published configuration class of its encoder has by default and SigLIP's has not
+TOWER = {"hidden_size": 1152, "num_attention_heads": 16, "patch_size": 32}
+
+
+def config(c: Json) -> VLMConfig:
+    """Settings from a `config.json`; features are taken before the encoder's final norm."""
+    expect(c, vision_feature_layer=-1)
+    image = siglip_config({**TOWER, **(c.get("vision_config") or {})})
+    text = {**(c.get("text_config") or {}), "model_type": "aria_text"}
+    return VLMConfig(replace(image, normed=False, bucketed=True), pool_config(c), language_config(text))
+
+
+def keys(cfg: VLMConfig) -> KeyMap:
+    """The published names."""
+    return (
+        siglip_keys(cfg.image).under("vision_tower.", "encoder.")
+        + pool_keys().under("multi_modal_projector.", "fusion.")
+        + aria_keys(cfg.decoder).under("language_model.", "decoder.")
+    )
+
+
+def published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of any layout that transformers writes, under the published names."""
+    found = llava.published(tensors)
+    return {key.replace("vision_tower.vision_model.", "vision_tower."): value for key, value in found.items()}
 
 
 def pool_config(c: Json) -> SizedPoolConfig:

@@ -21,7 +21,7 @@ from ..language.decoder import Decoder
 from ..language.seq2seq import Seq2Seq
 from ..layers.packed import Precision
 from ..model import VLM
-from . import backbones, blip2, idefics, internvl, languages, llava, paligemma, t5
+from . import aria, backbones, blip2, idefics, internvl, kosmos2, languages, llava, paligemma, t5
 from .backbones import Json
 from .checkpoint import assign, read_json, read_tensors, write
 from .hollow import hollow
@@ -31,11 +31,15 @@ from .prepared import dtype_of, prepared
 
 @dataclass(frozen=True)
 class Family:
-    """How one family's folder becomes a model: its settings, the map of its names, its tensors in the map's layout."""
+    """How one family's folder becomes a model: its settings, the map of its names, its tensors in the map's layout.
+
+    masked: whether a mask tells which tokens are a picture's, whatever their ids, instead of an id of their own.
+    """
 
     build: Callable[[Json, Path], nn.Module]
     keys: Callable[[Any], KeyMap]
     tensors: Callable[[Json, Path], Mapping[str, Tensor]]
+    masked: bool = False
 
 
 def _plain(c: Json, folder: Path) -> Mapping[str, Tensor]:
@@ -73,6 +77,8 @@ FAMILIES: dict[str, Family] = {
     "instructblip": Family(lambda c, f: VLM(blip2.config(c)), blip2.keys, _plain),
     "internvl": Family(lambda c, f: VLM(internvl.config(c)), internvl.keys, internvl.tensors),
     "internvl_chat": Family(lambda c, f: VLM(internvl.original_config(c)), internvl.original_keys, _plain),
+    "aria": Family(lambda c, f: VLM(aria.config(c)), aria.keys, lambda c, f: aria.published(read_tensors(f))),
+    "kosmos-2": Family(lambda c, f: VLM(kosmos2.config(c)), kosmos2.keys, _plain, masked=True),
     "clip": Family(
         lambda c, f: ViT(backbones.clip_config(_vision(c))),
         lambda cfg: backbones.clip_keys(cfg).under("vision_model.", ""),
@@ -164,9 +170,10 @@ class Published:
 
         input_ids [batch, length], already expanded; pixel_values [images, 3, height, width]; attention_mask and
         token_type_ids [batch, length] as the published model takes them; for InstructBLIP qformer_input_ids and
-        qformer_attention_mask [images, words]; decoder_input_ids [batch, length] for a model that writes beside what it
-        reads. A model that looks at pictures from beside its sequence may take pixel_values [batch, pictures, 3,
-        height, width], filled up to the row with most, together with image_attention_mask [batch, length, pictures].
+        qformer_attention_mask [images, words]; for Kosmos-2 image_embeds_position_mask [batch, length], 1 where a token
+        is a picture's; decoder_input_ids [batch, length] for a model that writes beside what it reads. A model that
+        looks at pictures from beside its sequence may take pixel_values [batch, pictures, 3, height, width], filled up
+        to the row with most, together with image_attention_mask [batch, length, pictures].
         """
         batch, runner = self.batch(**inputs), self.runner
         if isinstance(runner, Seq2Seq):
@@ -240,21 +247,29 @@ class Published:
         qformer_input_ids: Tensor | None = None,
         qformer_attention_mask: Tensor | None = None,
         image_attention_mask: Tensor | None = None,
+        image_embeds_position_mask: Tensor | None = None,
         **other: Any,
     ) -> Batch:
         """The published inputs as a batch; InputError where pictures and their places do not match."""
         if other:
-            more = ("qformer_input_ids", "qformer_attention_mask", "image_attention_mask")
+            more = ("qformer_input_ids", "qformer_attention_mask", "image_attention_mask", "image_embeds_position_mask")
             known = ("input_ids", "pixel_values", "attention_mask", "token_type_ids", *more)
             raise InputError(f"unknown input {min(other)!r}{nearest(min(other), known)}")
         if input_ids is None or input_ids.dim() != 2 or input_ids.is_floating_point() or not input_ids.numel():
             shape = "none" if input_ids is None else f"{input_ids.dtype} {list(input_ids.shape)}"
             raise InputError(f"input_ids: found {shape}, expected whole numbers [batch, length]")
-        for name, given in (("attention_mask", attention_mask), ("token_type_ids", token_type_ids)):
+        masks = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        for name, given in (masks | {"image_embeds_position_mask": image_embeds_position_mask}).items():
             if given is not None and given.shape != input_ids.shape:
                 raise InputError(f"{name} is {list(given.shape)}, expected {list(input_ids.shape)} as input_ids")
+        masked = self.family in FAMILIES and FAMILIES[self.family].masked  # our own models are of none
+        if image_embeds_position_mask is not None and not masked:
+            raise InputError(f"a {self.family} model takes no image_embeds_position_mask")
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         is_slot = input_ids == self.image_token if isinstance(self.model, VLM) else torch.zeros_like(input_ids).bool()
+        if image_embeds_position_mask is not None:
+            is_slot = image_embeds_position_mask.bool()
+        told = "image tokens in " + ("image_embeds_position_mask" if masked else "input_ids")
         patches = owners = looks = None
         if image_attention_mask is not None:
             is_slot = torch.zeros_like(is_slot)
@@ -267,9 +282,9 @@ class Published:
             patches = patchify(pixel_values.to(self.model.dtype), self.model.config.image.patch_size)
             wanted = sum(self.model.num_tokens(grid) for grid in patches.grids)
             if int(is_slot.sum()) != wanted:
-                raise InputError(f"{int(is_slot.sum())} image tokens in input_ids, the pictures need {wanted}")
+                raise InputError(f"{int(is_slot.sum())} {told}, the pictures need {wanted}")
         elif bool(is_slot.any()):
-            raise InputError(f"{int(is_slot.sum())} image tokens in input_ids, but no pixel_values")
+            raise InputError(f"{int(is_slot.sum())} {told}, but no pixel_values")
         elif pixel_values is not None:
             raise InputError(f"a {self.family} model takes no pixel_values")
         slots = is_slot.flatten().nonzero()[:, 0]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..model import VLMConfig
-from . import blip2, idefics, internvl, llava, paligemma
+from . import aria, blip2, idefics, internvl, kosmos2, llava, paligemma
 
 Stages = Mapping[str, tuple[str, ...]]
 
@@ -235,6 +235,40 @@ INTERNVL_3 = Row(
     proof=LOGITS,
 )
 
+KOSMOS_2 = Row(
+    name="kosmos-2-patch14-224",
+    family="Kosmos-2",
+    encoder="CLIP ViT-L/14 224",
+    fusion="pool of 64 latents",
+    llm="Magneto 1.3B",
+    licence="MIT",
+    source="microsoft/kosmos-2-patch14-224",
+    read=kosmos2.config,
+    config={"latent_query_num": 64, "vision_config": _clip(224), "text_config": {"embed_dim": 2048, "layers": 24}},
+    stages={"pretrain": ("encoder.blocks.23.*", "fusion.*", "decoder.*")},
+    proof=LOGITS,
+)
+
+# arXiv:2410.05993, table 1 and section 2
+ARIA_VISION = {"hidden_size": 1152, "num_hidden_layers": 27, "num_attention_heads": 16, "intermediate_size": 4304}
+ARIA_TEXT = {"hidden_size": 2560, "num_hidden_layers": 28, "num_attention_heads": 20, "intermediate_size": 1664}
+ARIA_TEXT |= {"moe_num_experts": 64, "moe_topk": 6, "moe_num_shared_experts": 2, "vocab_size": 100352}
+ARIA = Row(
+    name="aria",
+    family="Aria",
+    encoder="SigLIP So400m/14 980",
+    fusion="pool of 128 or 256 queries",
+    llm="Aria's 24.9B, 64 experts",
+    licence="Apache 2.0",
+    source="rhymes-ai/Aria",
+    read=aria.config,
+    config={
+        "vision_config": {**ARIA_VISION, "patch_size": 14, "image_size": 980},
+        "text_config": {**ARIA_TEXT, "max_position_embeddings": 65536, "rope_theta": 5e6},
+    },
+    proof=LOGITS,
+)
+
 ROWS: dict[str, Row] = {
     row.name: row
     for row in (
@@ -247,6 +281,8 @@ ROWS: dict[str, Row] = {
         _instructblip("13b"),
         INTERNVL_15,
         INTERNVL_3,
+        KOSMOS_2,
+        ARIA,
         _idefics("9b"),
         _idefics("80b"),
         *(_paligemma_2(size, 224) for size in ("3b", "10b")),
