@@ -2,7 +2,7 @@
 
 The claim: at least 300 pictures a second, laid out and drawn.
 
-    python benchmarks/bench_scenes.py [--rounds 5]
+    python benchmarks/bench_drawing.py [--rounds 5]
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> None:
     for row in rows:
         print(f"{row['what']:<26} {row['pictures_per_second']} a second on one core")
     if not args.dry:
-        print(write("scenes-world", rows))
+        print(write("drawing", rows))
 
 
 if __name__ == "__main__":
