@@ -92,10 +92,10 @@ class MemoryAttention(CrossAttention):
 
         looks: [batch, 1, queries, all keys], True where one is looked at.
         """
-        q = self._heads(self.q(x), self.q_norm)
+        q = self.heads(self.q(x), self.q_norm)
         if values is not None:
             k, v = together(values.to(x.dtype), (self.k, self.v))
-            k, v = self._heads(k, self.k_norm).to(v.dtype), self._heads(v, None)  # a norm under autocast gives float32
+            k, v = self.heads(k, self.k_norm).to(v.dtype), self.heads(v)  # a norm under autocast gives float32
             if cache is not None:
                 cache.extend(k, v)
         if cache is not None:
@@ -103,10 +103,6 @@ class MemoryAttention(CrossAttention):
             k, v = cache.key, cache.value
         out = attend(q.to(k.dtype), k, v, looks, False).to(x.dtype)
         return self.o(out.transpose(1, 2).flatten(2))
-
-    def _heads(self, x: Tensor, norm: nn.Module | None) -> Tensor:
-        x = x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        return x if norm is None else norm(x)
 
 
 class CrossBlock(nn.Module):

@@ -15,6 +15,7 @@ from ..core.config import config
 from ..core.errors import ConfigError
 from ..core.layout import Layout, visible
 from ..layers.attention import Attention, attend
+from ..layers.cross_attention import CrossAttention
 from ..layers.feedforward import FeedForward, GatedFeedForward
 from ..layers.linear import working_precision
 from ..layers.norms import RMSNorm
@@ -104,20 +105,8 @@ class DistanceBias(nn.Module):
         return self.table(self.buckets(distance)).permute(0, 3, 1, 2).masked_fill(~seen[:, None], HIDDEN)
 
 
-class CrossAttention(nn.Module):
-    """Attention of tokens to a memory."""
-
-    def __init__(self, width: int, heads: int, head_dim: int) -> None:
-        super().__init__()
-        self.head_dim = head_dim
-        self.q = nn.Linear(width, heads * head_dim, bias=False)
-        self.k = nn.Linear(width, heads * head_dim, bias=False)
-        self.v = nn.Linear(width, heads * head_dim, bias=False)
-        self.o = nn.Linear(heads * head_dim, width, bias=False)
-
-    def heads(self, x: Tensor) -> Tensor:
-        """[batch, length, heads * head_dim] as [batch, heads, length, head_dim]."""
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+class MemoryAttention(CrossAttention):
+    """Attention of tokens to a memory, whose keys and values the cache holds; products are not scaled."""
 
     def forward(self, x: Tensor, memory: Tensor, mask: Tensor, cache: LayerCache | None) -> Tensor:
         """x [batch, length, width]; mask [batch, 1, length or 1, memory length], True where it is seen."""
@@ -140,7 +129,7 @@ class TextBlock(nn.Module):
         sizes = cfg.width, cfg.heads, cfg.heads, cfg.head_dim
         self.attention = Attention(*sizes, qkv_bias=False, out_bias=False, scores=Scores(scale=1.0))
         self.norm_cross = RMSNorm(cfg.width, cfg.eps) if looks else None
-        self.cross = CrossAttention(cfg.width, cfg.heads, cfg.head_dim) if looks else None
+        self.cross = MemoryAttention(cfg.width, cfg.heads, cfg.head_dim, bias=False) if looks else None
         self.norm2 = RMSNorm(cfg.width, cfg.eps)
         branch = GatedFeedForward if cfg.gated else FeedForward
         self.feedforward = branch(cfg.width, cfg.mlp, cfg.activation, bias=False)

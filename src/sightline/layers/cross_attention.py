@@ -40,9 +40,12 @@ class CrossAttention(nn.Module):
 
         mask: broadcasts to [batch, heads, queries, n], True where a key is seen.
         """
-        read = self.q(x), self.k(keys), self.v(keys if values is None else values)
-        q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in read)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = self.heads(self.q(x), self.q_norm), self.heads(self.k(keys), self.k_norm)
+        v = self.heads(self.v(keys if values is None else values))
         out = attend(q.to(v.dtype), k.to(v.dtype), v, mask, causal=False)  # a norm under autocast gives float32
         return self.o(out.transpose(1, 2).flatten(2))
+
+    def heads(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+        """[batch, length, heads * head_dim] as [batch, heads, length, head_dim], normed where there is a norm."""
+        x = x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return x if norm is None else norm(x)

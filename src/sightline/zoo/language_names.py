@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..language.decoder import DecoderConfig
-from .keymap import KeyMap, Reshape, Rule, half_apart, rule
+from .keymap import KeyMap, Reshape, Rule, half_apart, rule, stacked
 
 
 def grouped(queries: int, dim: int) -> Reshape:
@@ -23,12 +23,7 @@ def grouped(queries: int, dim: int) -> Reshape:
     return Reshape(there, back)
 
 
-def one_below_another(count: int) -> Reshape:
-    """Maps of one size published as one."""
-    return Reshape(there=lambda x: list(x.chunk(count)), back=lambda xs: torch.cat(xs))
-
-
-def stacked(maps: int) -> Reshape:
+def experts_joined(maps: int) -> Reshape:
     """Maps of all experts as one [experts, inputs, outputs], of each expert `maps` side by side."""
 
     def there(x: Tensor) -> list[Tensor]:
@@ -99,8 +94,8 @@ def stacked_experts(cfg: DecoderConfig, inner: str, outer: str) -> tuple[Rule, .
     if not count:
         return ()
     return (
-        rule(inner, *names("gate"), *names("up"), reshape=stacked(2)),
-        rule(outer, *names("down"), reshape=stacked(1)),
+        rule(inner, *names("gate"), *names("up"), reshape=experts_joined(2)),
+        rule(outer, *names("down"), reshape=experts_joined(1)),
     )
 
 
@@ -159,7 +154,7 @@ def qwen_keys(cfg: DecoderConfig) -> KeyMap:
         "ln_1": "norm1",
         "ln_2": "norm2",
     }
-    rules = (rule(f"{layer}attn.c_attn.{{p}}", *ours, reshape=one_below_another(3)), *renames(layer, BLOCK, names))
+    rules = (rule(f"{layer}attn.c_attn.{{p}}", *ours, reshape=stacked(3)), *renames(layer, BLOCK, names))
     inner = KeyMap(rules, ignore=("transformer.rotary_emb.inv_freq", f"{layer}attn.masked_bias"))
     return ends(cfg, "transformer.wte", "transformer.ln_f") + inner
 
@@ -219,5 +214,5 @@ def mpt_keys(cfg: DecoderConfig) -> KeyMap:
         "ffn.up_proj": "feedforward.up",
         "ffn.down_proj": "feedforward.down",
     }
-    rules = (rule(f"{layer}attn.Wqkv.{{p}}", *ours, reshape=one_below_another(3)), *renames(layer, BLOCK, names))
+    rules = (rule(f"{layer}attn.Wqkv.{{p}}", *ours, reshape=stacked(3)), *renames(layer, BLOCK, names))
     return ends(cfg, "transformer.wte", "transformer.norm_f") + KeyMap(rules)
