@@ -3,14 +3,10 @@
 Its files are laid out as llava-hf's, but for `vision_model.`, which is left out.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
-
-from torch import Tensor
 
 from ..fusion.pooling import SizedPoolConfig
 from ..model import VLMConfig
-from . import llava
 from .backbones import Json, language_config, siglip_config, siglip_keys
 from .keymap import KeyMap, rule, stacked
 from .language_names import aria_keys
@@ -35,12 +31,6 @@ def keys(cfg: VLMConfig) -> KeyMap:
         + pool_keys().under("multi_modal_projector.", "fusion.")
         + aria_keys(cfg.decoder).under("language_model.", "decoder.")
     )
-
-
-def published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of any layout that transformers writes, under the published names."""
-    found = llava.published(tensors)
-    return {key.replace("vision_tower.vision_model.", "vision_tower."): value for key, value in found.items()}
 
 
 def pool_config(c: Json) -> SizedPoolConfig:

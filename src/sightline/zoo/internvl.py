@@ -59,8 +59,7 @@ def tensors(c: Json, folder: Path) -> dict[str, Tensor]:
 
     A file of tied words holds them once, though the text half may say that they are not tied: the outer settings count.
     """
-    inner, outer = "vision_tower.vision_model.", "vision_tower."
-    found = {llava.published_name(key).replace(inner, outer): value for key, value in read_tensors(folder).items()}
+    found = llava.bare_tower(read_tensors(folder))
     head, table = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
     if c.get("tie_word_embeddings") and head not in found and table in found:
         found[head] = found[table].clone()

@@ -77,6 +77,12 @@ def published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {published_name(key): value for key, value in tensors.items()}
 
 
+def bare_tower(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same for families whose tower is published without `vision_model.` (InternVL, Aria)."""
+    inner, outer = "vision_tower.vision_model.", "vision_tower."
+    return {key.replace(inner, outer): value for key, value in published(tensors).items()}
+
+
 def published_name(key: str) -> str:
     """One name of any layout that transformers writes, as published."""
     if key.startswith("model.language_model."):

@@ -77,7 +77,7 @@ FAMILIES: dict[str, Family] = {
     "instructblip": Family(lambda c, f: VLM(blip2.config(c)), blip2.keys, _plain),
     "internvl": Family(lambda c, f: VLM(internvl.config(c)), internvl.keys, internvl.tensors),
     "internvl_chat": Family(lambda c, f: VLM(internvl.original_config(c)), internvl.original_keys, _plain),
-    "aria": Family(lambda c, f: VLM(aria.config(c)), aria.keys, lambda c, f: aria.published(read_tensors(f))),
+    "aria": Family(lambda c, f: VLM(aria.config(c)), aria.keys, lambda c, f: llava.bare_tower(read_tensors(f))),
     "kosmos-2": Family(lambda c, f: VLM(kosmos2.config(c)), kosmos2.keys, _plain, masked=True),
     "clip": Family(
         lambda c, f: ViT(backbones.clip_config(_vision(c))),
