@@ -63,9 +63,9 @@ def assemble(samples: list[Sample], processor: Processor) -> Batch:
 
 def _picture(sample: Sample, processor: Processor) -> Example:
     assert sample.image is not None
-    pixels, transform = processor.pixels(sample.image.picture)
+    seen = processor.pixels.seen(sample.image.picture)
     none = torch.zeros(0, dtype=torch.int64)
-    return Example(none, none, none, none, none, none, none, none, (pixels,), (transform,))
+    return Example(none, none, none, none, none, none, none, none, seen.pixels, (seen.way,))
 
 
 def _captions(texts: list[str], processor: Processor) -> torch.Tensor:
