@@ -118,17 +118,16 @@ class Published:
         ends = self._ends()
         done = torch.zeros(len(hidden), dtype=torch.bool)
         written: list[Tensor] = []
-        for _ in range(most):
+        while True:
             chosen = head.logits(hidden).argmax(-1)
             if ends:
                 chosen = torch.where(done, ends[0], chosen)
                 done |= torch.isin(chosen, torch.tensor(ends))
             written.append(chosen)
-            if bool(done.all()):
-                break
+            if len(written) == most or bool(done.all()):
+                return torch.stack(written, dim=1)
             assert cache.layout is not None
             hidden = read(Batch(chosen[:, None], cache.layout.next(), torch.zeros(0, dtype=torch.int64)))
-        return torch.stack(written, dim=1)
 
     def save(self, folder: Path) -> None:
         """Write the model in its published layout, with its configuration as it was read."""
