@@ -13,7 +13,7 @@ from ..core.config import config, nearest
 from ..core.errors import ConfigError
 from ..data.images import Pipeline
 from ..model import VLMConfig
-from .sources import ScenesSource
+from .sources import Source
 
 
 @config
@@ -41,6 +41,10 @@ class Stage:
     precision: Literal["bf16", "fp32"] = "bf16"
     accumulate: PositiveInt = 1  # micro-batches a step
     save_every: PositiveInt = 250
+    packing: NonNegativeInt = 0  # tokens of a row that several conversations share; 0: each has its own
+    group: PositiveInt = 1  # batches whose samples are sorted by length among them
+    recompute: bool = False  # blocks are computed again for their gradients instead of kept (arXiv:1604.06174)
+    max_bad: float = 0.01  # share of samples that may be passed over, of the first 1,000 or of all
 
     def rate(self, step: int) -> float:
         """The learning rate at a step (from 0) as a share of its peak."""
@@ -55,14 +59,14 @@ class Stage:
 class Recipe:
     """Everything a run needs; the same recipe and seed give the same weights.
 
-    start: a model folder whose weights and tokenizer a run begins from, at whichever stage is trained first; without
-    one the weights are drawn from the seed and the tokenizer is learned.
+    start: a model folder, or the name of a shipped one, whose weights and tokenizer a run begins from, at whichever
+    stage is trained first; without one the weights are drawn from the seed and the tokenizer is learned.
     """
 
     name: str
     model: VLMConfig
     pixels: Pipeline
-    sources: dict[str, ScenesSource]
+    sources: dict[str, Source]
     stages: tuple[Stage, ...]
     template: str = "sightline"
     codec: str = "location-tokens"
