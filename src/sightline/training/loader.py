@@ -14,7 +14,7 @@ from ..data.mix import Mixture, permuted
 from ..data.processor import Processor
 from .recipe import Stage, check_sources
 from .signals import leave_to_parent
-from .sources import FilesSource, Sample, Source
+from .sources import FilesSource, Sample, Source, opened
 
 TRIES = 16  # samples that are looked at in place of one that cannot be used
 
@@ -32,7 +32,7 @@ class Batches(Dataset[Batch]):
     """The micro-batches of one stage, by their number.
 
     A sample that cannot be used is replaced by another of its source, which one is a pure function as well. With
-    `group`, as many batches share their samples out by length, so that each holds some of about the same.
+    `group`, so many batches share out their samples by length, so that each holds some of about the same.
     """
 
     def __init__(
@@ -49,9 +49,12 @@ class Batches(Dataset[Batch]):
         dense = {"dense", "words"} & set(stage.objective)
         if dense and (files := [name for name in stage.data if isinstance(sources[name], FilesSource)]):
             raise ConfigError(f"objective {min(dense)!r} learns the truth of every patch; source {files[0]!r} has none")
+        if stage.packing and found == {"pictures"}:
+            raise ConfigError(f"stage {stage.name!r} packs rows, but reads pictures without text, which have none")
         self.stage, self.number, self.seed = stage, number, seed
         self.sources, self.processor = sources, processor
         self.mixture = Mixture(stage.data)
+        opened.cache_clear()  # files may have changed since another run
         self.lengths = {name: length_of(name, sources[name]) for name in stage.data}
 
     def __len__(self) -> int:
@@ -102,7 +105,7 @@ class Batches(Dataset[Batch]):
 
 def length_of(name: str, source: Source) -> int | None:
     """How many samples a source has, None without end; ConfigError where it names no file yet."""
-    if source.path == "":
+    if isinstance(source, FilesSource) and not source.path:
         raise ConfigError(f"source {name!r} names no file; set sources.{name}.path=FILE")
     return source.length
 

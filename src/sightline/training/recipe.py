@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import field
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import nn
 
 from ..core.config import config, nearest
@@ -14,6 +14,8 @@ from ..core.errors import ConfigError
 from ..data.images import Pipeline
 from ..model import VLMConfig
 from .sources import Source
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @config
@@ -44,7 +46,7 @@ class Stage:
     packing: NonNegativeInt = 0  # tokens of a row that several conversations share; 0: each has its own
     group: PositiveInt = 1  # batches whose samples are sorted by length among them
     recompute: bool = False  # blocks are computed again for their gradients instead of kept (arXiv:1604.06174)
-    max_bad: float = 0.01  # share of samples that may be passed over, of the first 1,000 or of all
+    max_bad: Share = 0.01  # how many samples may be passed over, of the first 1,000 or of all
 
     def rate(self, step: int) -> float:
         """The learning rate at a step (from 0) as a share of its peak."""

@@ -60,12 +60,13 @@ class Metrics:
 
 
 class PassedOver:
-    """Samples that could not be used: each told once, and written into `passed-over.txt` of the run.
+    """Samples that could not be used: the first are told, each is written into `passed-over.txt` of the run.
 
     DataError once there are more of them than a share of all samples so far, or of the first 1,000.
     """
 
     FIRST = 1000
+    TOLD = 20  # the others are in the file only
 
     def __init__(self, folder: Path, share: float) -> None:
         self.path, self.share = folder / "passed-over.txt", share
@@ -77,7 +78,7 @@ class PassedOver:
         self.seen += len(batch.extra["names"])
         new = [line for line in dict.fromkeys(batch.extra["passed"]) if line not in self.lines]
         self.lines.update(new)
-        for line in new:
+        for line in new[: max(0, self.TOLD - len(self.lines) + len(new))]:
             tell(f"passed over {line}")
         if new:
             with suppress(OSError), self.path.open("a") as file:

@@ -92,13 +92,8 @@ class ScenesSource:
         return "pictures" if self.kind == "pictures" else "conversations"
 
     @property
-    def path(self) -> str | None:
-        """Scenes are drawn, not read."""
-        return None
-
-    @property
     def length(self) -> int | None:
-        """They have no end."""
+        """Scenes have no end."""
         return None
 
     def __call__(self, seed: int, epoch: int, index: int) -> Sample:
@@ -150,9 +145,8 @@ class FilesSource:
         if self.format not in FORMATS:
             raise ConfigError(f"unknown format {self.format!r}{nearest(self.format, FORMATS)}")
         if (self.kind == "preferences") != (self.format in PREFERENCES):
-            raise ConfigError(
-                f"format {self.format!r} does not give {self.kind}; {', '.join(PREFERENCES)} give preferences"
-            )
+            pairs = ", ".join(PREFERENCES)
+            raise ConfigError(f"format {self.format!r} does not give {self.kind}; preferences come from {pairs}")
 
     @property
     def gives(self) -> Gives:
@@ -160,8 +154,8 @@ class FilesSource:
 
     @property
     def reader(self) -> Reader:
-        """The data set, which each process opens once."""
-        return _opened(self)
+        """The data set, opened once; a run opens it anew when it begins."""
+        return opened(self)
 
     @property
     def length(self) -> int | None:
@@ -175,14 +169,13 @@ class FilesSource:
             return Sample(found.conversation, found.chosen, found.rejected, name=name)
         pictures, caption = images_of(found.conversation), found.conversation[-1].text
         if len(pictures) != 1 or not caption:
-            raise DataError(
-                f"{name}: {len(pictures)} pictures and a caption of {len(caption)} letters, expected one each"
-            )
+            raise DataError(f"{name}: {len(pictures)} pictures with {caption[:20]!r}, expected one and its caption")
         return Sample(image=pictures[0], caption=caption, name=name)
 
 
 @lru_cache
-def _opened(source: FilesSource) -> Reader:
+def opened(source: FilesSource) -> Reader:
+    """The data set of a source."""
     images, annotations = (Path(path) if path else None for path in (source.images, source.annotations))
     return open_files(source.format, Files(Path(source.path), images, annotations, source.prompt, source.frames))
 
