@@ -13,6 +13,7 @@ import torch
 
 from sightline.core.config import from_dict, to_dict
 from sightline.core.errors import ConfigError, DataError
+from sightline.core.sequence import Message, Text
 from sightline.data.batch import IGNORE, Batch
 from sightline.language.tokenizer import Tokenizer
 from sightline.training import checkpoints
@@ -90,7 +91,10 @@ def test_samples_are_conversations_captions_or_preferences(tmp_path: Path) -> No
     row = {"image": "red.png", "question": "which?", "chosen": "this", "rejected": "that"}
     (tmp_path / "pairs.json").write_text(json.dumps([row]))
     found = FilesSource(kind="preferences", format="rlhf-v", path=str(tmp_path / "pairs.json"))(0, 0, 0)
-    assert [talk[1].text for talk in (found.chosen, found.rejected)] == ["this", "that"]
+    assert found.conversation[0].text == "which?" and len(found.conversation) == 1
+    assert found.chosen == Message("assistant", (Text("this"),)) and found.rejected == Message(
+        "assistant", (Text("that"),)
+    )
     (tmp_path / "text.json").write_text(
         '[{"conversations": [{"from":"human","value":"a"},{"from":"gpt","value":"b"}]}]'
     )

@@ -163,9 +163,8 @@ def test_a_packed_stage_steps_as_an_unpacked_one(
     """Also with several micro-batches, which are divided by the tokens of all of them."""
     base: dict[str, Any] = {"batch": 8, "steps": 2, "optimizer": "adamw"}
     plain, whole = staged(mixed, tokenizer, tmp_path, **base)
-    packed, halves = staged(
-        mixed, tokenizer, tmp_path, **{**base, "batch": 4, "accumulate": 2, "packing": 400}, **changes
-    )
+    halved: dict[str, Any] = {**base, "batch": 4, "accumulate": 2, "packing": 400}
+    packed, halves = staged(mixed, tokenizer, tmp_path, **halved, **changes)
     for k in range(2):
         one, other = plain.learn([whole[k]]), packed.learn([halves[2 * k], halves[2 * k + 1]])
         assert one.loss == pytest.approx(other.loss, rel=1e-5)

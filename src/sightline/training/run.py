@@ -52,8 +52,8 @@ def vocabulary_text(recipe: Recipe) -> Iterator[str]:
         for row in range(min(len(source.reader), TOKENIZER_ROWS) if source.path else 0):
             with suppress(DataError):
                 found = source.reader[row]
-                said = (*found.conversation, *found.chosen, *found.rejected[-1:])
-                yield from (part.text for message in said for part in message.parts if isinstance(part, Text))
+                said = (*found.conversation, found.chosen, found.rejected)
+                yield from (part.text for each in said if each for part in each.parts if isinstance(part, Text))
 
 
 def tokenizer_of(recipe: Recipe, folder: Path) -> Tokenizer:

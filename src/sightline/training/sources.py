@@ -26,13 +26,13 @@ class Sample:
     """What one step of training sees of one picture.
 
     conversation: what is read and learned, may be empty; image, caption, dense: for objectives on the encoder.
-    chosen, rejected: two conversations that differ in their last answer, for objectives on preferences.
+    chosen, rejected: a better and a worse answer to the conversation, which then ends with the user.
     branches: the turns are separate questions, which are learned side by side; else each follows those before it.
     """
 
     conversation: Conversation = ()
-    chosen: Conversation = ()
-    rejected: Conversation = ()
+    chosen: Message | None = None
+    rejected: Message | None = None
     image: Image | None = None
     caption: str = ""
     dense: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class Sample:
     branches: bool = False
 
 
-Gives = Literal["conversations", "pictures", "preferences"]  # what objectives learn from
+Gives = Literal["conversations", "pictures", "pairs"]  # what objectives learn from
 
 
 def places(question: Question, frame: Frame) -> tuple[Part, ...]:
@@ -150,7 +150,8 @@ class FilesSource:
 
     @property
     def gives(self) -> Gives:
-        return "pictures" if self.kind == "image-text" else self.kind
+        gives: dict[str, Gives] = {"image-text": "pictures", "preferences": "pairs"}
+        return gives.get(self.kind, "conversations")
 
     @property
     def reader(self) -> Reader:
@@ -166,7 +167,7 @@ class FilesSource:
         row = permuted(index, len(self.reader), f"{seed} {epoch}")
         found, name = self.reader[row], self.reader.name(row)
         if self.kind != "image-text":
-            return Sample(found.conversation, found.chosen, found.rejected, name=name)
+            return Sample(found.conversation, name=name, chosen=found.chosen, rejected=found.rejected)
         pictures, caption = images_of(found.conversation), found.conversation[-1].text
         if len(pictures) != 1 or not caption:
             raise DataError(f"{name}: {len(pictures)} pictures with {caption[:20]!r}, expected one and its caption")

@@ -14,7 +14,7 @@ import pytest
 from sightline.core.errors import DataError
 from sightline.core.geometry import Box
 from sightline.core.sequence import Conversation, Image, Message, Region, Text, Video
-from sightline.data.formats import Files, open_files
+from sightline.data.formats import Files, Record, open_files
 from sightline.data.images import PadSquare
 from sightline.data.media import open_image
 
@@ -319,15 +319,20 @@ def test_refcoco_asks_for_each_phrase(write: Write) -> None:
 # --------------------------------------------------------------------------------------------------------- preferences
 
 
+def answers_of(record: Record) -> tuple[str, str]:
+    """The better and the worse answer."""
+    assert record.chosen is not None and record.rejected is not None
+    return record.chosen.text, record.rejected.text
+
+
 def test_rlhf_v_gives_both_answers(write: Write) -> None:
     said = {"question": "What?", "chosen": "red", "rejected": "blue"}
     rows = [{"image": "red.png", **said}, {"image": "red.png", "text": json.dumps(said)}]
     rows.append({"image": "red.png", **said, "rejected": "red"})
     reader = open_files("rlhf-v", Files(write("rows.json", rows)))
     for i in range(2):
-        assert told(reader[i].chosen) == [("user", RED, "What?"), ("assistant", "red")]
-        assert told(reader[i].rejected) == [("user", RED, "What?"), ("assistant", "blue")]
-        assert reader[i].conversation == ()
+        assert told(reader[i].conversation) == [("user", RED, "What?")]
+        assert answers_of(reader[i]) == ("red", "blue")
     with pytest.raises(DataError, match="both answers are the same"):
         reader[2]
 
@@ -344,7 +349,7 @@ def test_vlfeedback_gives_every_two_answers_of_unequal_rating(write: Write, colu
     laid: Any = {key: [a[key] for a in answers] for key in ("response", "annotations")} if columns else answers
     rows = [{"img_path": "red.png", "prompt": "What?", "completions": laid}, {"prompt": "What?", "completions": 3}]
     reader = open_files("vlfeedback", Files(write("rows.jsonl", rows)))
-    assert [(reader[i].chosen[1].text, reader[i].rejected[1].text) for i in range(2)] == [
+    assert [answers_of(reader[i]) for i in range(2)] == [
         ("answer 0", "answer 1"),
         ("answer 2", "answer 1"),
     ]

@@ -43,11 +43,11 @@ class Files:
 
 @dataclass(frozen=True)
 class Record:
-    """One sample: a conversation that ends with an answer, or two that differ in their last answer alone."""
+    """One sample: a conversation that ends with an answer, or with a question and a better and a worse answer to it."""
 
-    conversation: Conversation = ()
-    chosen: Conversation = ()
-    rejected: Conversation = ()
+    conversation: Conversation
+    chosen: Message | None = None
+    rejected: Message | None = None
 
 
 class Reader(ABC):

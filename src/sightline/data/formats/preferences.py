@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from ...core.errors import DataError
-from ...core.sequence import Text
-from .base import Files, Record, asked, checked, take, text
+from ...core.sequence import Message, Text
+from .base import Files, Record, checked, take, text
 from .conversations import RowReader
 
 ASPECTS = ("Helpfulness", "Visual Faithfulness", "Ethical Considerations")
@@ -29,12 +29,13 @@ class RlhfV(RowReader):
         return self.pair(row, question, said.get("chosen"), said.get("rejected"))
 
     def pair(self, row: dict[str, Any], question: str, chosen: Any, rejected: Any) -> Record:
-        """Two conversations about a row's picture."""
-        first = (self.picture(row.get("image", row.get("img_path"))), self.question(question))
+        """A question about a row's picture, and both answers."""
+        parts = (self.picture(row.get("image", row.get("img_path"))), self.question(question))
         better, worse = text(chosen, "the chosen answer"), text(rejected, "the rejected answer")
         if better == worse:
             raise DataError("both answers are the same")
-        return Record(chosen=asked(first, Text(better)), rejected=asked(first, Text(worse)))
+        both = (Message("assistant", (Text(said),)) for said in (better, worse))
+        return Record((Message("user", parts),), *both)
 
 
 class VLFeedback(RlhfV):
