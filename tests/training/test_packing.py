@@ -208,8 +208,9 @@ def held(trainer: Trainer, batch: Any) -> int:
     return sum(size for place, size in kept.items() if place not in weights)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_recomputed_blocks_give_the_same_gradients_and_hold_less(
-    mixed: Recipe, tokenizer: Tokenizer, tmp_path: Path
+    mixed: Recipe, tokenizer: Tokenizer, tmp_path: Path, precision: str
 ) -> None:
     model = replace(
         mixed.model,
@@ -217,7 +218,7 @@ def test_recomputed_blocks_give_the_same_gradients_and_hold_less(
         decoder=replace(mixed.model.decoder, depth=4),
     )
     deeper = replace(mixed, model=model)
-    settings: dict[str, Any] = {"learn": {"*": 1e-3}, "batch": 4}
+    settings: dict[str, Any] = {"learn": {"*": 1e-3}, "batch": 4, "precision": precision}
     kept, data = staged(deeper, tokenizer, tmp_path, **settings)
     again, _ = staged(deeper, tokenizer, tmp_path, **settings, recompute=True)
     for k in range(2):

@@ -67,15 +67,14 @@ class Batches(Dataset[Batch]):
         return self.__getitems__(range(k - k % group, min(k - k % group + group, len(self))))[k % group]
 
     def __getitems__(self, numbers: Sequence[int]) -> list[Batch]:
-        """The batches of a whole group, for each of which all of its samples are made once."""
+        """The batches of a whole group, whose samples are made once (torch's loader calls this by its name)."""
         size = self.stage.batch
         made = [self.made(k * size + j) for k in numbers for j in range(size)]
         if len(numbers) > 1:
             made.sort(key=lambda each: each.example.length)
         parts = [made[i : i + size] for i in range(0, len(made), size)]
-        random.Random(f"{self.seed} {self.number} {numbers[0]}").shuffle(
-            parts
-        )  # else every group ends with the longest
+        # else every group would end with its longest
+        random.Random(f"{self.seed} {self.number} {numbers[0]}").shuffle(parts)
         return [assemble(part, self.processor, self.stage.packing) for part in parts]
 
     def sample(self, index: int) -> Sample:
