@@ -68,9 +68,10 @@ class Published:
         input_ids [batch, length], already expanded; pixel_values [images, 3, height, width]; attention_mask and
         token_type_ids [batch, length] as the published model takes them; for InstructBLIP qformer_input_ids and
         qformer_attention_mask [images, words]; for Kosmos-2 image_embeds_position_mask [batch, length], 1 where a token
-        is a picture's; decoder_input_ids [batch, length] for a model that writes beside what it reads. A model that
-        looks at pictures from beside its sequence may take pixel_values [batch, pictures, 3, height, width], filled up
-        to the row with most, together with image_attention_mask [batch, length, pictures].
+        is a picture's; for CogVLM images, a list of one picture [3, height, width] or none for each row;
+        decoder_input_ids [batch, length] for a model that writes beside what it reads. A model that looks at pictures
+        from beside its sequence may take pixel_values [batch, pictures, 3, height, width], filled up to the row with
+        most, together with image_attention_mask [batch, length, pictures].
         """
         batch, runner = self.batch(**inputs), self.runner
         if isinstance(runner, Seq2Seq):
