@@ -48,6 +48,25 @@ class _Row:
     first: float = 0.0
 
 
+@dataclass(frozen=True)
+class _Chunk:
+    """Requests by their numbers that are read together, those about the same pictures in a group.
+
+    shared: how many first tokens the requests of each group have in common; 0 where every request is read whole.
+    """
+
+    groups: list[list[tuple[int, Example]]]
+    shared: int = 0
+
+    @property
+    def members(self) -> list[tuple[int, Example]]:
+        return [member for group in self.groups for member in group]
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(group) for group in self.groups]
+
+
 class Engine:
     """Answers conversations with one model; stateless between calls."""
 
@@ -77,27 +96,38 @@ class Engine:
             key = tuple(image.digest for image in images_of(conversation))
             groups.setdefault(key, []).append((i, example))
         for chunk in self._chunks(groups):
-            rows = [_Row(example, Chooser(settings[i])) for i, example in chunk]
-            for (i, _), reply in zip(chunk, self._run(rows), strict=True):
+            rows = [_Row(example, Chooser(settings[i])) for i, example in chunk.members]
+            for (i, _), reply in zip(chunk.members, self._run(rows, chunk), strict=True):
                 replies[i] = reply
         return replies
 
-    def _chunks(self, groups: dict[tuple[str, ...], list[tuple[int, Example]]]) -> Iterator[list[tuple[int, Example]]]:
-        """Questions about the same pictures together; single ones in batches of like length."""
+    def _chunks(self, groups: dict[tuple[str, ...], list[tuple[int, Example]]]) -> Iterator[_Chunk]:
+        """Questions about the same pictures together, several such groups at once; single ones by like length."""
         single: list[tuple[int, Example]] = []
+        alike: dict[int, list[list[tuple[int, Example]]]] = {}
         for members in groups.values():
-            if len(members) == 1 or self.processor.look == "prefix":
-                single += members
-                continue
             for start in range(0, len(members), self.batch):
-                yield members[start : start + self.batch]
+                part = members[start : start + self.batch]
+                shared = self._shared([example for _, example in part])
+                if shared:
+                    alike.setdefault(shared, []).append(part)
+                else:
+                    single += part
+        for shared, parts in alike.items():
+            chunk: list[list[tuple[int, Example]]] = []
+            for part in parts:
+                if chunk and sum(map(len, chunk)) + len(part) > self.batch:
+                    yield _Chunk(chunk, shared)
+                    chunk = []
+                chunk.append(part)
+            yield _Chunk(chunk, shared)
         single.sort(key=lambda each: each[1].length)
         for start in range(0, len(single), self.batch):
-            yield single[start : start + self.batch]
+            yield _Chunk([[each] for each in single[start : start + self.batch]])
 
-    def _run(self, rows: list[_Row]) -> list[Reply]:
+    def _run(self, rows: list[_Row], chunk: _Chunk) -> list[Reply]:
         began = time.perf_counter()
-        for _ in self._tokens(rows, began):
+        for _ in self._tokens(rows, chunk.sizes, chunk.shared):
             pass
         return [self._reply(row, began) for row in rows]
 
@@ -105,7 +135,7 @@ class Engine:
         """The answer's text as it comes, then the whole reply; control tokens are not shown."""
         row = _Row(self.processor(conversation), Chooser(sampling))
         began, shown = time.perf_counter(), ""
-        for _ in self._tokens([row], began):
+        for _ in self._tokens([row], [1], 0):
             text = self.processor.read(row.ids, row.example.transforms).text
             text = text[: len(text) - begun(text, sampling.stop)].rstrip()
             half = text.endswith("�")  # the rest of a letter is still to come
@@ -143,9 +173,9 @@ class Engine:
     # ---------------------------------------------------------------------------------------------------- generation
 
     @torch.inference_mode()  # on while a token is made, off while the caller has it
-    def _tokens(self, rows: list[_Row], began: float) -> Iterator[None]:
+    def _tokens(self, rows: list[_Row], sizes: list[int], shared: int) -> Iterator[None]:
         """Read the prompts, then one token per unfinished row and turn."""
-        cache, hidden = self._prefill(rows)
+        cache, hidden = self._prefill(rows, sizes, shared)
         logits = self.model.logits(hidden)
         alive = list(range(len(rows)))
         while True:
@@ -189,19 +219,16 @@ class Engine:
             while row.ids and len(self._text(row)) > kept and len(self._words(row.ids[:-1])) >= kept:
                 row.ids.pop()
 
-    def _prefill(self, rows: list[_Row]) -> tuple[Cache, Tensor]:
+    def _prefill(self, rows: list[_Row], sizes: list[int], shared: int) -> tuple[Cache, Tensor]:
         """Read all prompts; the hidden state [rows, width] of each one's last token."""
         examples = [row.example for row in rows]
-        shared = self._shared(examples)
         room = max(example.length for example in examples) + max(row.choose.sampling.max_new_tokens for row in rows)
-        room = min(room, self.model.config.decoder.max_length)
+        cache = self.model.new_cache(min(room, self.model.config.decoder.max_length))
         if not shared:
-            cache = self.model.new_cache(room)
             return cache, self._read(examples, cache, None)
-        cache = self.model.new_cache(room)
-        first = examples[0]
-        self._read([_part(first, 0, shared)], cache, None)
-        cache = cache.copy(len(examples))
+        each = torch.tensor(sizes)
+        self._read([_part(examples[i], 0, shared) for i in (each.cumsum(0) - each).tolist()], cache, None)
+        cache = cache.keep(torch.arange(len(sizes)).repeat_interleave(each))
         return cache, self._read([_part(example, shared, example.length) for example in examples], cache, None)
 
     def _read(self, examples: list[Example], cache: Cache, bridge: Bridge | None) -> Tensor:
@@ -218,8 +245,8 @@ class Engine:
         first = examples[0]
         if any(len(e.pixels) != len(first.pixels) for e in examples):
             return 0
-        alike = all(torch.equal(a, b) for e in examples[1:] for a, b in zip(first.pixels, e.pixels, strict=True))
-        if not alike:
+        pairs = (pair for e in examples[1:] for pair in zip(first.pixels, e.pixels, strict=True))
+        if not all(a is b or torch.equal(a, b) for a, b in pairs):
             return 0
         shortest = min(e.length for e in examples) - 1  # every row keeps a token of its own to answer from
         ids = torch.stack([e.ids[:shortest] for e in examples])
