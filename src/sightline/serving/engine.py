@@ -53,8 +53,8 @@ class Engine:
 
     def __init__(self, model: VLM, processor: Processor, batch: int = 32) -> None:
         self.model, self.processor, self.batch = model.eval(), processor, batch
-        self.end = processor.tokenizer.control(processor.tokenizer.eos)
-        self.pad = processor.tokenizer.control(processor.tokenizer.pad or processor.tokenizer.eos)
+        self.end = processor.end
+        self.pad = processor.tokenizer.controls.get(processor.tokenizer.pad, self.end)
 
     # ------------------------------------------------------------------------------------------------------- answers
 
@@ -86,12 +86,12 @@ class Engine:
         """Questions about the same pictures together; single ones in batches of like length."""
         single: list[tuple[int, Example]] = []
         for members in groups.values():
-            if len(members) == 1 or self.processor.look == "prefix":
+            if len(members) == 1 or self.processor.apart:
                 single += members
                 continue
             for start in range(0, len(members), self.batch):
                 yield members[start : start + self.batch]
-        single.sort(key=lambda each: each[1].length)
+        single.sort(key=lambda each: each[1].read.length)
         for start in range(0, len(single), self.batch):
             yield single[start : start + self.batch]
 
@@ -132,8 +132,8 @@ class Engine:
             cut = found(text, row.choose.sampling.stop)  # none where reading took away the space it begins with
             grounded = grounded if cut is None else replace(grounded, text=text[:cut].rstrip())
         usage = {
-            "image_tokens": len(example.slots),
-            "prompt_tokens": example.length,
+            "image_tokens": len(example.read.slots),
+            "prompt_tokens": example.read.length,
             "completion_tokens": len(row.ids),
         }
         timing = {"first_token": round(row.first - began, 6), "total": round(time.perf_counter() - began, 6)}
@@ -213,7 +213,7 @@ class Engine:
 
     def _shared(self, examples: list[Example]) -> int:
         """How many first tokens all prompts have in common, if these hold every picture; 0 where nothing is gained."""
-        if len(examples) < 2 or self.processor.look == "prefix" or not all(len(e.slots) for e in examples):
+        if len(examples) < 2 or self.processor.apart or not all(len(e.slots) for e in examples):
             return 0
         first = examples[0]
         if any(len(e.pixels) != len(first.pixels) for e in examples):

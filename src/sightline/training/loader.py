@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Generator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ def assemble(samples: list[Sample], processor: Processor) -> Batch:
         extra["dense"] = {k: torch.from_numpy(np.stack([s.dense[k] for s in samples])) for k in samples[0].dense}
     if samples[0].caption:
         extra["captions"] = _captions([s.caption for s in samples], processor)
-    return Batch(batch.ids, batch.layout, batch.slots, batch.patches, batch.labels, extra)
+    return replace(batch, extra=extra)
 
 
 def _picture(sample: Sample, processor: Processor) -> Example:

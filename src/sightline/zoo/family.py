@@ -14,6 +14,7 @@ from ..data.batch import Batch
 from ..data.images import CLIP_MEAN, CLIP_STD, CenterCrop, Scaling
 from ..data.processor import Expand, ImagePipeline, whole
 from ..data.template import Template
+from ..language.tokenizer import Tokenizer
 from ..model import VLMConfig
 from .backbones import Json
 from .checkpoint import read_tensors
@@ -56,7 +57,8 @@ class Habits:
     template: how a conversation is laid out, unless the folder has a chat template. image: the token that fills a
     picture's places. codec: the name of its convention for places. end: what ends an answer, where that is not the
     tokenizer's own end. pixels: the picture pipeline from a `preprocessor_config.json`, {} without one, and the
-    encoder's side. expand: what stands in the place of a picture, as `data.processor.Expand`.
+    encoder's side. expand: what stands in the place of a picture, as `data.processor.Expand`. instruct: from the folder
+    what turns a question into the ids that a fusion reads with each picture.
     """
 
     template: Template
@@ -67,6 +69,7 @@ class Habits:
     end: str = ""
     pixels: Callable[[Json, int], ImagePipeline] = clip_crop
     expand: Expand = whole
+    instruct: Callable[[Path], Callable[[str], list[int]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,14 +78,15 @@ class Family:
 
     build: a configuration and its folder to a model without weights. keys: the map of its names, for that model's
     settings. tensors: those of a folder in the map's layout. inputs: its published keyword inputs as a batch, given the
-    model and its configuration first (`zoo.inputs`); None for a part that reads no text.
+    model and its configuration first (`zoo.inputs`); None for a part that reads no text. habits: of its processor, or
+    what tells them from a folder's configuration and tokenizer.
     """
 
     build: Callable[[Json, Path], nn.Module]
     keys: Callable[[Any], KeyMap]
     tensors: Callable[[Json, Path], Mapping[str, Tensor]] = as_written
     inputs: Callable[..., Batch] | None = pictures
-    habits: Habits | None = None
+    habits: Habits | Callable[[Json, Tokenizer], Habits] | None = None
 
 
 @dataclass(frozen=True)

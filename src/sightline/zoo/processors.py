@@ -18,10 +18,11 @@ from .published import Published
 def load_processor(published: Published) -> Processor | None:
     """The processor of a loaded folder; None for a bare part, without `tokenizer.json`, or of a family not listed."""
     folder, model = published.folder, published.model
-    habits = FAMILIES[published.family].habits
-    if not isinstance(model, VLM) or not (folder / "tokenizer.json").exists() or habits is None:
+    found = FAMILIES[published.family].habits
+    if not isinstance(model, VLM) or not (folder / "tokenizer.json").exists() or found is None:
         return None
     tokenizer = Tokenizer.from_folder(folder)
+    habits = found if isinstance(found, Habits) else found(published.config, tokenizer)
     tokenizer.bos, tokenizer.eos = tokenizer.bos or habits.bos, habits.end or tokenizer.eos or habits.eos
     return Processor(
         tokenizer=tokenizer,
@@ -34,6 +35,9 @@ def load_processor(published: Published) -> Processor | None:
         look=model.config.look,
         framed=model.config.framed,
         expand=habits.expand,
+        start=model.config.start,
+        instruct=None if habits.instruct is None else habits.instruct(folder),
+        instruction_length=model.config.instruction_length,
         max_length=model.config.decoder.max_length,
     )
 
