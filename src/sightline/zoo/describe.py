@@ -138,14 +138,13 @@ def _run(model: VLM) -> tuple[tuple[Station, ...], int, dict[str, int]]:
         layout = replace(causal_layout(1, length, "meta"), medium=carried)
         owners = torch.tensor([[0, 0, 1]], device="cpu")
         prompt = Batch(torch.zeros(1, length, dtype=torch.int64), layout, torch.arange(visual), owners=owners)
-        if model.config.beside:  # what is written begins with one token
-            start, nothing = torch.zeros(1, 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
-            prompt = Batch(start, causal_layout(1, 1, "meta"), nothing, source=prompt)
+        layout = replace(causal_layout(1, 1, "meta"), medium=carried[:, -1:])
+        step = Batch(torch.zeros(1, 1, dtype=torch.int64), layout, torch.zeros(0, dtype=torch.int64))
+        if model.config.beside:  # what is written begins with a token of its own
+            prompt = replace(step, source=prompt)
         with Operations() as reading:
             hidden = model(prompt, cache, bridge)
             scores = model.logits(hidden[:, -1:])
-        layout = replace(causal_layout(1, 1, "meta"), medium=carried[:, -1:])
-        step = Batch(torch.zeros(1, 1, dtype=torch.int64), layout, torch.zeros(0, dtype=torch.int64))
         with Operations() as writing:
             model.logits(model(step, cache))
     kv_heads = decoder.kv_heads or decoder.heads
