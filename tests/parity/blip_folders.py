@@ -6,9 +6,9 @@ from typing import Any
 
 import tokenizers
 import torch
-from tokenizers import models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from sightline.language.tokenizer import train_tokenizer
+from sightline.language.tokenizer import Tokenizer, train_tokenizer
 from sightline.zoo.checkpoint import write
 from sightline.zoo.families import FAMILIES
 
@@ -50,17 +50,25 @@ def blip_folder(folder: Path, kind: str) -> Path:
 
 
 def write_tokenizer(folder: Path, text: str, around: tuple[Any, Any]) -> None:
-    """OPT's and Vicuna's put a token before the words, T5's after them."""
-    learned = train_tokenizer(TEXTS, VOCABULARY, CONTROLS)
-    learned.spec["post_processor"] = {
+    """OPT's and Vicuna's put a token before the words; T5's, which knows pieces of words by their odds, after them."""
+    if text == "t5":
+        made = tokenizers.Tokenizer(models.Unigram())
+        made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+        made.decoder = decoders.Metaspace()
+        made.train_from_iterator(
+            TEXTS, trainers.UnigramTrainer(vocab_size=80, special_tokens=list(CONTROLS), unk_token="<unk>")
+        )
+        spec = json.loads(made.to_str())
+    else:
+        spec = train_tokenizer(TEXTS, VOCABULARY, CONTROLS).spec
+    spec["post_processor"] = {
         "type": "TemplateProcessing",
         "single": list(around[::-1] if text == "t5" else around),
         "pair": [],
         "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}},
     }
-    learned.save(folder)
-    names = {k: v for k, v in NAMES.items() if not (text == "t5" and k == "bos_token")}
-    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    names = {k.removesuffix("_token"): v for k, v in NAMES.items() if not (text == "t5" and k == "bos_token")}
+    Tokenizer(spec, **names).save(folder)
 
 
 def write_bert(folder: Path) -> None:

@@ -15,7 +15,7 @@ from sightline.data.batch import IGNORE, Example, collate
 from sightline.language.tokenizer import Tokenizer
 from sightline.serving.assistant import Assistant
 from sightline.serving.sampling import Sampling
-from sightline.zoo.describe import count
+from sightline.zoo.describe import describe
 from sightline.zoo.families import ROWS
 
 QUESTIONS = ["how many red circles are there?", "What is in the picture?", "how many?", "a blue square"]
@@ -130,11 +130,17 @@ def test_a_line_break_ends_what_opt_writes(folders: dict[str, Path]) -> None:
     assert sightline.load(folders["blip-2 t5"]).engine.end == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "billions"),
-    [("blip2-flan-t5-xl", 3.94), ("blip2-flan-t5-xxl", 12.2), ("instructblip-flan-t5-xl", 4.02)],
-)
-def test_sizes_with_flan_t5(name: str, billions: float) -> None:
-    """As the model hub counts the published files."""
-    assert ROWS[name].source == f"Salesforce/{name}"
-    assert count(ROWS[name].model) / 1e9 == pytest.approx(billions, rel=0.01)
+@pytest.mark.parametrize(("size", "billions"), [("xl", 2.85), ("xxl", 11.1)])
+@pytest.mark.parametrize("family", ["blip2", "instructblip"])
+def test_sizes_with_flan_t5(family: str, size: str, billions: float) -> None:
+    """The language model is as large as the published one, the rest is that of the other rows."""
+    row, other = (
+        ROWS[f"{family}-flan-t5-{size}"],
+        ROWS["blip2-opt-2.7b" if family == "blip2" else "instructblip-vicuna-7b"],
+    )
+    assert row.source == f"Salesforce/{row.name}"
+    told, beside = (describe(each.name, each.model).parameters for each in (row, other))
+    assert told["decoder"] / 1e9 == pytest.approx(billions, rel=0.005)
+    assert told["encoder"] == beside["encoder"]
+    wide = row.model.decoder.width - other.model.decoder.width  # of the last map, which has a bias
+    assert told["fusion"] - beside["fusion"] == 769 * wide

@@ -197,10 +197,14 @@ def _words(out: Writer, message: Message) -> None:
     out.parts(replace(message, parts=tuple(part for part in message.parts if not isinstance(part, Image | Video))))
 
 
-def _habits(make: Callable[[str, str], Template], opt_end: str = "", instruct: Any = None) -> Callable[..., Habits]:
-    """What the processor of either does, whose words are OPT's, Vicuna's or T5's.
+def _habits(
+    make: Callable[[str, str], Template],
+    line: str = "",
+    instruct: Callable[[Path], Callable[[str], list[int]]] | None = None,
+) -> Callable[[Json, Tokenizer], Habits]:
+    """What the processor of either does; line: what ends the answers of a model that writes where it has read.
 
-    OPT's and Vicuna's begin with the token that the folder's tokenizer names, T5's end with one instead.
+    The words of OPT and Vicuna begin with the token that the folder's tokenizer names, those of T5 end with one.
     """
 
     def found(c: Json, tokenizer: Tokenizer) -> Habits:
@@ -208,7 +212,7 @@ def _habits(make: Callable[[str, str], Template], opt_end: str = "", instruct: A
         if kind == "t5":
             return Habits(make("", "</s>"), "<image>", bos="", pixels=_stretched, instruct=instruct)
         begin = tokenizer.bos or ("</s>" if kind == "opt" else "<s>")
-        return Habits(make(begin, ""), "<image>", bos=begin, end=opt_end, pixels=_stretched, instruct=instruct)
+        return Habits(make(begin, ""), "<image>", bos=begin, end=line, pixels=_stretched, instruct=instruct)
 
     return found
 
@@ -224,7 +228,7 @@ def bert_words(folder: Path) -> Callable[[str], list[int]]:
 
 
 FAMILIES = {
-    "blip-2": Family(lambda c, f: VLM(config(c)), keys, habits=_habits(blip2_template, opt_end="\n")),
+    "blip-2": Family(lambda c, f: VLM(config(c)), keys, habits=_habits(blip2_template, line="\n")),
     "instructblip": Family(
         lambda c, f: VLM(config(c)),
         keys,
@@ -246,12 +250,12 @@ def flan_t5(size: str) -> dict[str, Any]:
     return {**text, **gate, "vocab_size": 32128, "tie_word_embeddings": False}
 
 
-def _flan_t5(row: Row, size: str) -> Row:
-    """The same model with another language model: what is read is read by an encoder of text."""
-    text = {"text_config": flan_t5(size), "image_token_index": 32100}
-    start, name = row.source.rpartition("/")[2].split("-")[0], f"FlanT5 {size.upper()}"
-    source = f"Salesforce/{start}-flan-t5-{size}"
-    return replace(row, name=source.rpartition("/")[2], llm=name, source=source, config={**row.config, **text})
+def _flan_t5(row: Row, size: str, **changes: Any) -> Row:
+    """The row with a FlanT5 as its language model, which reads the pictures in its encoder."""
+    name = f"{row.family.lower().replace('-', '')}-flan-t5-{size}"
+    sizes = {**row.config, "text_config": flan_t5(size), "image_token_index": 32100}
+    words = f"FlanT5 {size.upper()}"
+    return replace(row, name=name, source=f"Salesforce/{name}", llm=words, config=sizes, **changes)
 
 
 def _blip_2(size: str) -> Row:
@@ -297,5 +301,5 @@ ROWS = (
     *(_flan_t5(_blip_2("2.7b"), size) for size in ("xl", "xxl")),
     _instructblip("7b"),
     _instructblip("13b"),
-    *(_flan_t5(replace(_instructblip("7b"), licence="MIT"), size) for size in ("xl", "xxl")),
+    *(_flan_t5(_instructblip("7b"), size, licence="MIT") for size in ("xl", "xxl")),
 )

@@ -32,7 +32,7 @@ UL2_32B = {
     "feed_forward_proj": "gated-silu",
     "vocab_size": 250112,
     "tie_word_embeddings": False,
-    "n_positions": 2048,
+    "n_positions": 4096,  # the largest pictures are 2916 tokens
 }
 # section 3.3: the encoder stays as it is, at 224 pixels and then while sides grow to 448, 672 and 756
 STAGES: Stages = {"mixture": ("fusion.*", "decoder.*"), "resolution": ("fusion.*", "decoder.*")}
