@@ -71,16 +71,8 @@ LANGUAGES = {
 }
 LANGUAGES |= t5.FAMILIES
 
-WHOLE = (
-    llava,
-    blip2,
-    internvl,
-    kosmos2,
-    aria,
-    idefics,
-    paligemma,
-    pali,
-)  # a file each; its rows are listed in this order
+# a file each; its rows are listed in this order
+WHOLE = (llava, blip2, internvl, kosmos2, aria, idefics, paligemma, pali)
 FAMILIES: dict[str, Family] = ENCODERS | LANGUAGES
 for module in WHOLE:
     FAMILIES |= module.FAMILIES
