@@ -72,8 +72,8 @@ class Engine:
 
     def __init__(self, model: VLM, processor: Processor, batch: int = 32) -> None:
         self.model, self.processor, self.batch = model.eval(), processor, batch
-        self.end = processor.tokenizer.control(processor.tokenizer.eos)
-        self.pad = processor.tokenizer.control(processor.tokenizer.pad or processor.tokenizer.eos)
+        self.end = processor.end
+        self.pad = processor.tokenizer.controls.get(processor.tokenizer.pad, self.end)
 
     # ------------------------------------------------------------------------------------------------------- answers
 
@@ -121,7 +121,7 @@ class Engine:
                     chunk = []
                 chunk.append(part)
             yield _Chunk(chunk, shared)
-        single.sort(key=lambda each: each[1].length)
+        single.sort(key=lambda each: each[1].read.length)
         for start in range(0, len(single), self.batch):
             yield _Chunk([[each] for each in single[start : start + self.batch]])
 
@@ -162,8 +162,8 @@ class Engine:
             cut = found(text, row.choose.sampling.stop)  # none where reading took away the space it begins with
             grounded = grounded if cut is None else replace(grounded, text=text[:cut].rstrip())
         usage = {
-            "image_tokens": len(example.slots),
-            "prompt_tokens": example.length,
+            "image_tokens": len(example.read.slots),
+            "prompt_tokens": example.read.length,
             "completion_tokens": len(row.ids),
         }
         timing = {"first_token": round(row.first - began, 6), "total": round(time.perf_counter() - began, 6)}
@@ -240,7 +240,7 @@ class Engine:
 
     def _shared(self, examples: list[Example]) -> int:
         """How many first tokens all prompts have in common, if these hold every picture; 0 where nothing is gained."""
-        if len(examples) < 2 or self.processor.look == "prefix" or not all(len(e.slots) for e in examples):
+        if len(examples) < 2 or self.processor.apart or not all(len(e.slots) for e in examples):
             return 0
         first = examples[0]
         if any(len(e.pixels) != len(first.pixels) for e in examples):

@@ -138,14 +138,18 @@ def _run(model: VLM) -> tuple[tuple[Station, ...], int, dict[str, int]]:
         layout = replace(causal_layout(1, length, "meta"), medium=carried)
         owners = torch.tensor([[0, 0, 1]], device="cpu")
         prompt = Batch(torch.zeros(1, length, dtype=torch.int64), layout, torch.arange(visual), owners=owners)
+        layout = replace(causal_layout(1, 1, "meta"), medium=carried[:, -1:])
+        step = Batch(torch.zeros(1, 1, dtype=torch.int64), layout, torch.zeros(0, dtype=torch.int64))
+        if model.config.beside:  # what is written begins with a token of its own
+            prompt = replace(step, source=prompt)
         with Operations() as reading:
             hidden = model(prompt, cache, bridge)
             scores = model.logits(hidden[:, -1:])
-        layout = replace(causal_layout(1, 1, "meta"), medium=carried[:, -1:])
-        step = Batch(torch.zeros(1, 1, dtype=torch.int64), layout, torch.zeros(0, dtype=torch.int64))
         with Operations() as writing:
             model.logits(model(step, cache))
     kv_heads = decoder.kv_heads or decoder.heads
+    look = model.config.look
+    looked = f"read whole by {decoder.encoder_depth} blocks of their own" if model.config.beside else look
     seen = bridge.tokens if bridge.memory is None else bridge.memory.values
     stations = (
         Station("picture", (image.channels, image.image_size, image.image_size)),
@@ -160,9 +164,7 @@ def _run(model: VLM) -> tuple[tuple[Station, ...], int, dict[str, int]]:
             f"{image.used_depth} blocks, {image.heads} heads, {image.activation}",
         ),
         Station("fusion", tuple(seen.shape), model.config.fusion.note),
-        Station(
-            "sequence", tuple(hidden.shape[1:]), f"{visual} visual and {QUESTION} text tokens, {model.config.look}"
-        ),
+        Station("sequence", (length, hidden.shape[2]), f"{visual} visual and {QUESTION} text tokens, {looked}"),
         Station(
             "decoder",
             tuple(hidden.shape[1:]),

@@ -62,8 +62,8 @@ class Habits:
     template: how a conversation is laid out, unless the folder has a chat template. image: the token that fills a
     picture's places. codec: the name of its convention for places. end: what ends an answer, where that is not the
     tokenizer's own end. pixels: the picture pipeline from a `preprocessor_config.json`, {} without one, and the
-    encoder's side. expand: what stands in the place of a picture, as `data.processor.Expand`. tokenizer: that of a
-    folder, or None where it lies without one.
+    encoder's side. expand: what stands in the place of a picture, as `data.processor.Expand`. instruct: from the folder
+    what turns a question into the ids that a fusion reads with each picture.
     """
 
     template: Template
@@ -74,7 +74,7 @@ class Habits:
     end: str = ""
     pixels: Callable[[Json, int], ImagePipeline] = clip_crop
     expand: Expand = whole
-    tokenizer: Callable[[Path], Tokenizer | None] = tokenizer_json
+    instruct: Callable[[Path], Callable[[str], list[int]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,17 @@ class Family:
 
     build: a configuration and its folder to a model without weights. keys: the map of its names, for that model's
     settings. tensors: those of a folder in the map's layout. inputs: its published keyword inputs as a batch, given the
-    model and its configuration first (`zoo.inputs`); None for a part that reads no text. habits: or, where a family's
-    models differ in them, what tells them of a folder.
+    model and its configuration first (`zoo.inputs`); None for a part that reads no text. tokenizer: that of a folder,
+    or None where it lies without one. habits: of its processor, or what tells them from configuration, folder and
+    tokenizer.
     """
 
     build: Callable[[Json, Path], nn.Module]
     keys: Callable[[Any], KeyMap]
     tensors: Callable[[Json, Path], Mapping[str, Tensor]] = as_written
     inputs: Callable[..., Batch] | None = pictures
-    habits: Habits | Callable[[Path], Habits] | None = None
+    tokenizer: Callable[[Path], Tokenizer | None] = tokenizer_json
+    habits: Habits | Callable[[Json, Path, Tokenizer], Habits] | None = None
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,9 @@ class ProcessorConfig:
             codec=None if self.codec is None else CODECS[self.codec],
             look=model.config.look,
             framed=model.config.framed,
+            start=model.config.start,
+            instruct=tokenizer.encode if model.config.instruction_length else None,
+            instruction_length=model.config.instruction_length,
             max_length=self.max_length,
         )
 

@@ -18,11 +18,12 @@ from .published import Published
 def load_processor(published: Published) -> Processor | None:
     """The processor of a loaded folder; None for a bare part, without a tokenizer, or of a family not listed."""
     folder, model = published.folder, published.model
-    known = FAMILIES[published.family].habits
-    habits = known(folder) if callable(known) else known
-    tokenizer = None if habits is None else habits.tokenizer(folder)
-    if not isinstance(model, VLM) or habits is None or tokenizer is None:
+    family = FAMILIES[published.family]
+    if not isinstance(model, VLM) or family.habits is None or (tokenizer := family.tokenizer(folder)) is None:
         return None
+    habits = family.habits
+    if not isinstance(habits, Habits):
+        habits = habits(published.config, folder, tokenizer)
     tokenizer.bos, tokenizer.eos = tokenizer.bos or habits.bos, habits.end or tokenizer.eos or habits.eos
     return Processor(
         tokenizer=tokenizer,
@@ -35,6 +36,9 @@ def load_processor(published: Published) -> Processor | None:
         look=model.config.look,
         framed=model.config.framed,
         expand=habits.expand,
+        start=model.config.start,
+        instruct=None if habits.instruct is None else habits.instruct(folder),
+        instruction_length=model.config.instruction_length,
         max_length=model.config.decoder.max_length,
     )
 
