@@ -11,6 +11,7 @@ import torch
 
 import sightline
 from sightline.core.errors import CheckpointError, InputError
+from sightline.core.sequence import Image, ask
 from sightline.data.images import CenterCrop, PadSquare, Scaling, Square
 from sightline.language.tokenizer import train_tokenizer
 from sightline.model import VLM
@@ -107,3 +108,12 @@ def test_a_file_of_other_sizes_is_told(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"longest_edge": 3}}))
     with pytest.raises(CheckpointError, match="sizes of pictures are not as expected"):
         load_pipeline(tmp_path, FAMILIES["llava"].habits, 224)
+
+
+def test_a_template_without_a_place_for_pictures_is_the_language_model_s(llava_folder: Path) -> None:
+    path = llava_folder / "tokenizer_config.json"
+    path.write_text(json.dumps({"chat_template": "{% for m in messages %}{{ m.role + m.content }}{% endfor %}"}))
+    processor = sightline.load(llava_folder).engine.processor
+    example = processor(ask("how many?", Image(PIL.Image.new("RGB", (30, 30)))))
+    assert len(example.slots) == 16
+    assert processor.tokenizer.decode(example.ids.tolist()).startswith("USER: ")

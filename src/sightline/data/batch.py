@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.geometry import Transform
 from ..core.layout import Layout
-from ..core.patches import Patches, join, patchify
+from ..core.patches import Patches, Tiling, join, patchify
 
 IGNORE = -100  # a label that teaches nothing
 
@@ -20,8 +20,9 @@ class Example:
 
     ids, block, position, medium, item, branch: int64 [length], as in `core.layout`.
     labels: int64 [length]; labels[t] is the id to predict after token t, -100 where nothing is learned.
-    slots: int64 [n], where image tokens go, in order; pixels: one float tensor [3, height, width] per image.
-    transforms: one per image, from the original picture to what the model sees.
+    slots: int64 [n], where image tokens go, in order; pixels: one float tensor [3, height, width] per view.
+    transforms: one per image, from the original picture to what the model sees. tilings: one per image, where the
+    model lays its views out itself.
     """
 
     ids: Tensor
@@ -34,6 +35,7 @@ class Example:
     slots: Tensor
     pixels: tuple[Tensor, ...] = ()
     transforms: tuple[Transform, ...] = ()
+    tilings: tuple[Tiling, ...] = ()
     causal: bool = True
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -153,7 +155,9 @@ def _assemble(rows: list[list[tuple[Example, int]]], length: int, patch: int, pa
             for name in COLUMNS:
                 columns[name][r, span] = getattr(example, name)
             slots.append(example.slots + r * length + offset)
-            patches += [patchify(pixels[None], patch) for pixels in example.pixels]
+            if example.pixels:
+                views = join([patchify(pixels[None], patch) for pixels in example.pixels])
+                patches.append(replace(views, tilings=example.tilings))
     labels = columns.pop("labels")
     return Batch(
         ids=ids,

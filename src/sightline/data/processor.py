@@ -10,7 +10,6 @@ import torch
 from ..core.errors import CapacityError, InputError
 from ..core.geometry import Transform
 from ..core.layout import Medium, framed
-from ..core.patches import Grid
 from ..core.sequence import Conversation, Image, Message, Video, images_of
 from ..grounding.codecs import Codec, Grounded
 from ..language.tokenizer import Tokenizer
@@ -26,9 +25,13 @@ class ImagePipeline(Protocol):
         """The views of an upright RGB picture."""
         ...
 
+    def frame(self, picture: PIL.Image.Image) -> Seen:
+        """The view of a film's frame."""
+        ...
 
-# What stands in the place of a picture, given its views and the tokens of each: numbers are so many image tokens of it,
-# names are control tokens before, between and after them.
+
+# What stands in the place of a picture, given its views and the tokens of each, or of all that the model lays out:
+# numbers are so many image tokens of it, names are control tokens before, between and after them.
 Expand = Callable[[Seen, Sequence[int]], Sequence[int | str]]
 
 
@@ -62,8 +65,9 @@ class _Columns:
 class Processor:
     """Everything between a person's conversation and a model's numbers, for one checkpoint.
 
-    num_tokens(grid) is the fusion's own count of slots; patch is the encoder's. `image_token` fills the slots' ids,
-    which the model replaces. framed: as in `core.layout.framed`. expand: what stands in the place of a picture.
+    num_tokens(grid) is the fusion's own count of slots, num_tokens(grid, tiling) that of a picture whose views the
+    model lays out itself; patch is the encoder's. `image_token` fills the slots' ids, which the model replaces. framed:
+    as in `core.layout.framed`. expand: what stands in the place of a picture.
     """
 
     def __init__(
@@ -71,7 +75,7 @@ class Processor:
         tokenizer: Tokenizer,
         template: Template,
         pixels: ImagePipeline,
-        num_tokens: Callable[[Grid], int],
+        num_tokens: Callable[..., int],
         patch: int,
         image_token: str,
         codec: Codec | None = None,
@@ -92,7 +96,7 @@ class Processor:
         Raises CapacityError when a prompt is longer than the context; a training example loses its last turns.
         """
         known = {} if known is None else known
-        seen = [self.see(image, known) for image in images_of(conversation)]
+        seen = self.see(conversation, known)
         while True:
             example = self._write(self.template(conversation), seen[: len(images_of(conversation))])
             if example.length <= self.max_length:
@@ -105,11 +109,17 @@ class Processor:
                 )
             conversation = conversation[:-2]
 
-    def see(self, image: Image, known: dict[str, Seen]) -> Seen:
-        """The views of a picture, looked up in what is known."""
-        if image.digest not in known:
-            known[image.digest] = self.pixels.seen(image.picture)
-        return known[image.digest]
+    def see(self, conversation: Conversation, known: dict[str, Seen]) -> list[Seen]:
+        """The views of every picture and every frame of a film, in order, looked up in what is known."""
+        seen = []
+        for part in (part for message in conversation for part in message.parts):
+            film = isinstance(part, Video)
+            for image in part.frames if isinstance(part, Video) else [part] if isinstance(part, Image) else []:
+                key = f"{image.digest} frame" if film else image.digest
+                if key not in known:
+                    known[key] = (self.pixels.frame if film else self.pixels.seen)(image.picture)
+                seen.append(known[key])
+        return seen
 
     def branches(self, conversation: Conversation) -> Example:
         """A training example whose turns each follow the pictures directly and do not see one another.
@@ -119,7 +129,7 @@ class Processor:
         """
         if self.look == "prefix":
             raise InputError("a model whose pictures see the question learns one question at a time")
-        seen = [self.pixels.seen(image.picture) for image in images_of(conversation)]
+        seen = self.see(conversation, {})
         before = [message for message in conversation if message.role == "system"]
         talk = [message for message in conversation if message.role != "system"]
         pictures = tuple(part for message in talk for part in message.parts if isinstance(part, (Image, Video)))
@@ -154,8 +164,11 @@ class Processor:
     def _picture(self, out: _Columns, seen: Seen, block: int, step: int, item: int) -> int:
         """Write what stands in the place of a picture; return the next block."""
         grids = [(1, pixels.shape[1] // self.patch, pixels.shape[2] // self.patch) for pixels in seen.pixels]
+        counts = [self.num_tokens(grid) for grid in grids]
+        if seen.tiling is not None:
+            counts = [self.num_tokens(grids[0], seen.tiling)]
         count = 0
-        for part in self.expand(seen, [self.num_tokens(grid) for grid in grids]):
+        for part in self.expand(seen, counts):
             if isinstance(part, str):
                 block = out.add([self.tokenizer.control(part)], block, step, False, Medium.TEXT, item)
                 continue
@@ -199,6 +212,7 @@ class Processor:
             slots=slots,
             pixels=tuple(pixels for each in seen for pixels in each.pixels),
             transforms=tuple(each.way for each in seen),
+            tilings=tuple(each.tiling for each in seen if each.tiling is not None),
             causal=self.look == "causal",
         )
 

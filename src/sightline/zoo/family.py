@@ -28,6 +28,11 @@ EQUAL = "logits, greedy tokens and pixels equal transformers' on a random checkp
 _FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which the files use
 
 
+def as_read(c: Json, folder: Path) -> Json:
+    """A configuration that says all by itself."""
+    return c
+
+
 def as_written(c: Json, folder: Path) -> Mapping[str, Tensor]:
     """Tensors of a folder under the names they have there."""
     return read_tensors(folder)
@@ -49,6 +54,11 @@ def clip_crop(c: Json, side: int) -> ImagePipeline:
     )
 
 
+def side_of(size: Any) -> int:
+    """The side of a square that a `preprocessor_config.json` writes in any of three ways."""
+    return size if isinstance(size, int) else size["height"] if "height" in size else size["shortest_edge"]  # type: ignore[no-any-return]
+
+
 @dataclass(frozen=True)
 class Habits:
     """What the files beside the weights leave unsaid of how a conversation becomes numbers.
@@ -56,7 +66,8 @@ class Habits:
     template: how a conversation is laid out, unless the folder has a chat template. image: the token that fills a
     picture's places. codec: the name of its convention for places. end: what ends an answer, where that is not the
     tokenizer's own end. pixels: the picture pipeline from a `preprocessor_config.json`, {} without one, and the
-    encoder's side. expand: what stands in the place of a picture, as `data.processor.Expand`.
+    encoder's side. expand: what stands in the place of a picture, as `data.processor.Expand`. picture, video: the
+    names that stand for a picture, if not `image`, and for a film in the folder's chat template.
     """
 
     template: Template
@@ -67,6 +78,8 @@ class Habits:
     end: str = ""
     pixels: Callable[[Json, int], ImagePipeline] = clip_crop
     expand: Expand = whole
+    picture: str = ""
+    video: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,14 +88,16 @@ class Family:
 
     build: a configuration and its folder to a model without weights. keys: the map of its names, for that model's
     settings. tensors: those of a folder in the map's layout. inputs: its published keyword inputs as a batch, given the
-    model and its configuration first (`zoo.inputs`); None for a part that reads no text.
+    model and its configuration first (`zoo.inputs`); None for a part that reads no text. habits: what its processor
+    does, or how a configuration tells it. complete: a configuration with what only the files beside it say.
     """
 
     build: Callable[[Json, Path], nn.Module]
     keys: Callable[[Any], KeyMap]
     tensors: Callable[[Json, Path], Mapping[str, Tensor]] = as_written
     inputs: Callable[..., Batch] | None = pictures
-    habits: Habits | None = None
+    habits: Habits | Callable[[Json], Habits] | None = None
+    complete: Callable[[Json, Path], Json] = as_read
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from .published import Published
 def load_processor(published: Published) -> Processor | None:
     """The processor of a loaded folder; None for a bare part, without `tokenizer.json`, or of a family not listed."""
     folder, model = published.folder, published.model
-    habits = FAMILIES[published.family].habits
+    found = FAMILIES[published.family].habits
+    habits = found(published.config) if callable(found) else found
     if not isinstance(model, VLM) or not (folder / "tokenizer.json").exists() or habits is None:
         return None
     tokenizer = Tokenizer.from_folder(folder)
@@ -39,7 +40,10 @@ def load_processor(published: Published) -> Processor | None:
 
 
 def load_template(folder: Path, tokenizer: Tokenizer, habits: Habits) -> Template:
-    """The folder's own chat template, or without one as the family always lays out a conversation."""
+    """The folder's own chat template, or without one as the family always lays out a conversation.
+
+    A template that has no place for pictures came with the language model and is not the one to use.
+    """
     path = folder / "chat_template.jinja"
     source = path.read_text(encoding="utf-8") if path.exists() else None
     for name in ("chat_template.json", "tokenizer_config.json"):
@@ -47,7 +51,9 @@ def load_template(folder: Path, tokenizer: Tokenizer, habits: Habits) -> Templat
             source = read_json(folder / name).get("chat_template")
     if not isinstance(source, str):  # none, or several by name, of which none is said to be the one to use
         return habits.template
-    return ChatTemplate(source, tuple(tokenizer.controls), habits.image, tokenizer.bos, tokenizer.eos)
+    names, picture = tuple(tokenizer.controls), habits.picture or habits.image
+    template = ChatTemplate(source, names, picture, tokenizer.bos, tokenizer.eos, habits.video)
+    return template if template.in_parts else habits.template
 
 
 def load_pipeline(folder: Path, habits: Habits, side: int) -> ImagePipeline:

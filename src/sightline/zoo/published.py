@@ -200,6 +200,7 @@ def load_published(folder: Path, precision: Precision = "fp32") -> Published:
     c = read_json(folder / "config.json")
     family = family_of(c)
     chosen = FAMILIES[family]
+    c = chosen.complete(c, folder)
     model = build(family, c, folder)
     tensors = chosen.keys(model.config).load(chosen.tensors(c, folder))
     return Published(assign(model, tensors, dtype_of(precision), folder), c, family, folder, precision)
