@@ -59,6 +59,13 @@ def test_a_bos_that_the_template_writes_is_not_doubled() -> None:
     assert template(ask("hi"))[:2] == [Control("<s>"), Control("<|im_start|>")]
 
 
+def test_a_bos_that_the_tokenizer_does_not_add() -> None:
+    template = ChatTemplate(CHATML, CONTROLS, "<image>", "<s>", "</s>", begins=False)
+    assert template(ask("hi"))[0] == Control("<|im_start|>")
+    template = ChatTemplate("{{ bos_token }}" + CHATML, CONTROLS, "<image>", "<s>", "</s>", begins=False)
+    assert template(ask("hi"))[:2] == [Control("<s>"), Control("<|im_start|>")]
+
+
 @pytest.mark.parametrize(
     "source",
     [

@@ -24,16 +24,18 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics.image_processing_pil_idefics import IdeficsImageProcessorPil
 from transformers.models.internvl.processing_internvl import InternVLProcessor
-from transformers.models.llama4.processing_llama4 import Llama4Processor
+from transformers.models.llama4.processing_llama4 import Llama4Processor, chat_template as llama4_program
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 import sightline
 from sightline.core.geometry import Box, Frame, Transform
 from sightline.core.sequence import Image, Message, Region, Text, Video, ask
+from sightline.data.chat_template import ChatTemplate
 from sightline.data.images import Seen
 from sightline.data.media import open_image
 from sightline.data.processor import Processor
+from sightline.data.template import Slot
 from sightline.language.tokenizer import train_tokenizer
 from sightline.zoo.checkpoint import write
 from sightline.zoo.families import FAMILIES
@@ -407,3 +409,18 @@ def test_llama4_separates_tiles() -> None:
         seen = Seen((torch.zeros(3, 1, 1),) * count, Transform(Frame(1, 1)), (rows, columns))
         found = "".join(part if isinstance(part, str) else "<|patch|>" * part for part in separated(seen, [4] * count))
         assert found == Llama4Processor._prompt_split_image(None, (rows, columns), 4)
+
+
+def test_llama4_s_form_of_conversation() -> None:
+    """Ours for folders without a template against the published program."""
+    habits = FAMILIES["llama4"].habits
+    names = ("<|begin_of_text|>", "<|header_start|>", "<|header_end|>", "<|eot|>", "<|image|>")
+    published = ChatTemplate(llama4_program, names, "<|image|>", names[0], "<|eot|>")
+    picture = Image(PIL.Image.new("RGB", (8, 8)))
+    first = Message("user", (picture, Text("how many?"), picture))
+    system, answer = Message("system", (Text("be short"),)), Message("assistant", (Text("two"),))
+    for talk in ((first,), (system, first), (first, answer), (system, first, answer, *ask("where?", picture))):
+        both = [template(talk) for template in (habits.template, published)]  # type: ignore[union-attr]
+        ours, theirs = (["#" if isinstance(s, Slot) else getattr(s, "text", "") or s.name for s in x] for x in both)
+        assert "".join(ours) == "".join(theirs)
+        assert ours.count("#") == theirs.count("#")

@@ -146,7 +146,7 @@ def _assemble(rows: list[list[tuple[Example, int]]], length: int, patch: int, pa
     """Write every example into its row at its offset."""
     ids = torch.full((len(rows), length), pad_id)
     columns = {name: torch.full((len(rows), length), fill) for name, fill in _FILL.items()}
-    slots, patches = [], []
+    slots, patches, tilings = [], [], []
     for r, row in enumerate(rows):
         for document, (example, offset) in enumerate(row):
             span = slice(offset, offset + example.length)
@@ -155,15 +155,14 @@ def _assemble(rows: list[list[tuple[Example, int]]], length: int, patch: int, pa
             for name in COLUMNS:
                 columns[name][r, span] = getattr(example, name)
             slots.append(example.slots + r * length + offset)
-            if example.pixels:
-                views = join([patchify(pixels[None], patch) for pixels in example.pixels])
-                patches.append(replace(views, tilings=example.tilings))
+            patches += [patchify(pixels[None], patch) for pixels in example.pixels]
+            tilings += example.tilings
     labels = columns.pop("labels")
     return Batch(
         ids=ids,
         layout=Layout(**columns, causal=causal),
         slots=torch.cat(slots) if slots else torch.zeros(0, dtype=torch.int64),
-        patches=join(patches) if patches else None,
+        patches=replace(join(patches), tilings=tuple(tilings)) if patches else None,
         labels=labels,
         extra={"examples": [[example.extra for example, _ in row] for row in rows]},
     )

@@ -27,13 +27,22 @@ class ChatTemplate:
 
     controls: names that are control tokens where the template itself writes them; image: the one that stands for a
     picture; bos begins a conversation whose template does not write it; eos ends an answer. video: the name that stands
-    for a film, whose frames are then numbered in lines of their own; without one each frame is a picture.
+    for a film, whose frames are then numbered in lines of their own; without one each frame is a picture. begins:
+    whether the tokenizer puts bos before a text.
     """
 
     def __init__(
-        self, source: str, controls: Sequence[str], image: str, bos: str = "", eos: str = "", video: str = ""
+        self,
+        source: str,
+        controls: Sequence[str],
+        image: str,
+        bos: str = "",
+        eos: str = "",
+        video: str = "",
+        begins: bool = True,
     ) -> None:
-        self.controls, self.image, self.bos, self.eos, self.video = tuple(controls), image, bos, eos, video
+        self.controls, self.image, self.video = tuple(controls), image, video
+        self.bos, self.eos, self.begins = bos, eos, begins
         self.in_parts = re.search(r"""\[['"]type['"]\]|\.type\b|['"]type['"]""", source) is not None
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation])
         environment.globals["raise_exception"] = _refuse
@@ -63,7 +72,7 @@ class ChatTemplate:
             raise CheckpointError(f"the chat template fails: {error}") from None
         found = self._segments(text, said, films)
         starts = isinstance(found[0], Control) and found[0].name == self.bos if found else False
-        return [Control(self.bos), *found] if self.bos and not starts else found
+        return [Control(self.bos), *found] if self.bos and self.begins and not starts else found
 
     def _message(self, message: Message, said: list[str]) -> dict[str, Any]:
         """A message as templates know it, its words replaced by stand-ins."""

@@ -21,7 +21,7 @@ from ..model import VLM, VLMConfig
 from . import llava
 from .backbones import Json, language_config, siglip_config, siglip_keys
 from .checkpoint import read_tensors
-from .family import LOGITS, Family, Habits, Row, scaling
+from .family import Family, Habits, Row, scaling
 from .inputs import checked, cut, filled, is_image
 from .keymap import KeyMap, rule, stacked
 from .language_names import aria_keys
@@ -173,7 +173,6 @@ ARIA = Row(
         "vision_config": {**ARIA_VISION, "patch_size": 14, "image_size": 980},
         "text_config": {**ARIA_TEXT, "max_position_embeddings": 65536, "rope_theta": 5e6},
     },
-    proof=LOGITS,
 )
 
 ROWS = (ARIA,)

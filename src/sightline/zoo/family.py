@@ -56,7 +56,7 @@ def clip_crop(c: Json, side: int) -> ImagePipeline:
 
 def side_of(size: Any) -> int:
     """The side of a square that a `preprocessor_config.json` writes in any of three ways."""
-    return size if isinstance(size, int) else size["height"] if "height" in size else size["shortest_edge"]  # type: ignore[no-any-return]
+    return int(size if isinstance(size, int) else size["height"] if "height" in size else size["shortest_edge"])
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from .backbones import (
     language_config,
 )
 from .checkpoint import read_json, read_tensors
-from .family import LOGITS, Family, Habits, Row, scaling, side_of
+from .family import Family, Habits, Row, scaling, side_of
 from .keymap import KeyMap, rule
 from .language_names import internlm2_keys
 
@@ -264,7 +264,6 @@ INTERNVL_3 = Row(
     read=config,
     config={"vision_config": INTERN_VIT_300M, "text_config": QWEN2_HALF, "image_token_id": 151_667},
     stages={"pretrain": ("*",), "instruct": ("*",)},
-    proof=LOGITS,
 )
 
 ROWS = (INTERNVL_15, INTERNVL_3)

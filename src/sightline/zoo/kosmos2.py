@@ -17,7 +17,7 @@ from ..data.template import End, Segment, Writer, turns
 from ..fusion.pooling import LatentPoolConfig
 from ..model import VLM, VLMConfig
 from .backbones import Json, clip_keys, kosmos2_vision_config, language_config
-from .family import LOGITS, Family, Habits, Row, scaling, side_of
+from .family import Family, Habits, Row, scaling, side_of
 from .inputs import checked, cut, filled
 from .keymap import KeyMap, rule
 from .language_names import magneto_keys
@@ -131,7 +131,6 @@ KOSMOS_2 = Row(
     read=config,
     config={"latent_query_num": 64, "vision_config": clip_l(224), "text_config": {"embed_dim": 2048, "layers": 24}},
     stages={"pretrain": ("encoder.blocks.23.*", "fusion.*", "decoder.*")},
-    proof=LOGITS,
 )
 
 ROWS = (KOSMOS_2,)

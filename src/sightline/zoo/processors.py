@@ -51,8 +51,16 @@ def load_template(folder: Path, tokenizer: Tokenizer, habits: Habits) -> Templat
             source = read_json(folder / name).get("chat_template")
     if not isinstance(source, str):  # none, or several by name, of which none is said to be the one to use
         return habits.template
-    names, picture = tuple(tokenizer.controls), habits.picture or habits.image
-    template = ChatTemplate(source, names, picture, tokenizer.bos, tokenizer.eos, habits.video)
+    path = folder / "tokenizer_config.json"
+    template = ChatTemplate(
+        source,
+        controls=tuple(tokenizer.controls),
+        image=habits.picture or habits.image,
+        bos=tokenizer.bos,
+        eos=tokenizer.eos,
+        video=habits.video,
+        begins=not path.exists() or read_json(path).get("add_bos_token") is not False,
+    )
     return template if template.in_parts else habits.template
 
 
