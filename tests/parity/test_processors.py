@@ -37,6 +37,7 @@ from sightline.data.media import open_image
 from sightline.data.processor import Processor
 from sightline.data.template import Slot
 from sightline.language.tokenizer import train_tokenizer
+from sightline.zoo import aria as aria_family, internvl as internvl_family
 from sightline.zoo.checkpoint import write
 from sightline.zoo.families import FAMILIES
 from sightline.zoo.processors import load_pipeline
@@ -322,7 +323,7 @@ def test_aria_in_pieces(tmp_path: Path, most: int) -> None:
     theirs = AriaImageProcessorPil(max_image_size=most, split_image=True)
     theirs.save_pretrained(tmp_path)
     config = {"vision_config": {"patch_size": 14}}
-    ours = load_pipeline(tmp_path, FAMILIES["aria"].habits(config), 980)  # type: ignore[operator,arg-type]
+    ours = load_pipeline(tmp_path, aria_family.habits(config), 980)
     shapes = set()
     for size in ((500, 900), (1500, 480), (700, 2000), (600, 600), (2000, 990)):
         picture = open_image(FILES[8]).picture.resize(size)
@@ -344,7 +345,7 @@ def test_internvl_of_any_number_of_tiles(tmp_path: Path, most: int) -> None:
     theirs.save_pretrained(tmp_path)
     transformers_s = load_pipeline(tmp_path, FAMILIES["internvl"].habits, 448)  # type: ignore[arg-type]
     settings = {"dynamic_image_size": True, "max_dynamic_patch": most, "use_thumbnail": True, "force_image_size": 28}
-    original = FAMILIES["internvl_chat"].habits({"llm_config": {"model_type": "internlm2"}, **settings})  # type: ignore
+    original = internvl_family.original_habits({"llm_config": {"model_type": "internlm2"}, **settings})
     counts = set()
     for data in FILES[::3]:
         wanted = theirs(PIL.Image.open(io.BytesIO(data)), crop_to_patches=True, return_tensors="pt")["pixel_values"]

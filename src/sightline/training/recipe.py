@@ -4,16 +4,18 @@ import math
 from collections.abc import Iterable
 from dataclasses import field
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import nn
 
 from ..core.config import config, nearest
 from ..core.errors import ConfigError
 from ..data.tiles import Pipeline
 from ..model import VLMConfig
-from .sources import ScenesSource
+from .sources import Source
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @config
@@ -41,6 +43,10 @@ class Stage:
     precision: Literal["bf16", "fp32"] = "bf16"
     accumulate: PositiveInt = 1  # micro-batches a step
     save_every: PositiveInt = 250
+    packing: NonNegativeInt = 0  # tokens of a row that several conversations share; 0: each has its own
+    group: PositiveInt = 1  # batches whose samples are sorted by length among them
+    recompute: bool = False  # blocks are computed again for their gradients instead of kept (arXiv:1604.06174)
+    max_bad: Share = 0.01  # how many samples may be passed over, of the first 1,000 or of all
 
     def rate(self, step: int) -> float:
         """The learning rate at a step (from 0) as a share of its peak."""
@@ -55,14 +61,14 @@ class Stage:
 class Recipe:
     """Everything a run needs; the same recipe and seed give the same weights.
 
-    start: a model folder whose weights and tokenizer a run begins from, at whichever stage is trained first; without
-    one the weights are drawn from the seed and the tokenizer is learned.
+    start: a model folder, or the name of a shipped one, whose weights and tokenizer a run begins from, at whichever
+    stage is trained first; without one the weights are drawn from the seed and the tokenizer is learned.
     """
 
     name: str
     model: VLMConfig
     pixels: Pipeline
-    sources: dict[str, ScenesSource]
+    sources: dict[str, Source]
     stages: tuple[Stage, ...]
     template: str = "sightline"
     codec: str = "location-tokens"

@@ -20,7 +20,7 @@ from ..fusion.pooling import SizedPoolConfig
 from ..model import VLM, VLMConfig
 from . import llava
 from .backbones import Json, language_config, siglip_config, siglip_keys
-from .checkpoint import read_tensors
+from .checkpoint import read_json, read_tensors
 from .family import Family, Habits, Row, scaling
 from .inputs import checked, cut, filled, is_image
 from .keymap import KeyMap, rule, stacked
@@ -153,7 +153,13 @@ def _fitted(patch: int, c: Json, side: int) -> ImagePipeline:
 
 
 FAMILIES = {
-    "aria": Family(lambda c, f: VLM(config(c)), keys, lambda c, f: llava.bare_tower(read_tensors(f)), inputs, habits)
+    "aria": Family(
+        lambda c, f: VLM(config(c)),
+        keys,
+        lambda c, f: llava.bare_tower(read_tensors(f)),
+        inputs,
+        lambda f: habits(read_json(f / "config.json")),
+    )
 }
 
 # arXiv:2410.05993, table 1 and section 2

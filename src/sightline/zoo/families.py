@@ -10,7 +10,22 @@ from ..core.errors import ConfigError
 from ..encoders.vit import ViT
 from ..language.decoder import Decoder
 from ..language.seq2seq import Seq2Seq
-from . import aria, backbones, blip2, idefics, internvl, kosmos2, languages, llama4, llava, llava_next, paligemma, t5
+from . import (
+    aria,
+    backbones,
+    blip2,
+    cogvlm,
+    idefics,
+    internvl,
+    kosmos2,
+    languages,
+    llama4,
+    llava,
+    llava_next,
+    paligemma,
+    qwen_vl,
+    t5,
+)
 from .backbones import Json
 from .checkpoint import read_tensors
 from .family import Family, Row
@@ -73,7 +88,7 @@ LANGUAGES = {
 LANGUAGES["t5"] = Family(lambda c, f: Seq2Seq(t5.config(c)), t5.keys, inputs=words)
 
 # a file each; its rows are listed in this order
-WHOLE = (llava, llava_next, blip2, internvl, kosmos2, aria, llama4, idefics, paligemma)
+WHOLE = (llava, llava_next, blip2, internvl, kosmos2, aria, llama4, idefics, paligemma, qwen_vl, cogvlm)
 FAMILIES: dict[str, Family] = ENCODERS | LANGUAGES
 for module in WHOLE:
     FAMILIES |= module.FAMILIES
@@ -86,6 +101,10 @@ def family_of(c: Json) -> str:
     original = "mm_vision_tower" in c or "LlavaLlamaForCausalLM" in (c.get("architectures") or [])
     if original and kind in ("llava", "llava_llama", "llama"):
         return "llava_llama"
+    if kind == "qwen" and "visual" in c:  # a Qwen-VL says that it is a Qwen
+        return "qwen_vl"
+    if "CogVLMForCausalLM" in (c.get("architectures") or []):  # its own files name no type
+        return "cogvlm"
     if kind not in FAMILIES:
         raise ConfigError(f"config.json names the model type {kind!r}, which is not known{nearest(kind, FAMILIES)}")
     return kind

@@ -14,6 +14,7 @@ from ..data.batch import Batch
 from ..data.images import CLIP_MEAN, CLIP_STD, CenterCrop, Scaling
 from ..data.processor import Expand, ImagePipeline, whole
 from ..data.template import Template
+from ..language.tokenizer import Tokenizer
 from ..model import VLMConfig
 from .backbones import Json
 from .checkpoint import read_tensors
@@ -59,6 +60,11 @@ def side_of(size: Any) -> int:
     return int(size if isinstance(size, int) else size["height"] if "height" in size else size["shortest_edge"])
 
 
+def tokenizer_json(folder: Path) -> Tokenizer | None:
+    """The tokenizer of a folder that has a `tokenizer.json`."""
+    return Tokenizer.from_folder(folder) if (folder / "tokenizer.json").exists() else None
+
+
 @dataclass(frozen=True)
 class Habits:
     """What the files beside the weights leave unsaid of how a conversation becomes numbers.
@@ -67,7 +73,8 @@ class Habits:
     picture's places. codec: the name of its convention for places. end: what ends an answer, where that is not the
     tokenizer's own end. pixels: the picture pipeline from a `preprocessor_config.json`, {} without one, and the
     encoder's side. expand: what stands in the place of a picture, as `data.processor.Expand`. picture, video: the
-    names that stand for a picture, if not `image`, and for a film in the folder's chat template.
+    names that stand for a picture, if not `image`, and for a film in the folder's chat template. tokenizer: that of a
+    folder, or None where it lies without one.
     """
 
     template: Template
@@ -80,6 +87,7 @@ class Habits:
     expand: Expand = whole
     picture: str = ""
     video: str = ""
+    tokenizer: Callable[[Path], Tokenizer | None] = tokenizer_json
 
 
 @dataclass(frozen=True)
@@ -88,15 +96,16 @@ class Family:
 
     build: a configuration and its folder to a model without weights. keys: the map of its names, for that model's
     settings. tensors: those of a folder in the map's layout. inputs: its published keyword inputs as a batch, given the
-    model and its configuration first (`zoo.inputs`); None for a part that reads no text. habits: what its processor
-    does, or how a configuration tells it. complete: a configuration with what only the files beside it say.
+    model and its configuration first (`zoo.inputs`); None for a part that reads no text. habits: or, where a family's
+    models differ in them, what tells them of a folder. complete: a configuration with what only the files beside it
+    say.
     """
 
     build: Callable[[Json, Path], nn.Module]
     keys: Callable[[Any], KeyMap]
     tensors: Callable[[Json, Path], Mapping[str, Tensor]] = as_written
     inputs: Callable[..., Batch] | None = pictures
-    habits: Habits | Callable[[Json], Habits] | None = None
+    habits: Habits | Callable[[Path], Habits] | None = None
     complete: Callable[[Json, Path], Json] = as_read
 
 

@@ -223,7 +223,10 @@ FAMILIES = {
         ),
     ),
     "internvl_chat": Family(
-        lambda c, f: VLM(original_config(c)), original_keys, habits=original_habits, complete=with_slot
+        lambda c, f: VLM(original_config(c)),
+        original_keys,
+        habits=lambda f: original_habits(read_json(f / "config.json")),
+        complete=with_slot,
     ),
 }
 

@@ -23,6 +23,7 @@ from ..fusion.projector import ProjectorConfig
 from ..model import VLM, VLMConfig
 from . import llava
 from .backbones import Json
+from .checkpoint import read_json
 from .family import Family, Habits, Row, scaling
 from .inputs import checked, cut, filled, is_image
 from .keymap import KeyMap, rule
@@ -143,7 +144,13 @@ def _pixels(model: Json, c: Json, side: int) -> ImagePipeline:
 
 
 FAMILIES = {
-    "llava_next": Family(lambda c, f: VLM(config(c)), keys, llava.published_tensors, inputs, habits),
+    "llava_next": Family(
+        lambda c, f: VLM(config(c)),
+        keys,
+        llava.published_tensors,
+        inputs,
+        lambda f: habits(read_json(f / "config.json")),
+    ),
 }
 
 MISTRAL_7B = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}

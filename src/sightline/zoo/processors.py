@@ -16,13 +16,13 @@ from .published import Published
 
 
 def load_processor(published: Published) -> Processor | None:
-    """The processor of a loaded folder; None for a bare part, without `tokenizer.json`, or of a family not listed."""
+    """The processor of a loaded folder; None for a bare part, without a tokenizer, or of a family not listed."""
     folder, model = published.folder, published.model
-    found = FAMILIES[published.family].habits
-    habits = found(published.config) if callable(found) else found
-    if not isinstance(model, VLM) or not (folder / "tokenizer.json").exists() or habits is None:
+    known = FAMILIES[published.family].habits
+    habits = known(folder) if callable(known) else known
+    tokenizer = None if habits is None else habits.tokenizer(folder)
+    if not isinstance(model, VLM) or habits is None or tokenizer is None:
         return None
-    tokenizer = Tokenizer.from_folder(folder)
     tokenizer.bos, tokenizer.eos = tokenizer.bos or habits.bos, habits.end or tokenizer.eos or habits.eos
     return Processor(
         tokenizer=tokenizer,

@@ -68,11 +68,11 @@ class Published:
         input_ids [batch, length], already expanded; pixel_values [images, 3, height, width]; attention_mask and
         token_type_ids [batch, length] as the published model takes them; for InstructBLIP qformer_input_ids and
         qformer_attention_mask [images, words]; for Kosmos-2 image_embeds_position_mask [batch, length], 1 where a token
-        is a picture's; for LLaVA-NeXT pixel_values [images, views, 3, height, width] with image_sizes [images, 2]; for
-        Aria pixel_mask [images, height, width], 1 where a picture is; decoder_input_ids [batch, length] for a model
-        that writes beside what it reads. A model that looks at pictures from beside its sequence may take pixel_values
-        [batch, pictures, 3, height, width], filled up to the row with most, together with image_attention_mask
-        [batch, length, pictures].
+        is a picture's; for CogVLM images, a list of one picture [3, height, width] or none for each row; for LLaVA-NeXT
+        pixel_values [images, views, 3, height, width] with image_sizes [images, 2]; for Aria pixel_mask [images,
+        height, width], 1 where a picture is; decoder_input_ids [batch, length] for a model that writes beside what it
+        reads. A model that looks at pictures from beside its sequence may take pixel_values [batch, pictures, 3,
+        height, width], filled up to the row with most, together with image_attention_mask [batch, length, pictures].
         """
         batch, runner = self.batch(**inputs), self.runner
         if isinstance(runner, Seq2Seq):
@@ -120,17 +120,16 @@ class Published:
         ends = self._ends()
         done = torch.zeros(len(hidden), dtype=torch.bool)
         written: list[Tensor] = []
-        for _ in range(most):
+        while True:
             chosen = head.logits(hidden).argmax(-1)
             if ends:
                 chosen = torch.where(done, ends[0], chosen)
                 done |= torch.isin(chosen, torch.tensor(ends))
             written.append(chosen)
-            if bool(done.all()):
-                break
+            if len(written) == most or bool(done.all()):
+                return torch.stack(written, dim=1)
             assert cache.layout is not None
             hidden = read(Batch(chosen[:, None], cache.layout.next(), torch.zeros(0, dtype=torch.int64)))
-        return torch.stack(written, dim=1)
 
     def save(self, folder: Path) -> None:
         """Write the model in its published layout, with its configuration as it was read."""
