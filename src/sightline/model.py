@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from .core.config import config
 from .core.errors import ConfigError
 from .core.memory import Memory, arrange
-from .core.patches import Grid, Patches
+from .core.patches import Grid, Patches, Tiling
 from .data.batch import Batch
 from .encoders.vit import ViT, ViTConfig
+from .fusion.anyres import AnyRes, AnyResConfig
 from .fusion.bridge import Bridge
 from .fusion.cross_attention import CrossAttentionConfig
 from .fusion.glu import GLUConfig
@@ -29,6 +30,7 @@ from .language.seq2seq import Seq2Seq, Seq2SeqConfig
 
 FusionConfig = (
     ProjectorConfig
+    | AnyResConfig
     | GLUConfig
     | ResamplerConfig
     | PositionPoolConfig
@@ -110,16 +112,19 @@ class VLM(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.decoder.dtype
 
-    def num_tokens(self, grid: Grid) -> int:
-        """How many slots of the sequence a picture takes whose pixels have this grid."""
-        return self.fusion.num_tokens(self.config.image.feature_grid(grid))
+    def num_tokens(self, grid: Grid, tiling: Tiling | None = None) -> int:
+        """How many slots of the sequence a picture takes whose pixels, or those of each of its items, have a grid."""
+        seen = self.config.image.feature_grid(grid)
+        if isinstance(self.fusion, AnyRes):
+            return self.fusion.num_tokens(seen, tiling)
+        return self.fusion.num_tokens(seen) * (1 if tiling is None else tiling.items)
 
     def see(self, patches: Patches, instruction: Tensor | None = None) -> Bridge:
         """Pixel patches to what the decoder is given of them.
 
         instruction: ids [items, length] for a fusion that reads text with each picture (`QFormer`).
         """
-        features = self.encoder(patches)
+        features = replace(self.encoder(patches), tilings=patches.tilings)
         bridge: Bridge = self.fusion(features) if instruction is None else self.fusion(features, instruction)
         return bridge
 

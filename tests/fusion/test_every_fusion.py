@@ -16,6 +16,7 @@ from sightline.core.patches import Grid, Patches, join
 from sightline.data.batch import Batch
 from sightline.data.images import Square
 from sightline.encoders.vit import ViTConfig
+from sightline.fusion.anyres import AnyResConfig
 from sightline.fusion.cross_attention import CrossAttentionConfig
 from sightline.fusion.glu import GLUConfig
 from sightline.fusion.pooling import LatentPoolConfig, PositionPoolConfig, SizedPoolConfig
@@ -37,13 +38,14 @@ QFORMER: Any = {**SIZES, "queries": 3, "hidden": 16, "depth": 3, "heads": 2, "ml
 FUSIONS: dict[str, FusionConfig] = {
     "linear": ProjectorConfig(**SIZES, layers=1),
     "folding": ProjectorConfig(**SIZES, shuffle=2, norm=True),
+    "anyres": AnyResConfig(ProjectorConfig(**SIZES)),
     "glu": GLUConfig(**SIZES, hidden=24),
     "convolving glu": GLUConfig(**SIZES, hidden=24, stride=2),
     "perceiver": ResamplerConfig(**SIZES, latents=3, depth=2, heads=2, head_dim=8, frames=3),
     "perceiver with norms": ResamplerConfig(**SIZES, latents=3, depth=1, heads=2, head_dim=8, qk_norm=True),
     "position pool": PositionPoolConfig(**SIZES, heads=2, side=2),
     "latent pool": LatentPoolConfig(**SIZES, heads=2, queries=3),
-    "sized pool": SizedPoolConfig(**SIZES, heads=2, queries={16: 3, 8: 2, 48: 5}),
+    "sized pool": SizedPoolConfig(**SIZES, heads=2, queries={16: 3, 48: 5}),
     "qformer": QFormerConfig(**QFORMER),
     "instructed qformer": QFormerConfig(**QFORMER, vocab_size=20, max_length=8),
 }

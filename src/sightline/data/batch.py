@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..core.geometry import Transform
 from ..core.layout import Layout
-from ..core.patches import Patches, join, patchify
+from ..core.patches import Patches, Tiling, join, patchify
 
 IGNORE = -100  # a label that teaches nothing
 
@@ -22,8 +22,9 @@ class Example:
 
     ids, block, position, medium, item, branch: int64 [length], as in `core.layout`.
     labels: int64 [length]; labels[t] is the id to predict after token t, -100 where nothing is learned.
-    slots: int64 [n], where image tokens go, in order; pixels: one float tensor [3, height, width] per image.
-    transforms: one per image, from the original picture to what the model sees.
+    slots: int64 [n], where image tokens go, in order; pixels: one float tensor [3, height, width] per view.
+    transforms: one per image, from the original picture to what the model sees. tilings: one per image, where the
+    model lays its views out itself.
     instruction: int64 [words], what a fusion that reads text is given with each of the pictures.
     source: what an encoder of text reads, with the pictures, where this is what is written beside it.
     """
@@ -38,6 +39,7 @@ class Example:
     slots: Tensor
     pixels: tuple[Tensor, ...] = ()
     transforms: tuple[Transform, ...] = ()
+    tilings: tuple[Tiling, ...] = ()
     causal: bool = True
     extra: dict[str, Any] = field(default_factory=dict)
     instruction: Tensor | None = None
@@ -205,7 +207,7 @@ def _assemble(rows: list[list[tuple[Example, int]]], length: int, patch: int, pa
     """Write every example into its row at its offset."""
     ids = torch.full((len(rows), length), pad_id)
     columns = {name: torch.full((len(rows), length), fill) for name, fill in _FILL.items()}
-    slots, patches, instructions = [], [], []
+    slots, patches, tilings, instructions = [], [], [], []
     for r, row in enumerate(rows):
         for document, (example, offset) in enumerate(row):
             span = slice(offset, offset + example.length)
@@ -215,6 +217,7 @@ def _assemble(rows: list[list[tuple[Example, int]]], length: int, patch: int, pa
                 columns[name][r, span] = getattr(example, name)
             slots.append(example.slots + r * length + offset)
             patches += [patchify(pixels[None], patch) for pixels in example.pixels]
+            tilings += example.tilings
             if example.instruction is not None:
                 instructions += [example.instruction] * len(example.pixels)
     labels = columns.pop("labels")
@@ -222,7 +225,7 @@ def _assemble(rows: list[list[tuple[Example, int]]], length: int, patch: int, pa
         ids=ids,
         layout=Layout(**columns, causal=causal),
         slots=torch.cat(slots) if slots else torch.zeros(0, dtype=torch.int64),
-        patches=join(patches) if patches else None,
+        patches=replace(join(patches), tilings=tuple(tilings)) if patches else None,
         labels=labels,
         extra={"examples": [[example.extra for example, _ in row] for row in rows]},
         instruction=pad_sequence(instructions, True, -1) if instructions else None,

@@ -11,7 +11,6 @@ from torch import Tensor
 from ..core.errors import CapacityError, InputError
 from ..core.geometry import Transform
 from ..core.layout import Medium, framed
-from ..core.patches import Grid
 from ..core.sequence import Conversation, Image, Message, Video, images_of
 from ..grounding.codecs import Codec, Grounded
 from ..language.tokenizer import Tokenizer
@@ -27,9 +26,13 @@ class ImagePipeline(Protocol):
         """The views of an upright RGB picture."""
         ...
 
+    def frame(self, picture: PIL.Image.Image) -> Seen:
+        """The view of a film's frame."""
+        ...
 
-# What stands in the place of a picture, given its views and the tokens of each: numbers are so many image tokens of it,
-# names are control tokens before, between and after them.
+
+# What stands in the place of a picture, given its views and the tokens of each, or of all that the model lays out:
+# numbers are so many image tokens of it, names are control tokens before, between and after them.
 Expand = Callable[[Seen, Sequence[int]], Sequence[int | str]]
 
 
@@ -68,10 +71,11 @@ def _is_learned(segment: Segment) -> bool:
 class Processor:
     """Everything between a person's conversation and a model's numbers, for one checkpoint.
 
-    num_tokens(grid) is the fusion's own count of slots; patch is the encoder's. `image_token` fills the slots' ids,
-    which the model replaces. framed: as in `core.layout.framed`. expand: what stands in the place of a picture.
-    start: the id that begins what is written, where that is a sequence beside what is read. instruct: the ids of what
-    is asked, at most `instruction_length`, for a fusion that reads it with each picture.
+    num_tokens(grid) is the fusion's own count of slots, num_tokens(grid, tiling) that of a picture whose views the
+    model lays out itself; patch is the encoder's. `image_token` fills the slots' ids, which the model replaces. framed:
+    as in `core.layout.framed`. expand: what stands in the place of a picture. start: the id that begins what is
+    written, where that is a sequence beside what is read. instruct: the ids of what is asked, at most
+    `instruction_length`, for a fusion that reads it with each picture.
     """
 
     def __init__(
@@ -79,7 +83,7 @@ class Processor:
         tokenizer: Tokenizer,
         template: Template,
         pixels: ImagePipeline,
-        num_tokens: Callable[[Grid], int],
+        num_tokens: Callable[..., int],
         patch: int,
         image_token: str,
         codec: Codec | None = None,
@@ -116,7 +120,7 @@ class Processor:
         Raises CapacityError when a prompt is longer than the context; a training example loses its last turns.
         """
         known = {} if known is None else known
-        seen = [self.see(image, known) for image in images_of(conversation)]
+        seen = self.see(conversation, known)
         while True:
             example = self._write(self.template(conversation), seen[: len(images_of(conversation))])
             length = max(example.length, example.read.length)
@@ -130,11 +134,17 @@ class Processor:
                 )
             conversation = conversation[:-2]
 
-    def see(self, image: Image, known: dict[str, Seen]) -> Seen:
-        """The views of a picture, looked up in what is known."""
-        if image.digest not in known:
-            known[image.digest] = self.pixels.seen(image.picture)
-        return known[image.digest]
+    def see(self, conversation: Conversation, known: dict[str, Seen]) -> list[Seen]:
+        """The views of every picture and every frame of a film, in order, looked up in what is known."""
+        seen = []
+        for part in (part for message in conversation for part in message.parts):
+            film = isinstance(part, Video)
+            for image in part.frames if isinstance(part, Video) else [part] if isinstance(part, Image) else []:
+                key = f"{image.digest} frame" if film else image.digest
+                if key not in known:
+                    known[key] = (self.pixels.frame if film else self.pixels.seen)(image.picture)
+                seen.append(known[key])
+        return seen
 
     def branches(self, conversation: Conversation) -> Example:
         """A training example whose turns each follow the pictures directly and do not see one another.
@@ -146,7 +156,7 @@ class Processor:
             return self(conversation)
         if self.apart:
             raise InputError("a model whose pictures see the question learns one question at a time")
-        seen = [self.pixels.seen(image.picture) for image in images_of(conversation)]
+        seen = self.see(conversation, {})
         before = [message for message in conversation if message.role == "system"]
         talk = [message for message in conversation if message.role != "system"]
         pictures = tuple(part for message in talk for part in message.parts if isinstance(part, (Image, Video)))
@@ -204,8 +214,11 @@ class Processor:
     def _picture(self, out: _Columns, seen: Seen, block: int, step: int, item: int) -> int:
         """Write what stands in the place of a picture; return the next block."""
         grids = [(1, pixels.shape[1] // self.patch, pixels.shape[2] // self.patch) for pixels in seen.pixels]
+        counts = [self.num_tokens(grid) for grid in grids]
+        if seen.tiling is not None:
+            counts = [self.num_tokens(grids[0], seen.tiling)]
         count = 0
-        for part in self.expand(seen, [self.num_tokens(grid) for grid in grids]):
+        for part in self.expand(seen, counts):
             if isinstance(part, str):
                 block = out.add([self.tokenizer.control(part)], block, step, False, Medium.TEXT, item)
                 continue
@@ -249,6 +262,7 @@ class Processor:
             slots=slots,
             pixels=tuple(pixels for each in seen for pixels in each.pixels),
             transforms=tuple(each.way for each in seen),
+            tilings=tuple(each.tiling for each in seen if each.tiling is not None),
             causal=self.look == "causal",
         )
 

@@ -243,7 +243,7 @@ class Engine:
         if len(examples) < 2 or self.processor.apart or not all(len(e.slots) for e in examples):
             return 0
         first = examples[0]
-        if any(len(e.pixels) != len(first.pixels) for e in examples):
+        if any(len(e.pixels) != len(first.pixels) or e.tilings != first.tilings for e in examples):
             return 0
         pairs = (pair for e in examples[1:] for pair in zip(first.pixels, e.pixels, strict=True))
         if not all(a is b or torch.equal(a, b) for a, b in pairs):
@@ -270,5 +270,6 @@ def _part(example: Example, start: int, stop: int) -> Example:
     """Some tokens of an example; its pictures go with the part that holds their slots."""
     columns = {name: getattr(example, name)[start:stop] for name in ("ids", *COLUMNS)}
     inside = (example.slots >= start) & (example.slots < stop)
-    pixels = example.pixels if bool(inside.any()) else ()
-    return replace(example, **columns, slots=example.slots[inside] - start, pixels=pixels)
+    kept = bool(inside.any())
+    pixels, tilings = (example.pixels, example.tilings) if kept else ((), ())
+    return replace(example, **columns, slots=example.slots[inside] - start, pixels=pixels, tilings=tilings)

@@ -18,7 +18,9 @@ from . import (
     internvl,
     kosmos2,
     languages,
+    llama4,
     llava,
+    llava_next,
     pali,
     paligemma,
     qwen_vl,
@@ -88,10 +90,12 @@ LANGUAGES |= t5.FAMILIES
 # a file each; its rows are listed in this order
 WHOLE = (
     llava,
+    llava_next,
     blip2,
     internvl,
     kosmos2,
     aria,
+    llama4,
     idefics,
     paligemma,
     pali,

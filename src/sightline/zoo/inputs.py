@@ -129,7 +129,7 @@ def filled(
     told: what the slots are called where they are not as many as the pictures need.
     """
     if isinstance(model, VLM) and patches is not None:
-        wanted = sum(model.num_tokens(grid) for grid in patches.grids)
+        wanted = sum(model.num_tokens(*picture) for picture in patches.pictures())
         if int(is_slot.sum()) != wanted:
             raise InputError(f"{int(is_slot.sum())} {told}, the pictures need {wanted}")
     elif bool(is_slot.any()):
@@ -144,7 +144,7 @@ def filled(
         written = torch.zeros_like(real) if token_type_ids is None else token_type_ids.long()
         layout = replace(layout, block=(written * real).cumsum(1), causal=False)
     if isinstance(model, VLM) and model.config.framed and patches is not None:
-        still, last = framed(slots, [model.num_tokens(grid) for grid in patches.grids])
+        still, last = framed(slots, [model.num_tokens(*picture) for picture in patches.pictures()])
         moves = real.flatten().index_fill(0, still, 0).view_as(real)
         medium = layout.medium.flatten().index_fill(0, last, Medium.TEXT).view_as(real)
         layout = replace(layout, position=(moves.cumsum(1) - 1).clamp(min=0), medium=medium)

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ..core.config import config, from_dict, nearest, to_dict
 from ..core.errors import CheckpointError, ConfigError
-from ..data.images import Pipeline
 from ..data.processor import Processor
 from ..data.template import TEMPLATES
+from ..data.tiles import Pipeline
 from ..grounding.codecs import CODECS
 from ..language.tokenizer import Tokenizer
 from ..layers.packed import Precision

@@ -44,7 +44,10 @@ def load_processor(published: Published) -> Processor | None:
 
 
 def load_template(folder: Path, tokenizer: Tokenizer, habits: Habits) -> Template:
-    """The folder's own chat template, or without one as the family always lays out a conversation."""
+    """The folder's own chat template, or without one as the family always lays out a conversation.
+
+    A template that has no place for pictures came with the language model and is not the one to use.
+    """
     path = folder / "chat_template.jinja"
     source = path.read_text(encoding="utf-8") if path.exists() else None
     for name in ("chat_template.json", "tokenizer_config.json"):
@@ -52,7 +55,17 @@ def load_template(folder: Path, tokenizer: Tokenizer, habits: Habits) -> Templat
             source = read_json(folder / name).get("chat_template")
     if not isinstance(source, str):  # none, or several by name, of which none is said to be the one to use
         return habits.template
-    return ChatTemplate(source, tuple(tokenizer.controls), habits.image, tokenizer.bos, tokenizer.eos)
+    path = folder / "tokenizer_config.json"
+    template = ChatTemplate(
+        source,
+        controls=tuple(tokenizer.controls),
+        image=habits.picture or habits.image,
+        bos=tokenizer.bos,
+        eos=tokenizer.eos,
+        video=habits.video,
+        begins=not path.exists() or read_json(path).get("add_bos_token") is not False,
+    )
+    return template if template.in_parts else habits.template
 
 
 def load_pipeline(folder: Path, habits: Habits, side: int) -> ImagePipeline:

@@ -66,10 +66,11 @@ class Published:
         input_ids [batch, length], already expanded; pixel_values [images, 3, height, width]; attention_mask and
         token_type_ids [batch, length] as the published model takes them; for InstructBLIP qformer_input_ids and
         qformer_attention_mask [images, words]; for Kosmos-2 image_embeds_position_mask [batch, length], 1 where a token
-        is a picture's; for CogVLM images, a list of one picture [3, height, width] or none for each row;
-        decoder_input_ids [batch, length] for a model that writes beside what it reads. A model that looks at pictures
-        from beside its sequence may take pixel_values [batch, pictures, 3, height, width], filled up to the row with
-        most, together with image_attention_mask [batch, length, pictures].
+        is a picture's; for CogVLM images, a list of one picture [3, height, width] or none for each row; for LLaVA-NeXT
+        pixel_values [images, views, 3, height, width] with image_sizes [images, 2]; for Aria pixel_mask [images,
+        height, width], 1 where a picture is; decoder_input_ids [batch, length] for a model that writes beside what it
+        reads. A model that looks at pictures from beside its sequence may take pixel_values [batch, pictures, 3,
+        height, width], filled up to the row with most, together with image_attention_mask [batch, length, pictures].
         """
         batch, runner = self.batch(**inputs), self.runner
         if batch.source is not None and inputs.get("decoder_input_ids") is None:
@@ -172,9 +173,10 @@ def build(family: str, c: Json, folder: Path) -> nn.Module:
 
 def load_published(folder: Path, precision: Precision = "fp32") -> Published:
     """Load a folder by its own `config.json`; CheckpointError or ConfigError tells what is wrong with it."""
-    c = read_json(folder / "config.json")
-    family = family_of(c)
+    found = read_json(folder / "config.json")
+    family = family_of(found)
     chosen = FAMILIES[family]
+    c = chosen.complete(found, folder)
     model = build(family, c, folder)
     tensors = chosen.keys(model.config).load(chosen.tensors(c, folder))
     return Published(assign(model, tensors, dtype_of(precision), folder), c, family, folder, precision)
