@@ -105,10 +105,10 @@ class ViTConfig:
         """The grid of the features of an item whose pixels have this one.
 
         It is the same unless the tokens before the patches are kept: these have no place among rows and columns, so
-        all tokens of the item are one row, (1, 1, prefix + t*h*w).
+        all tokens of the item are one row, (1, 1, t * (prefix + h*w)).
         """
         frames, rows, columns = grid
-        return (1, 1, self.prefix + frames * rows * columns) if self.keep_prefix else grid
+        return (1, 1, frames * (self.prefix + rows * columns)) if self.keep_prefix else grid
 
     def check(self) -> None:
         """ConfigError for settings that contradict each other."""
@@ -290,6 +290,11 @@ class ViT(nn.Module):
         if patches.values.shape[1] != self.config.patch_dim:
             found, wanted = patches.values.shape[1], self.config.patch_dim
             raise ConfigError(f"patch vectors of {found} numbers, this encoder reads {wanted}")
+        grids = patches.grids
+        if any(frames > 1 for frames, _, _ in grids):  # each frame is a picture of its own
+            stills = tuple((1, h, w) for t, h, w in grids for _ in range(t))
+            seen = self.forward(Patches(patches.values, stills))
+            return Patches(seen.values, tuple(self.config.feature_grid(grid) for grid in grids))
         if patches.uniform:
             kept = self.tokens(patches)[:, 0 if self.config.keep_prefix else self.config.prefix :]
             return Patches(kept.flatten(0, 1), tuple(self.config.feature_grid(grid) for grid in patches.grids))
