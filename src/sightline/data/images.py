@@ -4,6 +4,7 @@ Two ways give the same pixels within one level of 255 (in pure noise two, once i
 exact against the published processors, and torch's antialiased uint8 interpolation, several times faster, the default.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -219,7 +220,48 @@ class Tiles:
         return Seen(tuple(pixels for pixels, _ in self(picture)), way, (rows, columns))
 
 
-Pipeline = Annotated[Square | CenterCrop | PadSquare | Tiles, Field(discriminator="kind")]
+@config
+class Canvas(OneView):
+    """Fit into the grid of squares that leaves most of it, proportions kept, black to the right and below (Llama 3.2).
+
+    A small picture is enlarged until it reaches a square's side, a larger one never. The encoder cuts the squares.
+    """
+
+    size: int
+    max_tiles: int = 4
+    scaling: Scaling = field(default_factory=lambda: Scaling(CLIP_MEAN, CLIP_STD, "bilinear"))
+    kind: Literal["canvas"] = "canvas"
+
+    def __post_init__(self) -> None:
+        if self.max_tiles < 1 or self.size < 1:
+            raise ConfigError(f"a canvas of {self.max_tiles} tiles of {self.size} pixels, expected at least 1")
+
+    def grid(self, width: int, height: int) -> tuple[int, int]:
+        """Rows and columns for a picture of this size: least enlarged, or where none holds it, least reduced."""
+        sides = range(1, self.max_tiles + 1)
+        grids = [(r, c) for r in sides for c in sides if r * c <= self.max_tiles]
+        scales = [min(r * self.size / height, c * self.size / width) for r, c in grids]
+        best = min((s for s in scales if s >= 1), default=max(scales))
+        return min((g for g, s in zip(grids, scales, strict=True) if s == best), key=lambda g: g[0] * g[1])
+
+    def __call__(self, picture: PIL.Image.Image) -> tuple[Tensor, Transform]:
+        width, height = picture.size
+        rows, columns = self.grid(width, height)
+        most = columns * self.size, rows * self.size
+        wide, high = (min(max(now, self.size), most[i]) for i, now in enumerate((width, height)))
+        across, down = wide / width, high / height
+        if across < down:
+            high = min(math.floor(height * across) or 1, high)
+        else:
+            wide = min(math.floor(width * down) or 1, wide)
+        frame = Frame(width, height)
+        step = geometry.resize(frame, wide, high)
+        way = Transform(frame, (step, geometry.pad(step.target, 0, 0, *most)))
+        pixels = F.pad(self.scaling.resized(picture, wide, high), (0, most[0] - wide, 0, most[1] - high))
+        return self.scaling.normalised(pixels), way
+
+
+Pipeline = Annotated[Square | CenterCrop | PadSquare | Tiles | Canvas, Field(discriminator="kind")]
 
 
 def _bytes(picture: PIL.Image.Image) -> Tensor:

@@ -10,7 +10,21 @@ from ..core.errors import ConfigError
 from ..encoders.vit import ViT
 from ..language.decoder import Decoder
 from ..language.seq2seq import Seq2Seq
-from . import aria, backbones, blip2, flamingo, idefics, internvl, kosmos2, languages, llava, paligemma, t5
+from . import (
+    aria,
+    backbones,
+    blip2,
+    flamingo,
+    gpt4v,
+    idefics,
+    internvl,
+    kosmos2,
+    languages,
+    llava,
+    mllama,
+    paligemma,
+    t5,
+)
 from .backbones import Json
 from .checkpoint import read_tensors
 from .family import Family, Row
@@ -72,16 +86,8 @@ LANGUAGES = {
 }
 LANGUAGES["t5"] = Family(lambda c, f: Seq2Seq(t5.config(c)), t5.keys, inputs=words)
 
-WHOLE = (
-    llava,
-    blip2,
-    internvl,
-    kosmos2,
-    aria,
-    idefics,
-    flamingo,
-    paligemma,
-)  # a file each, rows in this order
+# a file each; its rows are listed in this order
+WHOLE = (llava, blip2, internvl, kosmos2, aria, idefics, flamingo, mllama, gpt4v, paligemma)
 FAMILIES: dict[str, Family] = ENCODERS | LANGUAGES
 for module in WHOLE:
     FAMILIES |= module.FAMILIES
