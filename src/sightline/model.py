@@ -113,7 +113,7 @@ class VLM(nn.Module):
         if len(owners) != count:
             raise ValueError(f"{count} pictures for {len(owners)} places; tokens would look at the wrong ones")
         lengths = [t * h * w for t, h, w in bridge.memory.grids]
-        ends = side_by_side(batch.slots, owners) if bridge.adjacent and batch.looks is None else None
+        ends = side_by_side(batch.slots, owners) if bridge.adjacent and batch.owners is None else None
         made = arrange(bridge.memory.values, lengths, owners, batch.layout.batch, bridge.latest, ends)
         if batch.looks is None:
             return made

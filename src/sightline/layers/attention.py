@@ -36,8 +36,8 @@ class QKNorm:
     kind: Literal["rms", "layer", "unit"] = "rms"
     eps: float = 1e-6
     own: bool = False
-    across: bool = False
     after_rotary: bool = False
+    across: bool = False
 
     def __post_init__(self) -> None:
         if self.own and self.kind != "layer":

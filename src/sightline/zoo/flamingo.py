@@ -123,8 +123,8 @@ def cross_keys(feedforward: str) -> KeyMap:
 def open_clip_keys(cfg: ViTConfig) -> KeyMap:
     """OpenCLIP's names of CLIP's vision tower; the projection to the space of captions is left out."""
     layer, block = "transformer.resblocks.{i}.", "blocks.{i}."
-    names = (("attn.out_proj", "attention.o"), ("ln_1", "norm1"), ("ln_2", "norm2"))
-    names += (("mlp.c_fc", "feedforward.up"), ("mlp.c_proj", "feedforward.down"))
+    names = {"attn.out_proj": "attention.o", "ln_1": "norm1", "ln_2": "norm2"}
+    names |= {"mlp.c_fc": "feedforward.up", "mlp.c_proj": "feedforward.down"}
     return KeyMap(
         (
             rule("conv1.weight", "patch.weight", reshape=flat_patch(cfg.channels, cfg.patch_size)),
@@ -135,7 +135,7 @@ def open_clip_keys(cfg: ViTConfig) -> KeyMap:
                 rule(f"{layer}attn.in_proj_{p}", *(f"{block}attention.{x}.{p}" for x in "qkv"), reshape=stacked(3))
                 for p in ("weight", "bias")
             ),
-            *(rule(f"{layer}{theirs}.{{p}}", f"{block}{ours}.{{p}}") for theirs, ours in names),
+            *(rule(f"{layer}{theirs}.{{p}}", f"{block}{ours}.{{p}}") for theirs, ours in names.items()),
             rule("ln_post.{p}", "norm.{p}"),
         ),
         ignore=("proj",),
@@ -288,14 +288,31 @@ NEW = ("fusion.*", "decoder.blocks.*.cross_*", "decoder.embedding.*")
 STAGES: Stages = {"pretrain": NEW}
 OTTER_STAGES: Stages = {"instruct": (*NEW, "decoder.head.*")}
 
-CLIP_L = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+CLIP_L: dict[str, Any] = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+}
 CLIP_L |= {"image_size": 224, "patch_size": 14, "hidden_act": "quick_gelu"}
 # the tokenizer's 50277 tokens, two of Flamingo's and one for padding
-MPT_7B = {"model_type": "mpt", "d_model": 4096, "n_heads": 32, "n_layers": 32, "vocab_size": 50_280}
-MPT_1B = {"model_type": "mosaic_gpt", "d_model": 2048, "n_heads": 16, "n_layers": 24, "vocab_size": 50_280}
+MPT_7B: dict[str, Any] = {"model_type": "mpt", "d_model": 4096, "n_heads": 32, "n_layers": 32, "vocab_size": 50_280}
+MPT_1B: dict[str, Any] = {
+    "model_type": "mosaic_gpt",
+    "d_model": 2048,
+    "n_heads": 16,
+    "n_layers": 24,
+    "vocab_size": 50_280,
+}
 MPT_1B |= {"mlp_ratio": 4, "attn_qk_ln": True}
-REDPAJAMA_3B = {"model_type": "gpt_neox", "hidden_size": 2560, "num_attention_heads": 32, "num_hidden_layers": 32}
-REDPAJAMA_3B |= {"intermediate_size": 10_240, "rotary_pct": 1.0, "use_parallel_residual": False, "vocab_size": 50_280}
+REDPAJAMA_3B: dict[str, Any] = {
+    "model_type": "gpt_neox",
+    "hidden_size": 2560,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+}
+REDPAJAMA_3B |= {"intermediate_size": 10_240, "rotary_pct": 1.0, "use_parallel_residual": False}
+REDPAJAMA_3B |= {"vocab_size": 50_280}
 
 PROOF = "logits and greedy tokens equal its public code's on random weights of this layout"
 

@@ -29,7 +29,7 @@ from .languages import expect
 
 # what the published configuration classes have by default
 SHAPES = [[1, 1], [1, 2], [1, 3], [1, 4], [2, 1], [2, 2], [3, 1], [4, 1]]
-TEXT = {"vocab_size": 128_256, "hidden_size": 4096, "num_hidden_layers": 40, "num_attention_heads": 32}
+TEXT: dict[str, Any] = {"vocab_size": 128_256, "hidden_size": 4096, "num_hidden_layers": 40, "num_attention_heads": 32}
 TEXT |= {"num_key_value_heads": 8, "intermediate_size": 14_336, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0}
 TEXT |= {"max_position_embeddings": 131_072}
 READ_ONLY = 8  # rows of the table beyond the vocabulary, for the picture's token and others that are never written
@@ -187,13 +187,13 @@ def inputs(
     is_slot = is_image({"image_token_index": 128_256, **c} if "image_token_id" not in c else c, ids)
     if pixel_values is None:
         return filled(model, ids, is_slot & False, None, attention_mask)
-    shape = [len(ids), pixel_values.shape[1] if pixel_values.dim() == 6 else 1]
+    shape: list[Any] = [len(ids), pixel_values.shape[1] if pixel_values.dim() == 6 else 1]
     if pixel_values.dim() != 6 or len(pixel_values) != len(ids):
         found = list(pixel_values.shape)
         raise InputError(f"pixel_values: found {found}, expected [{len(ids)}, pictures, tiles, 3, height, width]")
     if aspect_ratio_ids is None or list(aspect_ratio_ids.shape) != shape:
-        found = "none" if aspect_ratio_ids is None else list(aspect_ratio_ids.shape)
-        raise InputError(f"aspect_ratio_ids: found {found}, expected {shape}")
+        numbers = "none" if aspect_ratio_ids is None else list(aspect_ratio_ids.shape)
+        raise InputError(f"aspect_ratio_ids: found {numbers}, expected {shape}")
     if cross_attention_mask is None:
         given, wanted = (aspect_ratio_ids > 0).sum(1), is_slot.sum(1)
         if not torch.equal(given, wanted):
