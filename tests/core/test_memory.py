@@ -110,4 +110,6 @@ def test_items_side_by_side_are_looked_at_together() -> None:
     later = arrange(torch.randn(1, 3), [1], torch.tensor([[0, 0, 4]]), batch=2, latest=True, ends=torch.tensor([4]))
     both = memory.then(later)
     assert both.looks(layout([[0], [0]], [[4], [1]])).int().tolist() == [[[0, 0, 0, 0, 1]], [[1, 0, 0, 0, 0]]]
+    cut = memory.until(told.span(0, 2))  # after the first of two, which what follows no longer joins
+    assert cut.looks(layout([[0, 0], [0, 0]], [[1, 2], [1, 1]]))[0].int().tolist() == [[1, 0, 0, 0], [0] * 4]
     assert len(side_by_side(slots[:0], owners[:0])) == 0

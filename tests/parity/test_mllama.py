@@ -173,7 +173,7 @@ def test_inputs_that_do_not_fit_are_refused(pair: tuple[Any, Published]) -> None
     broken[0, 5, 0, 1] = 0
     with pytest.raises(InputError, match="shows some tiles of a picture and not others"):
         ours.logits(**given | {"cross_attention_mask": broken})
-    with pytest.raises(InputError, match=r"cross_attention_mask is \[1, 11, 1, 4\], expected \[1, 12, 1, 'tiles'\]"):
+    with pytest.raises(InputError, match=r"cross_attention_mask is \[1, 11, 1, 4\], expected \[1, 12, 1, tiles\]"):
         ours.logits(**given | {"cross_attention_mask": given["cross_attention_mask"][:, 1:]})
     with pytest.raises(InputError, match=r"aspect_ratio_ids: found none, expected \[1, 1\]"):
         ours.logits(**{key: value for key, value in given.items() if key != "aspect_ratio_ids"})

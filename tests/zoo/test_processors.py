@@ -112,6 +112,8 @@ def test_a_model_of_canvases_answers_too(tmp_path: Path) -> None:
     torch.testing.assert_close(
         runner.logits(runner(batch)), model.logits(input_ids=batch.ids, **told), atol=1e-5, rtol=0.0
     )
+    with pytest.raises(InputError, match="message 2 is from the user, expected the assistant"):
+        processor((Message("user", (red,)), Message("user", (Text("how many?"),))))
     answer = model.ask(red.picture, "how many?", max_new_tokens=3)
     assert answer.usage["image_tokens"] == 1 and answer.usage["completion_tokens"] <= 3
 

@@ -69,7 +69,8 @@ class Memory:
         if self.seen is not None:
             raise ValueError("a cache cannot be cut where the caller said what each token looks at")
         began = torch.where(layout.document >= 0, layout.item, 0).amax(dim=1, keepdim=True)
-        return replace(self, document=torch.where(self.item <= began, self.document, -1))
+        ends = None if self.ends is None else torch.minimum(self.ends, began)
+        return replace(self, document=torch.where(self.item <= began, self.document, -1), ends=ends)
 
 
 def side_by_side(slots: Tensor, owners: Tensor) -> Tensor:

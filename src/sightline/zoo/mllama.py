@@ -16,13 +16,13 @@ from ..core.sequence import Conversation
 from ..data.batch import Batch
 from ..data.images import CLIP_MEAN, CLIP_STD, Canvas, Scaling
 from ..data.processor import ImagePipeline
-from ..data.template import End, Segment, Writer
+from ..data.template import End, Segment, Writer, turns
 from ..encoders.vit import TilesConfig, ViTConfig
 from ..fusion.cross_attention import CrossAttentionConfig
 from ..fusion.projector import ProjectorConfig
 from ..model import VLM, VLMConfig
 from .backbones import Json, act, decoder_keys, language_config
-from .family import Family, Habits, Row, scaling
+from .family import EQUAL, Family, Habits, Row, scaling
 from .inputs import checked, cut, filled, is_image
 from .keymap import KeyMap, Reshape, flat_patch, rule
 from .languages import expect
@@ -184,40 +184,46 @@ def inputs(
     token looks at the pictures whose tokens came last. aspect_ratio_mask says nothing that the numbers do not.
     """
     ids = checked(input_ids, attention_mask=attention_mask)
-    is_slot = is_image({"image_token_index": 128_256, **c} if "image_token_id" not in c else c, ids)
+    is_slot = is_image(c if "image_token_id" in c else {"image_token_index": 128_256, **c}, ids)
+    begun = is_slot.cumsum(1)
     if pixel_values is None:
         return filled(model, ids, is_slot & False, None, attention_mask)
-    shape: list[Any] = [len(ids), pixel_values.shape[1] if pixel_values.dim() == 6 else 1]
     if pixel_values.dim() != 6 or len(pixel_values) != len(ids):
         found = list(pixel_values.shape)
         raise InputError(f"pixel_values: found {found}, expected [{len(ids)}, pictures, tiles, 3, height, width]")
+    shape = [len(ids), pixel_values.shape[1]]
     if aspect_ratio_ids is None or list(aspect_ratio_ids.shape) != shape:
         numbers = "none" if aspect_ratio_ids is None else list(aspect_ratio_ids.shape)
         raise InputError(f"aspect_ratio_ids: found {numbers}, expected {shape}")
-    if cross_attention_mask is None:
-        given, wanted = (aspect_ratio_ids > 0).sum(1), is_slot.sum(1)
-        if not torch.equal(given, wanted):
-            raise InputError(f"{given.tolist()} pictures in the rows for {wanted.tolist()} image tokens in input_ids")
-        row, number = (aspect_ratio_ids > 0).nonzero().unbind(1)
-        patches = canvases(model, pixel_values[row, number], aspect_ratio_ids[row, number]) if len(row) else None
-        batch = filled(model, ids, is_slot, patches, attention_mask)
-        return replace(batch, layout=replace(batch.layout, item=is_slot.cumsum(1)))
-    if list(cross_attention_mask.shape[:3]) != [*ids.shape, shape[1]]:
-        found = list(cross_attention_mask.shape)
-        raise InputError(f"cross_attention_mask is {found}, expected {[*ids.shape, shape[1], 'tiles']}")
-    batch = filled(model, ids, is_slot & False, None, attention_mask)
-    batch = replace(batch, layout=replace(batch.layout, item=is_slot.cumsum(1)))
-    looks = cross_attention_mask[..., 0].bool()
-    row, number = (looks.any(dim=1) & (aspect_ratio_ids > 0)).nonzero().unbind(1)  # what only fills up is not computed
+    if cross_attention_mask is not None:
+        if list(cross_attention_mask.shape[:3]) != [*ids.shape, shape[1]] or cross_attention_mask.dim() != 4:
+            wanted = f"[{len(ids)}, {ids.shape[1]}, {shape[1]}, tiles]"
+            raise InputError(f"cross_attention_mask is {list(cross_attention_mask.shape)}, expected {wanted}")
+        batch = filled(model, ids, is_slot & False, None, attention_mask)
+        batch = replace(batch, layout=replace(batch.layout, item=begun))
+        return masked(model, batch, pixel_values, aspect_ratio_ids, cross_attention_mask.bool())
+    given = aspect_ratio_ids > 0
+    if not torch.equal(given.sum(1), begun[:, -1]):
+        places = begun[:, -1].tolist()
+        raise InputError(f"{given.sum(1).tolist()} pictures in the rows for {places} image tokens in input_ids")
+    patches = canvases(model, pixel_values[given], aspect_ratio_ids[given]) if bool(given.any()) else None
+    batch = filled(model, ids, is_slot, patches, attention_mask)
+    return replace(batch, layout=replace(batch.layout, item=begun))
+
+
+def masked(model: VLM, batch: Batch, pixel_values: Tensor, numbers: Tensor, mask: Tensor) -> Batch:
+    """A batch of words with the pictures that a mask [batch, length, pictures, most tiles] shows to some of them."""
+    looks = mask[..., 0]
+    row, number = (looks.any(dim=1) & (numbers > 0)).nonzero().unbind(1)  # what only fills a row up is not computed
     if not len(row):
         return batch
-    shapes = aspect_ratio_ids[row, number]
-    patches = canvases(model, pixel_values[row, number], shapes)
-    tiles = torch.tensor([down * across for down, across in sizes(model, shapes)])
-    seen = cross_attention_mask.bool()[row, :, number]  # [pictures, length, tiles]
-    real = torch.arange(seen.shape[2]) < tiles[:, None]
-    if not bool(((seen & real[:, None]).sum(2) == looks[row, :, number] * tiles[:, None]).all()):
+    shapes = numbers[row, number]
+    tiles = torch.tensor([rows * columns for rows, columns in sizes(model, shapes)])
+    real = torch.arange(mask.shape[3]) < tiles[:, None]
+    seen = (mask[row, :, number] & real[:, None]).sum(2)  # [pictures, length]
+    if not torch.equal(seen, looks[row, :, number] * tiles[:, None]):
         raise InputError("cross_attention_mask shows some tiles of a picture and not others, expected all or none")
+    patches = canvases(model, pixel_values[row, number], shapes)
     owners = torch.stack((row, torch.zeros_like(row), number + 1), dim=1)
     return replace(batch, patches=patches, owners=owners, looks=looks)
 
@@ -246,6 +252,7 @@ def canvases(model: VLM, tiles: Tensor, shapes: Tensor) -> Patches:
 
 def template(conversation: Conversation) -> list[Segment]:
     """Llama 3's form: each message behind a header with its role, `<|eot_id|>` after it."""
+    turns(conversation)  # which refuses one that does not alternate
     out = Writer()
     out.control("<|begin_of_text|>")
     for message in conversation:
@@ -255,7 +262,7 @@ def template(conversation: Conversation) -> list[Segment]:
             out.segments.append(End("<|eot_id|>"))
         else:
             out.control("<|eot_id|>")
-    if conversation and conversation[-1].role == "user":
+    if conversation[-1].role == "user":
         _header(out, "assistant")
     return out.segments
 
@@ -308,6 +315,7 @@ def _row(size: str) -> Row:
         read=config,
         config={"vision_config": VISION_560, "text_config": {**SIZES[size], "rope_scaling": LLAMA_31}},
         stages=STAGES,
+        proof=f"{EQUAL}; tokens that see no picture are as Meta's code has them",
     )
 
 

@@ -70,7 +70,8 @@ class Published:
         qformer_attention_mask [images, words]; for Kosmos-2 image_embeds_position_mask [batch, length], 1 where a token
         is a picture's; decoder_input_ids [batch, length] for a model that writes beside what it reads. A model that
         looks at pictures from beside its sequence may take pixel_values [batch, pictures, 3, height, width], filled up
-        to the row with most, together with image_attention_mask [batch, length, pictures].
+        to the row with most, together with image_attention_mask [batch, length, pictures]; OpenFlamingo and Otter have
+        lang_x and vision_x in their place, Mllama has tiles and aspect_ratio_ids (`zoo.flamingo`, `zoo.mllama`).
         """
         batch, runner = self.batch(**inputs), self.runner
         if isinstance(runner, Seq2Seq):
