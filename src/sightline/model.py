@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from .core.config import config
 from .core.errors import ConfigError
-from .core.memory import Memory, arrange
+from .core.memory import Memory, arrange, side_by_side
 from .core.patches import Grid, Patches, Tiling
 from .data.batch import Batch
+from .encoders.tiles import TiledViT
 from .encoders.vit import ViT, ViTConfig
 from .fusion.anyres import AnyRes, AnyResConfig
 from .fusion.bridge import Bridge
@@ -96,7 +97,7 @@ class VLM(nn.Module):
     def __init__(self, cfg: VLMConfig) -> None:
         super().__init__()
         self.config = cfg
-        self.encoder = ViT(cfg.image)
+        self.encoder = ViT(cfg.image) if cfg.image.tiles is None else TiledViT(cfg.image)
         self.fusion = cfg.fusion.build()
         self.decoder: Decoder | Seq2Seq
         if cfg.beside:
@@ -150,7 +151,8 @@ class VLM(nn.Module):
         if len(owners) != count:
             raise ValueError(f"{count} pictures for {len(owners)} places; tokens would look at the wrong ones")
         lengths = [t * h * w for t, h, w in bridge.memory.grids]
-        made = arrange(bridge.memory.values, lengths, owners, batch.layout.batch, bridge.latest)
+        ends = side_by_side(batch.slots, owners) if bridge.adjacent and batch.owners is None else None
+        made = arrange(bridge.memory.values, lengths, owners, batch.layout.batch, bridge.latest, ends)
         if batch.looks is None:
             return made
         which = (made.item - 1).clamp(min=0)[:, None].expand(-1, batch.layout.length, -1)

@@ -273,6 +273,20 @@ def test_mixed_grids_are_as_one_by_one(name: str) -> None:
         torch.testing.assert_close(item, model(alone).values, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kept", [False, True])
+@torch.no_grad()
+def test_frames_are_seen_one_by_one(kept: bool) -> None:
+    """Two videos of three and two frames, and a picture."""
+    model = vit(replace(CLIP, keep_prefix=kept))
+    frames = [pictures(1, 4, 4) for _ in range(6)]
+    values = torch.cat([each.values for each in frames])
+    videos = Patches(values, ((3, 4, 4), (2, 4, 4), (1, 4, 4)))
+    out = model(videos)
+    assert out.grids == tuple((1, 1, t * 17) if kept else (t, 4, 4) for t in (3, 2, 1))
+    wanted = torch.cat([model(each).values for each in frames])
+    torch.testing.assert_close(out.values, wanted, atol=1e-5, rtol=1e-5)
+
+
 def test_patches_of_another_size_are_refused() -> None:
     with pytest.raises(ConfigError, match="patch vectors of 48 numbers, this encoder reads 192"):
         ViT(SIGLIP)(patchify(torch.randn(1, 3, 16, 16), 4))

@@ -32,6 +32,27 @@ NORMS: dict[str, type[nn.LayerNorm] | type[RMSNorm]] = {"layer": nn.LayerNorm, "
 
 
 @config
+class TilesConfig:
+    """How tiles of a picture are seen together (`encoders.tiles`).
+
+    shapes: rows and columns of the canvases that there are, in the order of their numbers. depth: how many gated blocks
+    follow the others.
+    """
+
+    shapes: tuple[tuple[int, int], ...]
+    depth: int
+
+    def __post_init__(self) -> None:
+        if not self.shapes or min(map(min, self.shapes)) < 1 or self.depth < 0:
+            raise ConfigError("tiles need canvases of at least one row and column, and no less than 0 gated blocks")
+
+    @property
+    def most(self) -> int:
+        """Tiles of the largest canvas."""
+        return max(rows * columns for rows, columns in self.shapes)
+
+
+@config
 class ViTConfig:
     """Sizes and settings of a vision transformer.
 
@@ -54,6 +75,7 @@ class ViTConfig:
     eps: float = 1e-6
     residual: Literal["pre-norm", "res-post-norm", "parallel"] = "pre-norm"
     qkv_bias: bool = True
+    out_bias: bool = True  # of attention's output map
     qk_norm: Literal["head", "width"] | None = None  # RMS norm of queries and keys, per head or over all heads at once
     patch_bias: bool = True
     class_token: bool = False
@@ -70,6 +92,7 @@ class ViTConfig:
     normed: bool = True  # whether the final norm is applied to what is taken, to each of several layers
     l2_norm: bool = False  # whether features are scaled to length one
     keep_prefix: bool = False  # whether the tokens before the patches are features too
+    tiles: TilesConfig | None = None  # a picture is a canvas of tiles of the published size (`encoders.tiles`)
 
     @property
     def grid(self) -> int:
@@ -105,10 +128,12 @@ class ViTConfig:
         """The grid of the features of an item whose pixels have this one.
 
         It is the same unless the tokens before the patches are kept: these have no place among rows and columns, so
-        all tokens of the item are one row, (1, 1, prefix + t*h*w).
+        all tokens of the item are one row, (1, 1, t * (prefix + h*w)).
         """
         frames, rows, columns = grid
-        return (1, 1, self.prefix + frames * rows * columns) if self.keep_prefix else grid
+        if self.tiles is not None:
+            return (1, 1, rows * columns // self.grid**2 * (self.prefix + self.grid**2))
+        return (1, 1, frames * (self.prefix + rows * columns)) if self.keep_prefix else grid
 
     def check(self) -> None:
         """ConfigError for settings that contradict each other."""
@@ -135,7 +160,8 @@ class ViTBlock(nn.Module):
         norm = NORMS[cfg.norm]
         self.residual = cfg.residual
         self.norm1 = norm(cfg.width, cfg.eps)
-        self.attention = Attention(cfg.width, cfg.heads, qkv_bias=cfg.qkv_bias, qk_norm=cfg.qk_norm == "head")
+        biases = {"qkv_bias": cfg.qkv_bias, "out_bias": cfg.out_bias}
+        self.attention = Attention(cfg.width, cfg.heads, **biases, qk_norm=cfg.qk_norm == "head")
         if cfg.qk_norm == "width":
             self.attention.q_norm, self.attention.k_norm = AcrossHeads(cfg.width), AcrossHeads(cfg.width)
         self.norm2 = norm(cfg.width, cfg.eps) if cfg.residual != "parallel" else None
@@ -144,17 +170,18 @@ class ViTBlock(nn.Module):
         self.scale1 = nn.Parameter(torch.ones(cfg.width)) if cfg.layer_scale else None
         self.scale2 = nn.Parameter(torch.ones(cfg.width)) if cfg.layer_scale else None
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None) -> Tensor:
         if self.norm2 is None:
             y = self.norm1(x)
-            return x + scaled(self.attention(y, rotary=rotary), self.scale1) + scaled(self.feedforward(y), self.scale2)
+            seen = self.attention(y, mask, rotary=rotary)
+            return x + scaled(seen, self.scale1) + scaled(self.feedforward(y), self.scale2)
         if self.residual == "res-post-norm":
-            x = x + scaled(self.norm1(self.attention(x, rotary=rotary)), self.scale1)
+            x = x + scaled(self.norm1(self.attention(x, mask, rotary=rotary)), self.scale1)
             return x + scaled(self.norm2(self.feedforward(x)), self.scale2)
         if self.scale1 is None:
-            x = self.attention(self.norm1(x), rotary=rotary, onto=x)
+            x = self.attention(self.norm1(x), mask, rotary=rotary, onto=x)
             return self.feedforward(self.norm2(x), onto=x)
-        x = x + scaled(self.attention(self.norm1(x), rotary=rotary), self.scale1)
+        x = x + scaled(self.attention(self.norm1(x), mask, rotary=rotary), self.scale1)
         return x + scaled(self.feedforward(self.norm2(x)), self.scale2)
 
 
@@ -293,6 +320,11 @@ class ViT(nn.Module):
         if patches.values.shape[1] != self.config.patch_dim:
             found, wanted = patches.values.shape[1], self.config.patch_dim
             raise ConfigError(f"patch vectors of {found} numbers, this encoder reads {wanted}")
+        grids = patches.grids
+        if any(frames > 1 for frames, _, _ in grids):  # each frame is a picture of its own
+            stills = tuple((1, h, w) for t, h, w in grids for _ in range(t))
+            seen = self.forward(Patches(patches.values, stills))
+            return Patches(seen.values, tuple(self.config.feature_grid(grid) for grid in grids))
         if patches.uniform:
             kept = self.tokens(patches)[:, 0 if self.config.keep_prefix else self.config.prefix :]
             return Patches(kept.flatten(0, 1), tuple(self.config.feature_grid(grid) for grid in patches.grids))

@@ -76,6 +76,7 @@ class DecoderConfig:
     scale_inputs: bool = False  # every input times sqrt(width), those of images as well
     max_length: int = 2048  # tokens of context the model was trained for
     extra_vocab: int = 0  # ids after vocab_size whose rows are parameters of their own, to be learned alone (IDEFICS)
+    extra_written: bool = True  # whether these ids are written too, or only read (Llama 3.2)
 
     def __post_init__(self) -> None:
         kv_heads = self.kv_heads or self.heads
@@ -117,8 +118,8 @@ class DecoderConfig:
 
     @property
     def total_vocab(self) -> int:
-        """How many ids there are in all."""
-        return self.vocab_size + self.extra_vocab
+        """How many ids there are to be written."""
+        return self.vocab_size + (self.extra_vocab if self.extra_written else 0)
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,7 @@ class Decoder(nn.Module):
         self.norm = cfg.new_norm()
         self.head = None if cfg.tied else nn.Linear(cfg.width, cfg.vocab_size, bias=False)
         self.extra_embedding = nn.Embedding(cfg.extra_vocab, cfg.width) if cfg.extra_vocab else None
-        split = cfg.extra_vocab and not cfg.tied
+        split = cfg.extra_vocab and cfg.extra_written and not cfg.tied
         self.extra_head = nn.Linear(cfg.width, cfg.extra_vocab, bias=False) if split else None
         self.stepper: Stepper | None = None  # how single tokens are written, once prepared for inference
         self.kept: torch.dtype | None = None  # precision of keys and values in a cache; None: their own
@@ -296,7 +297,7 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary in float32, [..., total_vocab]."""
         scores, most = self._logits(hidden), self.config.logit_softcap
-        if self.extra_embedding is not None:
+        if self.extra_embedding is not None and self.config.extra_written:
             x = hidden.to(self.dtype)
             extra = F.linear(x, self.extra_embedding.weight) if self.extra_head is None else self.extra_head(x)
             scores = torch.cat((scores, extra.float()), dim=-1)

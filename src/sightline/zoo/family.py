@@ -115,6 +115,7 @@ class Row:
     """A published model: what it is made of, where it comes from, how loading it is proven.
 
     `config` are the sizes of its configuration, written as in its `config.json`; `read` makes them settings of ours.
+    weights: whether any were published; without them it can be described and built, not loaded.
     """
 
     name: str
@@ -128,6 +129,7 @@ class Row:
     config: Mapping[str, Any]
     stages: Stages = field(default_factory=dict)
     proof: str = EQUAL
+    weights: bool = True
 
     @property
     def model(self) -> VLMConfig:

@@ -33,6 +33,8 @@ def locate(name: str | Path | None = None) -> Path:
         return Path(wanted)
     if wanted in ROWS:
         source = ROWS[wanted].source
+        if not ROWS[wanted].weights:
+            raise CheckpointError(f"no weights of {wanted!r} were ever published; it can be described, not loaded")
         raise CheckpointError(f"the weights of {wanted!r} are not here; give the folder that holds {source}")
     if wanted == DEFAULT:
         raise CheckpointError(f"the default model is missing from this installation, expected {ASSETS / wanted}")
