@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from .core.config import config
+from .core.errors import ConfigError
+from .core.layout import Axes
 from .core.memory import Memory, arrange
 from .core.patches import Grid, Patches
 from .data.batch import Batch
@@ -40,12 +42,29 @@ class VLMConfig:
     """The three parts and how the text looks at the image.
 
     look: "causal", or "prefix" where image and question see themselves whole (PaliGemma).
+    tokens_per_second: on a decoder's axis of time, how many places a second of film takes (Qwen2.5-VL); None: one for
+    each step of time.
     """
 
     image: ViTConfig
     fusion: FusionConfig
     decoder: DecoderConfig
     look: Literal["causal", "prefix"] = "causal"
+    tokens_per_second: float | None = None
+
+    def __post_init__(self) -> None:
+        axes = self.decoder.mrope_section is not None
+        if axes and (not isinstance(self.fusion, ProjectorConfig) or self.fusion.transposed):
+            raise ConfigError("mrope_section places tokens by rows and columns, expected a projector that keeps them")
+        if self.tokens_per_second is not None and (not axes or self.tokens_per_second <= 0):
+            raise ConfigError(f"tokens_per_second is {self.tokens_per_second}, expected more than 0 and mrope_section")
+
+    @property
+    def axes(self) -> Axes | None:
+        """How tokens are placed on three axes, where the decoder knows them."""
+        if self.decoder.mrope_section is None or not isinstance(self.fusion, ProjectorConfig):
+            return None
+        return Axes(self.fusion.shuffle, self.tokens_per_second)
 
     @property
     def framed(self) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.geometry import Transform
 from ..core.layout import Layout
-from ..core.patches import Patches, join, patchify
+from ..core.patches import Patches, join, patchify, patchify_film
 
 IGNORE = -100  # a label that teaches nothing
 
@@ -18,9 +18,10 @@ IGNORE = -100  # a label that teaches nothing
 class Example:
     """One sequence; every column has its length.
 
-    ids, block, position, medium, item, branch: int64 [length], as in `core.layout`.
+    ids, block, position, medium, item, branch: int64 [length], as in `core.layout`; position may be [length, 3].
     labels: int64 [length]; labels[t] is the id to predict after token t, -100 where nothing is learned.
-    slots: int64 [n], where image tokens go, in order; pixels: one float tensor [3, height, width] per image.
+    slots: int64 [n], where image tokens go, in order; pixels: one float tensor [3, height, width] per image, or
+    [time, frames of a patch, 3, height, width] per image or film.
     transforms: one per image, from the original picture to what the model sees.
     """
 
@@ -144,6 +145,8 @@ def _assemble(rows: list[list[tuple[Example, int]]], length: int, patch: int, pa
     """Write every example into its row at its offset."""
     ids = torch.full((len(rows), length), pad_id)
     columns = {name: torch.full((len(rows), length), fill) for name, fill in _FILL.items()}
+    axes = next((example.position.shape[1:] for row in rows for example, _ in row), torch.Size())
+    columns["position"] = torch.zeros((len(rows), length, *axes), dtype=torch.int64)
     slots, patches = [], []
     for r, row in enumerate(rows):
         for document, (example, offset) in enumerate(row):
@@ -153,7 +156,7 @@ def _assemble(rows: list[list[tuple[Example, int]]], length: int, patch: int, pa
             for name in COLUMNS:
                 columns[name][r, span] = getattr(example, name)
             slots.append(example.slots + r * length + offset)
-            patches += [patchify(pixels[None], patch) for pixels in example.pixels]
+            patches += [_cut(pixels, patch) for pixels in example.pixels]
     labels = columns.pop("labels")
     return Batch(
         ids=ids,
@@ -163,3 +166,8 @@ def _assemble(rows: list[list[tuple[Example, int]]], length: int, patch: int, pa
         labels=labels,
         extra={"examples": [[example.extra for example, _ in row] for row in rows]},
     )
+
+
+def _cut(pixels: Tensor, patch: int) -> Patches:
+    """The patches of one picture or film."""
+    return patchify(pixels[None], patch) if pixels.dim() == 3 else patchify_film(pixels, patch)

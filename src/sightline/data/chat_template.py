@@ -26,11 +26,14 @@ class ChatTemplate:
     """A template by its Jinja source.
 
     controls: names that are control tokens where the template itself writes them; image: the one that stands for a
-    picture; bos begins a conversation whose template does not write it; eos ends an answer.
+    picture; bos begins a conversation whose template does not write it; eos ends an answer. video: the token that
+    stands for a whole film; without one a film is so many pictures.
     """
 
-    def __init__(self, source: str, controls: Sequence[str], image: str, bos: str = "", eos: str = "") -> None:
-        self.controls, self.image, self.bos, self.eos = tuple(controls), image, bos, eos
+    def __init__(
+        self, source: str, controls: Sequence[str], image: str, bos: str = "", eos: str = "", video: str | None = None
+    ) -> None:
+        self.controls, self.image, self.bos, self.eos, self.video = tuple(controls), image, bos, eos, video
         self.in_parts = re.search(r"""\[['"]type['"]\]|\.type\b|['"]type['"]""", source) is not None
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation])
         environment.globals["raise_exception"] = _refuse
@@ -68,13 +71,15 @@ class ChatTemplate:
             if isinstance(part, Text):
                 said.append(part.text)
                 parts.append({"type": "text", "text": f"{_OPEN}{len(said) - 1}{_CLOSE}"})
+            elif isinstance(part, Video) and self.video:
+                parts.append({"type": "video"})
             elif isinstance(part, (Image, Video)):
                 parts += [{"type": "image"}] * (len(part.frames) if isinstance(part, Video) else 1)
             else:
                 raise InputError(f"this model's chat template has no form for a {type(part).__name__.lower()}")
         if self.in_parts:
             return {"role": message.role, "content": parts}
-        if any(part["type"] == "image" for part in parts):
+        if any(part["type"] != "text" for part in parts):
             raise InputError("this model's chat template has no place for pictures")
         return {"role": message.role, "content": "".join(part["text"] for part in parts)}
 
@@ -87,7 +92,7 @@ class ChatTemplate:
             for name in self.names.finditer(text, start, stop):
                 out.words(text[place : name.start()], learned)
                 place = name.end()
-                if name[0] == self.image:
+                if name[0] in (self.image, self.video):
                     out.image()
                 elif name[0] == self.eos and out.segments and getattr(out.segments[-1], "learned", False):
                     out.segments.append(End(name[0]))

@@ -4,6 +4,8 @@ Two ways give the same pixels within one level of 255 (in pure noise two, once i
 exact against the published processors, and torch's antialiased uint8 interpolation, several times faster, the default.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -16,7 +18,7 @@ from torch.nn import functional as F
 
 from ..core import geometry
 from ..core.config import config
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, InputError
 from ..core.geometry import Frame, Transform
 
 Resample = Literal["bicubic", "bilinear"]
@@ -70,15 +72,18 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Seen:
-    """A picture as a model sees it: one view, or several tiles and maybe the whole beside them.
+    """A picture as a model sees it: one view, or several tiles and maybe the whole beside them; or a whole film.
 
-    pixels: a float tensor [3, height, width] per view. way: how coordinates go from the original to what places are
-    counted in. tiles: rows and columns of the tiles.
+    pixels: a float tensor [3, height, width] per view, or [time, frames of a patch, 3, height, width]. way: how
+    coordinates go from the original to what places are counted in. tiles: rows and columns of the tiles. frames: how
+    many pictures it stands for. seconds: from one step of a film's time to the next; None for a picture.
     """
 
     pixels: tuple[Tensor, ...]
     way: Transform
     tiles: tuple[int, int] = (1, 1)
+    frames: int = 1
+    seconds: float | None = None
 
 
 class OneView:
@@ -219,7 +224,68 @@ class Tiles:
         return Seen(tuple(pixels for pixels, _ in self(picture)), way, (rows, columns))
 
 
-Pipeline = Annotated[Square | CenterCrop | PadSquare | Tiles, Field(discriminator="kind")]
+@config
+class NativeResolution(OneView):
+    """A picture near its own size and proportions: sides that are multiples, an area within bounds (Qwen2-VL).
+
+    A patch holds several frames: those of a film, a picture over and over (arXiv:2409.12191, section 2.1).
+
+    multiple: of which both sides are, in pixels. area: the least and the most pixels of a picture; film_area: of a
+    film's frames.
+    """
+
+    multiple: int = 28
+    frames: int = 2
+    area: tuple[int, int] = (56 * 56, 1280 * 28 * 28)
+    film_area: tuple[int, int] = (128 * 28 * 28, 768 * 28 * 28)
+    scaling: Scaling = field(default_factory=lambda: Scaling(CLIP_MEAN, CLIP_STD))
+    kind: Literal["native-resolution"] = "native-resolution"
+
+    def __post_init__(self) -> None:
+        if min(self.multiple, self.frames) < 1 or not all(
+            0 < least <= most for least, most in (self.area, self.film_area)
+        ):
+            raise ConfigError(f"pictures of {self.area} and frames of {self.film_area} pixels, expected rising sizes")
+
+    def size(self, width: int, height: int, area: tuple[int, int]) -> tuple[int, int]:
+        """Width and height that a picture of this size gets; InputError for a ribbon, as the published processor."""
+        if max(width, height) > 200 * min(width, height):
+            raise InputError(f"{width}x{height} pixels, one side is more than 200 times the other")
+        step, (least, most) = self.multiple, area
+        new = [round(side / step) * step for side in (width, height)]
+        if new[0] * new[1] > most:
+            shrink = math.sqrt(width * height / most)
+            new = [max(step, math.floor(side / shrink / step) * step) for side in (width, height)]
+        elif new[0] * new[1] < least:
+            grow = math.sqrt(least / (width * height))
+            new = [math.ceil(side * grow / step) * step for side in (width, height)]
+        return new[0], new[1]
+
+    def __call__(self, picture: PIL.Image.Image) -> tuple[Tensor, Transform]:
+        """Pixels [1, frames, 3, height, width]."""
+        pixels, way = self._frame(picture, self.area)
+        return pixels[None, None].expand(1, self.frames, -1, -1, -1), way
+
+    def film(self, pictures: Sequence[PIL.Image.Image], times: Sequence[float]) -> Seen:
+        """A film of frames of one size at their times in seconds; the last frame fills up the last patch."""
+        if not pictures or len({picture.size for picture in pictures}) > 1:
+            raise InputError(f"a film of {len(pictures)} frames, expected some, all of one size")
+        frames = [self._frame(picture, self.film_area) for picture in pictures]
+        pixels = torch.stack([*(each for each, _ in frames), *[frames[-1][0]] * (-len(frames) % self.frames)])
+        between = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1.0
+        steps = pixels.unflatten(0, (-1, self.frames))
+        return Seen((steps,), frames[0][1], frames=len(pictures), seconds=self.frames * between)
+
+    def _frame(self, picture: PIL.Image.Image, area: tuple[int, int]) -> tuple[Tensor, Transform]:
+        """Pixels [3, height, width] and their way."""
+        size = self.size(*picture.size, area)
+        frame = Frame(*picture.size)
+        return self.scaling.normalised(self.scaling.resized(picture, *size)), Transform(
+            frame, (geometry.resize(frame, *size),)
+        )
+
+
+Pipeline = Annotated[Square | CenterCrop | PadSquare | Tiles | NativeResolution, Field(discriminator="kind")]
 
 
 def _bytes(picture: PIL.Image.Image) -> Tensor:

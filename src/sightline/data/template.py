@@ -38,7 +38,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Slot:
-    """Where the tokens of one image go."""
+    """Where the tokens of one image go, or of one film where these have a place of their own."""
 
     index: int
 
@@ -56,10 +56,11 @@ Template = Callable[[Conversation], list[Segment]]
 
 @dataclass
 class Writer:
-    """Segments in the making, images counted as they come."""
+    """Segments in the making, images counted as they come; films: whether a film has one place of its own."""
 
     segments: list[Segment] = field(default_factory=list)
     images: int = 0
+    films: bool = False
 
     def control(self, name: str) -> None:
         self.segments.append(Control(name))
@@ -84,7 +85,7 @@ class Writer:
             elif isinstance(part, Image):
                 self.image()
             elif isinstance(part, Video):
-                for _ in part.frames:
+                for _ in range(1 if self.films else len(part.frames)):
                     self.image()
             elif isinstance(part, Region):
                 last = self.segments[-1] if self.segments else None

@@ -67,6 +67,7 @@ class Habits:
     end: str = ""
     pixels: Callable[[Json, int], ImagePipeline] = clip_crop
     expand: Expand = whole
+    video: str | None = None
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ class ProcessorConfig:
             codec=None if self.codec is None else CODECS[self.codec],
             look=model.config.look,
             framed=model.config.framed,
+            axes=model.config.axes,
             max_length=self.max_length,
         )
 

@@ -34,6 +34,8 @@ def load_processor(published: Published) -> Processor | None:
         look=model.config.look,
         framed=model.config.framed,
         expand=habits.expand,
+        axes=model.config.axes,
+        video_token=habits.video,
         max_length=model.config.decoder.max_length,
     )
 
@@ -47,7 +49,8 @@ def load_template(folder: Path, tokenizer: Tokenizer, habits: Habits) -> Templat
             source = read_json(folder / name).get("chat_template")
     if not isinstance(source, str):  # none, or several by name, of which none is said to be the one to use
         return habits.template
-    return ChatTemplate(source, tuple(tokenizer.controls), habits.image, tokenizer.bos, tokenizer.eos)
+    controls = tuple(tokenizer.controls)
+    return ChatTemplate(source, controls, habits.image, tokenizer.bos, tokenizer.eos, habits.video)
 
 
 def load_pipeline(folder: Path, habits: Habits, side: int) -> ImagePipeline:
