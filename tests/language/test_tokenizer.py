@@ -178,3 +178,15 @@ def test_each_control_token_is_left_out_of_the_text_side_only() -> None:
     grown = Tokenizer(spec)
     assert grown.vocab_size == TOKENIZER.vocab_size + 1 and grown.trusted("<new>") == [TOKENIZER.vocab_size]
     assert grown.encode("<new>") == TOKENIZER.encode("<new>")
+
+
+def test_words_of_the_vocabulary_may_be_reserved() -> None:
+    """Files do not always tell control tokens from words; nobody can type what is reserved."""
+    built = train_tokenizer(["aaaa bbbb"] * 30, 300, ("<s>", "<0x04>"))
+    spec = {**built.spec, "added_tokens": [t for t in built.spec["added_tokens"] if t["content"] == "<s>"]}
+    tokenizer = Tokenizer(spec)
+    index = built.control("<0x04>")
+    tokenizer.reserve(("<0x04>", "<nowhere>"))
+    assert tokenizer.control("<0x04>") == index and "<nowhere>" not in tokenizer.controls
+    assert index not in tokenizer.encode("a<0x04>b")
+    assert tokenizer.decode([index, *tokenizer.encode("aa")]) == "aa"

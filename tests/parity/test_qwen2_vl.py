@@ -306,6 +306,8 @@ def test_a_conversation_as_the_model_reads_it(folder: Path) -> None:
         + "<|vision_end|>what happens in <|vision_start|>" + film
         + "<|vision_end|>this film?<|im_end|>\n<|im_start|>assistant\n"
     )  # fmt: skip
+    theirs = hf.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    assert theirs(said)["input_ids"] == example.ids.tolist()  # as the published processor has it tokenised, in one go
     (folder / "chat_template.jinja").write_text(JINJA)
     assert torch.equal(sightline.load(folder).engine.processor(conversation()).ids, example.ids)
     (folder / "chat_template.jinja").unlink()

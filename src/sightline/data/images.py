@@ -285,7 +285,43 @@ class NativeResolution(OneView):
         )
 
 
-Pipeline = Annotated[Square | CenterCrop | PadSquare | Tiles | NativeResolution, Field(discriminator="kind")]
+@config
+class FitWithin(OneView):
+    """Shrunk to fit where it is too large, then filled up to whole patches at right and bottom (Fuyu).
+
+    fill: the level, of 255, of what is filled.
+    """
+
+    width: int = 1920
+    height: int = 1080
+    multiple: int = 30
+    fill: int = 1
+    scaling: Scaling = field(default_factory=lambda: Scaling(resample="bilinear"))
+    kind: Literal["fit-within"] = "fit-within"
+
+    def __post_init__(self) -> None:
+        if self.width % self.multiple or self.height % self.multiple or not 0 <= self.fill <= 255:
+            sizes = f"{self.width}x{self.height} pixels, filled with {self.fill}"
+            raise ConfigError(f"{sizes}, expected multiples of {self.multiple}, filled with 0 to 255")
+
+    def __call__(self, picture: PIL.Image.Image) -> tuple[Tensor, Transform]:
+        width, height = picture.size
+        frame, new = Frame(width, height), (width, height)
+        if width > self.width or height > self.height:
+            scale = min(self.width / width, self.height / height)
+            new = (max(1, int(width * scale)), max(1, int(height * scale)))
+        step = geometry.resize(frame, *new)
+        whole = [-(-side // self.multiple) * self.multiple for side in new]
+        way = Transform(frame, (step, geometry.pad(step.target, 0, 0, *whole)))
+        pixels = F.pad(
+            self.scaling.resized(picture, *new), (0, whole[0] - new[0], 0, whole[1] - new[1]), value=self.fill
+        )
+        return self.scaling.normalised(pixels), way
+
+
+Pipeline = Annotated[
+    Square | CenterCrop | PadSquare | Tiles | NativeResolution | FitWithin, Field(discriminator="kind")
+]
 
 
 def _bytes(picture: PIL.Image.Image) -> Tensor:

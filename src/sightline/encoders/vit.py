@@ -12,6 +12,7 @@
 - Llama-4's encoder: each head is turned by the column in its first half and by the row in its second.
 - Qwen2-VL's encoder (arXiv:2409.12191): pictures of any size, no table but rotary positions in the plane, patches of
   two frames; Qwen2.5-VL's (arXiv:2502.13923): most blocks look within squares of patches.
+- Fuyu has none: of depth 0, without positions and norms, it is a linear map of pixels.
 - Small models may put a stack of strided convolutions before the blocks (arXiv:2106.14881).
 """
 

@@ -157,7 +157,7 @@ def _run(model: VLM) -> tuple[tuple[Station, ...], int, dict[str, int]]:
         Station(
             "encoder",
             tuple(features.values.shape),
-            f"{image.used_depth} blocks, {image.heads} heads, {image.activation}",
+            f"{image.used_depth} blocks, {image.heads} heads, {image.activation}" if image.used_depth else "linear",
         ),
         Station("fusion", tuple(seen.shape), model.config.fusion.note),
         Station(

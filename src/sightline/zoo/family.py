@@ -56,7 +56,9 @@ class Habits:
     template: how a conversation is laid out, unless the folder has a chat template. image: the token that fills a
     picture's places. codec: the name of its convention for places. end: what ends an answer, where that is not the
     tokenizer's own end. pixels: the picture pipeline from a `preprocessor_config.json`, {} without one, and the
-    encoder's side. expand: what stands in the place of a picture, as `data.processor.Expand`.
+    encoder's side. expand: what stands in the place of a picture, as `data.processor.Expand`. video: the token that
+    fills a film's places, where a film is one item; None where it is so many pictures. controls: control tokens that
+    the tokenizer's file may have among its words.
     """
 
     template: Template
@@ -68,6 +70,7 @@ class Habits:
     pixels: Callable[[Json, int], ImagePipeline] = clip_crop
     expand: Expand = whole
     video: str | None = None
+    controls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ def load_processor(published: Published) -> Processor | None:
     if not isinstance(model, VLM) or not (folder / "tokenizer.json").exists() or habits is None:
         return None
     tokenizer = Tokenizer.from_folder(folder)
+    tokenizer.reserve(habits.controls)
     tokenizer.bos, tokenizer.eos = tokenizer.bos or habits.bos, habits.end or tokenizer.eos or habits.eos
     return Processor(
         tokenizer=tokenizer,

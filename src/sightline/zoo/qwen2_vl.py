@@ -93,7 +93,7 @@ def _whole(c: Json, image: ViTConfig, fold: int, outputs: int, per_second: float
         raise ConfigError(f"rotary positions of kind {kind!r}, expected 'default' or 'mrope'")
     text["rope_theta"] = rope.get("rope_theta", text["rope_theta"])
     section = tuple(rope.get("mrope_section", (16, 24, 24)))
-    decoder = replace(language_config({**text, "model_type": "qwen2"}), mrope_section=section)  # type: ignore[arg-type]
+    decoder = replace(language_config({**text, "model_type": "qwen2"}), mrope_section=section)
     if outputs != decoder.width:
         raise ConfigError(f"pictures' tokens of {outputs} numbers for a decoder of width {decoder.width}")
     bridge = ProjectorConfig(inputs=image.width, width=decoder.width, hidden=image.width * fold**2, shuffle=fold)
@@ -128,7 +128,8 @@ def _rows_first(heads: int) -> Reshape:
     packed = stacked(3)
 
     def swapped(x: Tensor) -> Tensor:
-        return x.unflatten(0, (heads, 2, 2, -1)).flip(2).flatten(0, 3)
+        out: Tensor = x.unflatten(0, (heads, 2, 2, -1)).flip(2).flatten(0, 3)
+        return out
 
     def there(x: Tensor) -> list[Tensor]:
         q, k, v = packed.there(x)
