@@ -21,7 +21,7 @@ from ..core.config import config
 from ..core.errors import ConfigError, InputError
 from ..core.geometry import Frame, Transform
 
-Resample = Literal["bicubic", "bilinear"]
+Resample = Literal["bicubic", "bilinear", "lanczos"]
 Triple = tuple[float, float, float]
 
 CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
@@ -33,7 +33,11 @@ HALF: Triple = (0.5, 0.5, 0.5)
 # pixels a picture may have on its way: a ribbon 30000 long, padded or resized as a whole, would take gigabytes
 _LARGEST = 2**26
 
-_FILTERS = {"bicubic": PIL.Image.Resampling.BICUBIC, "bilinear": PIL.Image.Resampling.BILINEAR}
+_FILTERS = {
+    "bicubic": PIL.Image.Resampling.BICUBIC,
+    "bilinear": PIL.Image.Resampling.BILINEAR,
+    "lanczos": PIL.Image.Resampling.LANCZOS,
+}
 
 
 @config
@@ -43,13 +47,13 @@ class Scaling:
     mean: Triple = HALF
     std: Triple = HALF
     resample: Resample = "bicubic"
-    exact: bool = False  # Pillow's filters instead of torch's
+    exact: bool = False  # Pillow's filters instead of torch's, which has no lanczos
 
     def resized(self, picture: PIL.Image.Image, width: int, height: int) -> Tensor:
         """uint8 [3, height, width]."""
         if picture.size == (width, height):
             return _bytes(picture)
-        if self.exact:
+        if self.exact or self.resample == "lanczos":
             return _bytes(picture.resize((width, height), _FILTERS[self.resample]))
         pixels = _bytes(picture)[None]
         # channels last: torch's uint8 path vectorises over the channels of a pixel

@@ -120,6 +120,14 @@ class ViTConfig:
         frames, rows, columns = grid
         return (1, 1, frames * (self.prefix + rows * columns)) if self.keep_prefix else grid
 
+    @property
+    def note(self) -> str:
+        return f"{self.used_depth} blocks, {self.heads} heads, {self.activation}" if self.used_depth else "linear"
+
+    def build(self) -> "ViT":
+        """The encoder of these settings."""
+        return ViT(self)
+
     def check(self) -> None:
         """ConfigError for settings that contradict each other."""
         if not self.taken or not all(0 <= depth <= self.depth for depth in self.taken):

@@ -77,6 +77,7 @@ class DecoderConfig:
     scale_embedding: bool = False  # embeddings times sqrt(width)
     scale_inputs: bool = False  # every input times sqrt(width), those of images as well
     max_length: int = 2048  # tokens of context the model was trained for
+    unwritten: tuple[int, ...] = ()  # ids that are read and never written, such as words of pictures
     extra_vocab: int = 0  # ids after vocab_size whose rows are parameters of their own, to be learned alone (IDEFICS)
 
     def __post_init__(self) -> None:
@@ -92,6 +93,8 @@ class DecoderConfig:
             self._check_axes(self.mrope_section)
         if self.full_every is not None and self.full_every < 1:
             raise ConfigError(f"full_every is {self.full_every}, expected at least 1")
+        if self.unwritten and not 0 <= min(self.unwritten) <= max(self.unwritten) < self.vocab_size:
+            raise ConfigError(f"unwritten ids up to {max(self.unwritten)}, expected 0 to {self.vocab_size - 1}")
         if self.logit_softcap is not None and self.logit_softcap <= 0:
             raise ConfigError(f"logit_softcap is {self.logit_softcap}, expected more than 0")
         if self.inner_norm and (self.gated or self.experts):
@@ -263,6 +266,7 @@ class Decoder(nn.Module):
         split = cfg.extra_vocab and not cfg.tied
         self.extra_head = nn.Linear(cfg.width, cfg.extra_vocab, bias=False) if split else None
         self.stepper: Stepper | None = None  # how single tokens are written, once prepared for inference
+        self.unwritten: Tensor | None = None  # the configured ids, once they were needed
         self.kept: torch.dtype | None = None  # precision of keys and values in a cache; None: their own
         self.reset()
 
@@ -308,7 +312,13 @@ class Decoder(nn.Module):
             x = hidden.to(self.dtype)
             extra = F.linear(x, self.extra_embedding.weight) if self.extra_head is None else self.extra_head(x)
             scores = torch.cat((scores, extra.float()), dim=-1)
-        return scores if most is None else most * torch.tanh(scores / most)
+        scores = scores if most is None else most * torch.tanh(scores / most)
+        if not self.config.unwritten:
+            return scores
+        if self.unwritten is None or self.unwritten.device != scores.device:
+            with torch.inference_mode(False):  # what is made while answering may be needed for learning
+                self.unwritten = torch.tensor(self.config.unwritten, device=scores.device)
+        return scores.index_fill(-1, self.unwritten, torch.finfo(scores.dtype).min)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         if self.stepper is not None and hidden.shape[:-1].numel() <= MOST_ROWS:

@@ -32,7 +32,7 @@ def keys(cfg: VLMConfig) -> KeyMap:
     assert isinstance(cfg.fusion, QFormerConfig)
     words = opt_keys if cfg.decoder.positions == "learned" else decoder_keys  # OPT, or Vicuna
     return (
-        eva_clip_keys(cfg.image).under("vision_model.", "encoder.")
+        eva_clip_keys(cfg.vit).under("vision_model.", "encoder.")
         + qformer_keys(cfg.fusion).under("", "fusion.")
         + words(cfg.decoder).under("language_model.", "decoder.")
     )

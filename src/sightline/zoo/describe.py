@@ -146,7 +146,9 @@ def _run(model: VLM) -> tuple[tuple[Station, ...], int, dict[str, int]]:
         with Operations() as writing:
             model.logits(model(step, cache))
     kv_heads = decoder.kv_heads or decoder.heads
-    seen = bridge.tokens if bridge.memory is None else bridge.memory.values
+    given = bridge.tokens if bridge.memory is None else bridge.memory.values
+    seen = bridge.ids if given is None else given
+    assert seen is not None
     stations = (
         Station("picture", (image.channels, image.image_size, image.image_size)),
         Station(
@@ -157,7 +159,7 @@ def _run(model: VLM) -> tuple[tuple[Station, ...], int, dict[str, int]]:
         Station(
             "encoder",
             tuple(features.values.shape),
-            f"{image.used_depth} blocks, {image.heads} heads, {image.activation}" if image.used_depth else "linear",
+            image.note,
         ),
         Station("fusion", tuple(seen.shape), model.config.fusion.note),
         Station(

@@ -10,7 +10,21 @@ from ..core.errors import ConfigError
 from ..encoders.vit import ViT
 from ..language.decoder import Decoder
 from ..language.seq2seq import Seq2Seq
-from . import aria, backbones, blip2, fuyu, idefics, internvl, kosmos2, languages, llava, paligemma, qwen2_vl, t5
+from . import (
+    aria,
+    backbones,
+    blip2,
+    chameleon,
+    fuyu,
+    idefics,
+    internvl,
+    kosmos2,
+    languages,
+    llava,
+    paligemma,
+    qwen2_vl,
+    t5,
+)
 from .backbones import Json
 from .checkpoint import read_tensors
 from .family import Family, Row
@@ -73,7 +87,7 @@ LANGUAGES = {
 LANGUAGES["t5"] = Family(lambda c, f: Seq2Seq(t5.config(c)), t5.keys, inputs=words)
 
 # a file each; its rows are listed in this order
-WHOLE = (llava, blip2, internvl, kosmos2, aria, idefics, paligemma, qwen2_vl, fuyu)
+WHOLE = (llava, blip2, internvl, kosmos2, aria, idefics, paligemma, qwen2_vl, fuyu, chameleon)
 FAMILIES: dict[str, Family] = ENCODERS | LANGUAGES
 for module in WHOLE:
     FAMILIES |= module.FAMILIES

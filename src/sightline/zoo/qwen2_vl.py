@@ -102,7 +102,7 @@ def _whole(c: Json, image: ViTConfig, fold: int, outputs: int, per_second: float
 
 def keys(cfg: VLMConfig) -> KeyMap:
     """The published names of both families."""
-    image, block, ours = cfg.image, "visual.blocks.{i}.", "encoder.blocks.{i}."
+    image, block, ours = cfg.vit, "visual.blocks.{i}.", "encoder.blocks.{i}."
     fed = {f"{x}_proj": x for x in ("gate", "up", "down")} if image.gated else {"fc1": "up", "fc2": "down"}
     attention = tuple(f"{ours}attention.{x}.{{p}}" for x in "qkv")
     return KeyMap(
