@@ -15,9 +15,11 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 import sightline
 from sightline.core.errors import ConfigError, InputError
+from sightline.core.geometry import Box, Frame
 from sightline.core.patches import patchify_film
-from sightline.core.sequence import Image, Message, Text, Video
+from sightline.core.sequence import Image, Message, Region, Text, Video
 from sightline.data.images import NativeResolution
+from sightline.grounding.codecs import CODECS
 from sightline.language.tokenizer import train_tokenizer
 from sightline.layers import native
 from sightline.zoo import qwen2_vl as family
@@ -256,6 +258,21 @@ def test_pixels_as_the_published_processor(size: tuple[int, int]) -> None:
     assert ours.way.target.width == patches.grids[0][2] * 14
 
 
+def test_a_film_is_one_item_whose_last_frame_fills_it_up() -> None:
+    pipeline = NativeResolution(multiple=8, area=(64, 1600), film_area=(64, 256))
+    frames = [picture(33, 21), picture(33, 21).rotate(180), picture(33, 21)]
+    seen = pipeline.film(frames, (0.0, 0.25, 0.5))
+    assert seen.pixels[0].shape == (2, 2, 3, 8, 16) and (seen.frames, seen.seconds) == (3, 0.5)
+    alone = NativeResolution(multiple=8, area=(64, 256)).seen(frames[2]).pixels[0]
+    assert torch.equal(seen.pixels[0][1], alone[0])
+    assert pipeline.film(frames[:1], (3.0,)).seconds == 2.0
+    for wrong in ([], [picture(9, 9), picture(9, 8)]):
+        with pytest.raises(InputError, match="expected some, all of one size"):
+            pipeline.film(wrong, (0.0, 1.0))
+    with pytest.raises(ConfigError, match="expected rising sizes"):
+        NativeResolution(area=(10, 9))
+
+
 def test_a_ribbon_is_refused() -> None:
     with pytest.raises(InputError, match="2x402 pixels, one side is more than 200 times the other"):
         NativeResolution().seen(picture(2, 402))
@@ -330,6 +347,22 @@ def test_a_conversation_as_the_model_reads_it(folder: Path) -> None:
     assert torch.equal(batch.layout.medium[0], example.medium)
     assert torch.equal(batch.slots, example.slots) and batch.patches.grids == still.grids + moving.grids
     torch.testing.assert_close(batch.patches.values, torch.cat([still.values, moving.values]))
+
+
+def test_places_name_pictures_by_number_frames_among_them(folder: Path) -> None:
+    """A picture, a film of five frames and another picture are numbers 0, 1 to 5 and 6."""
+    processor = sightline.load(folder).engine.processor
+    processor.codec = CODECS["qwen2.5-vl"]
+    frame = Frame(40, 20)
+    last = Region(Box(0, 0, 40, 20, frame), 6)
+    talk = (*conversation(), Message("assistant", (Text("a"),)))
+    talk += (Message("user", (Image(picture(40, 20)), Text("b"))), Message("assistant", (last,)))
+    example = processor(talk)
+    assert len(example.transforms) == 7 and len(example.pixels) == 3
+    assert [way.source.width for way in example.transforms] == [33, *[30] * 5, 40]
+    said = processor.tokenizer.decode(example.ids.tolist())
+    assert '{"bbox_2d": [0, 0, 40, 16]}' in said
+    assert processor.read(example.ids.tolist()[-40:], example.transforms).boxes[0].frame == frame
 
 
 def test_a_folder_answers_questions_of_either_kind_together(folder: Path) -> None:

@@ -246,9 +246,8 @@ class NativeResolution(OneView):
     kind: Literal["native-resolution"] = "native-resolution"
 
     def __post_init__(self) -> None:
-        if min(self.multiple, self.frames) < 1 or not all(
-            0 < least <= most for least, most in (self.area, self.film_area)
-        ):
+        rising = all(0 < least <= most for least, most in (self.area, self.film_area))
+        if min(self.multiple, self.frames) < 1 or not rising:
             raise ConfigError(f"pictures of {self.area} and frames of {self.film_area} pixels, expected rising sizes")
 
     def size(self, width: int, height: int, area: tuple[int, int]) -> tuple[int, int]:
@@ -284,9 +283,8 @@ class NativeResolution(OneView):
         """Pixels [3, height, width] and their way."""
         size = self.size(*picture.size, area)
         frame = Frame(*picture.size)
-        return self.scaling.normalised(self.scaling.resized(picture, *size)), Transform(
-            frame, (geometry.resize(frame, *size),)
-        )
+        way = Transform(frame, (geometry.resize(frame, *size),))
+        return self.scaling.normalised(self.scaling.resized(picture, *size)), way
 
 
 @config

@@ -191,8 +191,9 @@ class Processor:
             out.slots += range(len(out.ids), len(out.ids) + part)
             block = out.add([fill] * part, block, step, False, medium, item)
         out.counts.append(count)
-        for grid, first in zip(grids, accumulate(counts, initial=before), strict=False):
-            out.media.append((out.slots[first], grid, seen.seconds or 1.0))
+        if self.axes is not None:
+            for grid, first in zip(grids, accumulate(counts, initial=before), strict=False):
+                out.media.append((out.slots[first], grid, seen.seconds or 1.0))
         return block
 
     def _grid(self, pixels: Tensor) -> Grid:

@@ -56,11 +56,10 @@ Template = Callable[[Conversation], list[Segment]]
 
 @dataclass
 class Writer:
-    """Segments in the making, images counted as they come; films: whether a film has one place of its own."""
+    """Segments in the making, images counted as they come."""
 
     segments: list[Segment] = field(default_factory=list)
     images: int = 0
-    films: bool = False
 
     def control(self, name: str) -> None:
         self.segments.append(Control(name))
@@ -85,7 +84,7 @@ class Writer:
             elif isinstance(part, Image):
                 self.image()
             elif isinstance(part, Video):
-                for _ in range(1 if self.films else len(part.frames)):
+                for _ in part.frames:
                     self.image()
             elif isinstance(part, Region):
                 last = self.segments[-1] if self.segments else None

@@ -248,7 +248,7 @@ IMAGE, FILM = "<|image_pad|>", "<|video_pad|>"
 def template(conversation: Conversation) -> list[Segment]:
     """ChatML with a system message of its own if there is none, pictures and films between tokens of theirs."""
     talk = turns(conversation)
-    out = Writer(films=True)
+    out = Writer()
     said = [message for message in conversation if message.role == "system"]
     if not said:
         out.control("<|im_start|>")
