@@ -29,6 +29,7 @@ from .images import (
     Seen,
     Square,
 )
+from .native_resolution import FitWithin, NativeResolution
 
 
 @config
@@ -241,7 +242,8 @@ class Canvas:
 
 
 Pipeline = Annotated[
-    Square | CenterCrop | PadSquare | Tiles | AnyResolution | Fitted | Canvas, Field(discriminator="kind")
+    Square | CenterCrop | PadSquare | Tiles | AnyResolution | Fitted | Canvas | NativeResolution | FitWithin,
+    Field(discriminator="kind"),
 ]
 
 

@@ -150,7 +150,9 @@ def _run(model: VLM) -> tuple[tuple[Station, ...], int, dict[str, int]]:
     kv_heads = decoder.kv_heads or decoder.heads
     look = model.config.look
     looked = f"read whole by {decoder.encoder_depth} blocks of their own" if model.config.beside else look
-    seen = bridge.tokens if bridge.memory is None else bridge.memory.values
+    given = bridge.tokens if bridge.memory is None else bridge.memory.values
+    seen = bridge.ids if given is None else given
+    assert seen is not None
     stations = (
         Station("picture", (image.channels, image.image_size, image.image_size)),
         Station(
@@ -161,7 +163,7 @@ def _run(model: VLM) -> tuple[tuple[Station, ...], int, dict[str, int]]:
         Station(
             "encoder",
             tuple(features.values.shape),
-            f"{image.used_depth} blocks, {image.heads} heads, {image.activation}",
+            image.note,
         ),
         Station("fusion", tuple(seen.shape), model.config.fusion.note),
         Station("sequence", (length, hidden.shape[2]), f"{visual} visual and {QUESTION} text tokens, {looked}"),

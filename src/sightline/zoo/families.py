@@ -13,8 +13,10 @@ from . import (
     aria,
     backbones,
     blip2,
+    chameleon,
     cogvlm,
     flamingo,
+    fuyu,
     gpt4v,
     idefics,
     internvl,
@@ -26,6 +28,7 @@ from . import (
     mllama,
     pali,
     paligemma,
+    qwen2_vl,
     qwen_vl,
     t5,
 )
@@ -106,7 +109,10 @@ WHOLE = (
     paligemma,
     pali,
     qwen_vl,
+    qwen2_vl,
     cogvlm,
+    fuyu,
+    chameleon,
 )
 FAMILIES: dict[str, Family] = ENCODERS | LANGUAGES
 for module in WHOLE:

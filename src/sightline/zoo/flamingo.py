@@ -58,7 +58,7 @@ def keys(cfg: VLMConfig) -> KeyMap:
     """The names of Luodian/Otter."""
     assert isinstance(cfg.fusion, CrossAttentionConfig) and isinstance(cfg.fusion.resampler, ResamplerConfig)
     return (
-        clip_keys(cfg.image).under("vision_encoder.vision_model.", "encoder.")
+        clip_keys(cfg.vit).under("vision_encoder.vision_model.", "encoder.")
         + otter_keys(cfg.fusion.resampler).under("perceiver.", "fusion.resampler.")
         + conditioned_keys(cfg, "feed_forward.").under("lang_encoder.", "decoder.")
     )
@@ -68,7 +68,7 @@ def original_keys(cfg: VLMConfig) -> KeyMap:
     """The names of mlfoundations/open_flamingo."""
     assert isinstance(cfg.fusion, CrossAttentionConfig) and isinstance(cfg.fusion.resampler, ResamplerConfig)
     return (
-        open_clip_keys(cfg.image).under("vision_encoder.", "encoder.")
+        open_clip_keys(cfg.vit).under("vision_encoder.", "encoder.")
         + flamingo_keys(cfg.fusion.resampler).under("perceiver.", "fusion.resampler.")
         + conditioned_keys(cfg, "ff.").under("lang_encoder.", "decoder.")
     )
@@ -154,8 +154,8 @@ def original_tensors(c: Json, folder: Path) -> Mapping[str, Tensor]:
     found: dict[str, Tensor] = {}
     if (folder / "vision").is_dir():
         tower = {k: v for k, v in read_tensors(folder / "vision").items() if k.startswith("vision_model.")}
-        ours = clip_keys(cfg.image).under("vision_model.", "").load(tower)
-        found |= {f"vision_encoder.{k}": v for k, v in open_clip_keys(cfg.image).save(ours).items()}
+        ours = clip_keys(cfg.vit).under("vision_model.", "").load(tower)
+        found |= {f"vision_encoder.{k}": v for k, v in open_clip_keys(cfg.vit).save(ours).items()}
     if (folder / "language").is_dir():
         root = next(r.theirs.split("{i}.")[0] for r in language_keys(cfg.decoder).rules if "{i}." in r.theirs)
         for key, value in read_tensors(folder / "language").items():

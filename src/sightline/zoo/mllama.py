@@ -114,7 +114,7 @@ def keys(cfg: VLMConfig) -> KeyMap:
     rows = rule(table, "embedding.weight", "extra_embedding.weight", reshape=split_at(cfg.decoder.vocab_size))
     words = KeyMap((*(r for r in words.rules if r.theirs != table), rows), words.ignore)
     return (
-        vision_keys(cfg.image).under("vision_model.", "encoder.")
+        vision_keys(cfg.vit).under("vision_model.", "encoder.")
         + KeyMap((rule("multi_modal_projector.{p}", "fusion.resampler.layers.0.{p}"),))
         + words.numbered({i: i for i in own}).under("language_model.", "decoder.")
         + cross_keys().numbered({i: i for i in crossing}).under("language_model.model.", "decoder.")
@@ -231,8 +231,8 @@ def masked(model: VLM, batch: Batch, pixel_values: Tensor, numbers: Tensor, mask
 
 def sizes(model: VLM, shapes: Tensor) -> list[tuple[int, int]]:
     """Rows and columns of tiles for the numbers of canvases."""
-    assert model.config.image.tiles is not None
-    known = model.config.image.tiles.shapes
+    assert model.config.vit.tiles is not None
+    known = model.config.vit.tiles.shapes
     if int(shapes.max()) > len(known):
         raise InputError(f"aspect_ratio_ids up to {int(shapes.max())}, expected at most {len(known)}")
     return [known[number - 1] for number in shapes.tolist()]

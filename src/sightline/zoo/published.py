@@ -72,7 +72,9 @@ class Published:
         reads. A model that looks at pictures from beside its sequence may take pixel_values [batch, pictures, 3,
         height, width], filled up to the row with most, together with image_attention_mask [batch, length, pictures];
         OpenFlamingo and Otter have lang_x and vision_x in their place, Mllama has tiles and aspect_ratio_ids
-        (`zoo.flamingo`, `zoo.mllama`).
+        (`zoo.flamingo`, `zoo.mllama`). Qwen2-VL takes patches [n, width] of all pictures and of all films, pixel_values
+        and pixel_values_videos, with image_grid_thw and video_grid_thw [items, 3] and for Qwen2.5-VL
+        second_per_grid_ts [films]; Fuyu takes patches [batch, n, width].
         """
         batch, runner = self.batch(**inputs), self.runner
         if batch.source is not None and inputs.get("decoder_input_ids") is None:
