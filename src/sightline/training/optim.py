@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ..layers.adapted import OWN
 from .recipe import Stage
 
 TABLES = ("embedding", "positions", "registers")  # matrices whose rows are looked up or added, never multiplied
@@ -87,5 +88,8 @@ class Optimizers:
 
 
 def _orthogonal(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter is a matrix inside a block. A projector is none: whole steps of Muon undo its alignment."""
-    return parameter.dim() == 2 and "blocks" in name
+    """Whether a parameter is a matrix inside a block. A projector is none: whole steps of Muon undo its alignment.
+
+    Nor is half of an adapter, whose product is what should be orthogonal.
+    """
+    return parameter.dim() == 2 and "blocks" in name and not name.endswith(OWN)

@@ -12,7 +12,9 @@ from torch import nn
 from ..core.config import config, nearest
 from ..core.errors import ConfigError
 from ..data.images import Pipeline
+from ..layers.adapted import OWN, adapted
 from ..model import VLMConfig
+from .adapters import Learning, Lora
 from .sources import ScenesSource
 
 
@@ -21,12 +23,13 @@ class Stage:
     """One stage of a run.
 
     learn: patterns over parameter names and their learning rates; everything else is frozen. A pattern that matches
-    nothing is an error; a parameter that two patterns match takes the later one's rate.
+    nothing is an error; a parameter that two patterns match takes the later one's rate. Under a `Lora` the parameters
+    stay frozen as well and adapters beside the linear maps among them learn (`training.adapters`).
     data: weights of the recipe's sources. objective: weights of the terms of the loss.
     """
 
     name: str
-    learn: dict[str, float]
+    learn: dict[str, float | Lora]
     data: dict[str, float]
     steps: PositiveInt
     batch: PositiveInt = 16
@@ -87,15 +90,21 @@ def check_sources(stage: Stage, known: Iterable[str]) -> None:
             raise ConfigError(f"stage {stage.name!r} has no source {name!r}{nearest(name, known)}")
 
 
-def learning_rates(model: nn.Module, learn: dict[str, float]) -> dict[str, float]:
-    """The rate of every parameter that a stage's patterns name; the others are frozen."""
+def learning_rates(model: nn.Module, learn: Learning) -> dict[str, float]:
+    """The rate of every parameter that a stage's patterns name; the others are frozen.
+
+    Under a `Lora` these are the adapters' own, where `adapt` has put some.
+    """
+    beside = {f"{name}.{own}": f"{name}.weight" for name in adapted(model) for own in OWN}
     names = [name for name, _ in model.named_parameters()]
     rates: dict[str, float] = {}
-    for pattern, rate in learn.items():
-        matched = [name for name in names if fnmatchcase(name, pattern)]
+    for pattern, how in learn.items():
+        matched = [name for name in names if fnmatchcase(beside.get(name, name), pattern)]
         if not matched:
             raise ConfigError(f"pattern {pattern!r} matches no parameter{nearest(pattern, names)}")
-        rates |= dict.fromkeys(matched, rate)
+        low = isinstance(how, Lora)
+        rate = how.rate if isinstance(how, Lora) else how
+        rates |= dict.fromkeys((name for name in matched if (name in beside) == low), rate)
     return rates
 
 

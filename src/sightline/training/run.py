@@ -12,11 +12,13 @@ from ..core.errors import CheckpointError, ConfigError
 from ..data.processor import Processor
 from ..grounding.codecs import LocationTokens
 from ..language.tokenizer import Tokenizer, train_tokenizer
+from ..layers.adapted import merge
 from ..model import VLM
 from ..worlds.scene_questions import questions
 from ..worlds.scenes import COLORS, SHAPES, SIZES, TEXTURES, scene
 from ..zoo.own import ProcessorConfig, load_model, read_card
 from . import checkpoints
+from .adapters import adapt
 from .alignment import Words, smooth_places, words_of
 from .objectives import Dense, NextToken, SigLIP, Total
 from .recipe import Recipe, Stage
@@ -101,12 +103,19 @@ def weights_before(recipe: Recipe, folder: Path, number: int, model: VLM) -> Non
     """Start a stage from the last weights of the one before it, the first one of a run from where the recipe says."""
     before = recipe.stages[number - 1] if number else None
     if before and (found := last_of(folder, before)):
-        model.load_state_dict(found.tensors["model"])
+        restore(model, before, found)
     elif recipe.start:
         load_start(recipe, model)
     elif before:
         after = recipe.stages[number].name
         raise CheckpointError(f"{folder}: stage {before.name!r} is not finished; train it before {after!r}")
+
+
+def restore(model: VLM, stage: Stage, found: checkpoints.Saved) -> None:
+    """Give a model the weights of a stage's checkpoint, adapters merged."""
+    adapt(model, stage.learn)
+    model.load_state_dict(found.tensors["model"])
+    merge(model)
 
 
 def load_start(recipe: Recipe, model: VLM) -> None:
@@ -148,6 +157,6 @@ def final_model(recipe: Recipe, folder: Path) -> tuple[VLM, tuple[Stage, ...]]:
     model = initial_model(recipe)
     for number, stage in reversed(list(enumerate(recipe.stages))):
         if found := last_of(folder, stage):
-            model.load_state_dict(found.tensors["model"])
+            restore(model, stage, found)
             return model.eval(), recipe.stages[: number + 1]
     raise CheckpointError(f"{folder}: no stage of recipe {recipe.name!r} is finished")

@@ -19,6 +19,7 @@ from ..fusion.qformer import QFormerConfig
 from ..language.cache import Cache
 from ..language.decoder import Decoder
 from ..language.seq2seq import Seq2Seq
+from ..layers.adapted import merged_state
 from ..layers.packed import Precision
 from ..model import VLM
 from . import aria, backbones, blip2, idefics, internvl, kosmos2, languages, llava, paligemma, t5
@@ -33,6 +34,7 @@ from .prepared import dtype_of, prepared
 class Family:
     """How one family's folder becomes a model: its settings, the map of its names, its tensors in the map's layout.
 
+    modules: what transformers calls a module in memory, by its name in any layout that it reads.
     masked: whether a mask tells which tokens are a picture's, whatever their ids, instead of an id of their own.
     """
 
@@ -40,6 +42,7 @@ class Family:
     keys: Callable[[Any], KeyMap]
     tensors: Callable[[Json, Path], Mapping[str, Tensor]]
     masked: bool = False
+    modules: Callable[[str], str] = str
 
 
 def _plain(c: Json, folder: Path) -> Mapping[str, Tensor]:
@@ -69,15 +72,24 @@ def _vision(c: Json) -> Json:
 
 
 FAMILIES: dict[str, Family] = {
-    "llava": Family(lambda c, f: VLM(llava.config(c)), llava.keys, _llava_tensors),
+    "llava": Family(lambda c, f: VLM(llava.config(c)), llava.keys, _llava_tensors, modules=llava.module_name),
     "llava_llama": Family(lambda c, f: VLM(llava.original_config(c, f)), llava.original_keys, llava.original_tensors),
     "idefics": Family(lambda c, f: VLM(idefics.config(c)), idefics.keys, _plain),
-    "paligemma": Family(lambda c, f: VLM(paligemma.config(c)), paligemma.keys, _llava_tensors),
+    "paligemma": Family(
+        lambda c, f: VLM(paligemma.config(c)), paligemma.keys, _llava_tensors, modules=llava.module_name
+    ),
     "blip-2": Family(lambda c, f: VLM(blip2.config(c)), blip2.keys, _plain),
     "instructblip": Family(lambda c, f: VLM(blip2.config(c)), blip2.keys, _plain),
-    "internvl": Family(lambda c, f: VLM(internvl.config(c)), internvl.keys, internvl.tensors),
+    "internvl": Family(
+        lambda c, f: VLM(internvl.config(c)), internvl.keys, internvl.tensors, modules=llava.module_name
+    ),
     "internvl_chat": Family(lambda c, f: VLM(internvl.original_config(c)), internvl.original_keys, _plain),
-    "aria": Family(lambda c, f: VLM(aria.config(c)), aria.keys, lambda c, f: llava.bare_tower(read_tensors(f))),
+    "aria": Family(
+        lambda c, f: VLM(aria.config(c)),
+        aria.keys,
+        lambda c, f: llava.bare_tower(read_tensors(f)),
+        modules=llava.module_name,
+    ),
     "kosmos-2": Family(lambda c, f: VLM(kosmos2.config(c)), kosmos2.keys, _plain, masked=True),
     "clip": Family(
         lambda c, f: ViT(backbones.clip_config(_vision(c))),
@@ -234,9 +246,9 @@ class Published:
         return torch.stack(written, dim=1)
 
     def save(self, folder: Path) -> None:
-        """Write the model in its published layout, with its configuration as it was read."""
+        """Write the model in its published layout, adapters merged, with its configuration as it was read."""
         keys = FAMILIES[self.family].keys(self.model.config)
-        write(folder, keys.save(self.model.state_dict()), self.config)
+        write(folder, keys.save(merged_state(self.model)), self.config)
 
     def batch(
         self,
