@@ -172,8 +172,19 @@ def test_the_next_stage_begins_from_the_merged_weights(recipe: Recipe, folder: P
     q = "decoder.blocks.0.attention.q.weight"
     assert torch.equal(after.tensors["model"][q], wanted.state_dict()[q])
     assert not torch.equal(after.tensors["model"][q], saved.tensors["model"][q])
-    place = export(chosen, folder, tmp_path / "model")
-    assert set(own.load_model(place).state_dict()) == set(VLM(recipe.model).state_dict())
+
+
+def test_a_run_exports_its_model_merged_and_its_adapters_beside(recipe: Recipe, folder: Path, alone: Alone) -> None:
+    chosen = alone(recipe, "language", learn={"decoder.*": Lora(rank=2, rate=1e-2)}, optimizer="adamw")
+    for _ in run(chosen, folder, workers=0):
+        pass
+    merged = own.load_model(export(chosen, folder, folder / "model"))
+    beside = initial_model(chosen)
+    load_adapters(beside, folder / "model-adapters")
+    assert len(adapted(beside)) == 7
+    merge(beside)
+    for name, value in beside.state_dict().items():
+        assert torch.equal(merged.state_dict()[name], value.bfloat16().float()), name
 
 
 # ----------------------------------------------------------------------------------------------------------- in a file

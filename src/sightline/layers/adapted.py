@@ -54,7 +54,8 @@ class AdaptedLinear(nn.Linear):
 
 def _lengths(weight: Tensor) -> Tensor:
     """The length of each row of a weight [outputs, inputs]."""
-    return torch.linalg.vector_norm(weight, dim=1)
+    lengths: Tensor = torch.linalg.vector_norm(weight, dim=1)
+    return lengths
 
 
 def adapted(model: nn.Module) -> dict[str, AdaptedLinear]:

@@ -222,7 +222,7 @@ def _joined(maps: list[nn.Module], rows: Tensor) -> dict[str, Tensor]:
         "alpha": torch.tensor(scale * sum(ranks), dtype=torch.float64),
     }
     if with_one[0].magnitude is not None:
-        lengths = [getattr(each, "magnitude", each.weight.norm(dim=1)) for each in maps]  # type: ignore[operator]
+        lengths: list[Tensor] = [getattr(each, "magnitude", each.weight.norm(dim=1)) for each in maps]  # type: ignore
         parts["lora_magnitude_vector"] = torch.cat(lengths)[rows]
     return parts
 

@@ -12,17 +12,17 @@ from ..data.batch import Batch, Example, collate
 from ..data.processor import Processor
 from .recipe import Stage, check_sources
 from .signals import leave_to_parent
-from .sources import Sample, ScenesSource
+from .sources import PICTURES, Sample, Source
 
 
 class Batches(Dataset[Batch]):
     """The micro-batches of one stage, by their number."""
 
     def __init__(
-        self, stage: Stage, number: int, seed: int, sources: Mapping[str, ScenesSource], processor: Processor
+        self, stage: Stage, number: int, seed: int, sources: Mapping[str, Source], processor: Processor
     ) -> None:
         check_sources(stage, sources)
-        found = {"pictures" if sources[name].kind == "pictures" else "conversations" for name in stage.data}
+        found = {"pictures" if sources[name].kind in PICTURES else "conversations" for name in stage.data}
         wanted = {"conversations" if name in ("next-token", "answers") else "pictures" for name in stage.objective}
         if found != wanted or len(found) > 1:
             reads, learns = " and ".join(sorted(found)), " and ".join(sorted(wanted))

@@ -25,7 +25,7 @@ class Optimizers:
         others = [n for n in self.parameters if n not in set(matrices)]
         self.names: list[list[str]] = []
         self.optimizers: list[torch.optim.Optimizer] = []
-        self._add(torch.optim.AdamW, others, rates, stage, 1.0, betas=(0.9, 0.98), fused=True)
+        self._add(torch.optim.AdamW, others, rates, stage, 1.0, betas=stage.betas, fused=True)
         self._add(torch.optim.Muon, matrices, rates, stage, self.MUON, momentum=0.95)
 
     def _add(

@@ -1,7 +1,7 @@
 """A recipe is a value that says the whole run: model, data, and stages that list what learns and how fast."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import field
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -15,7 +15,7 @@ from ..data.images import Pipeline
 from ..layers.adapted import OWN, adapted
 from ..model import VLMConfig
 from .adapters import Learning, Lora
-from .sources import ScenesSource
+from .sources import FilesSource, Source
 
 
 @config
@@ -40,6 +40,7 @@ class Stage:
     decay: float = 0.5  # share of the stage, at its end, over which it falls; 0 keeps it constant
     floor: float = 0.03  # what it falls to, as a share
     weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)  # of AdamW
     clip: float = 1.0
     precision: Literal["bf16", "fp32"] = "bf16"
     accumulate: PositiveInt = 1  # micro-batches a step
@@ -65,7 +66,7 @@ class Recipe:
     name: str
     model: VLMConfig
     pixels: Pipeline
-    sources: dict[str, ScenesSource]
+    sources: dict[str, Source]
     stages: tuple[Stage, ...]
     template: str = "sightline"
     codec: str = "location-tokens"
@@ -88,6 +89,22 @@ def check_sources(stage: Stage, known: Iterable[str]) -> None:
     for name in stage.data:
         if name not in known:
             raise ConfigError(f"stage {stage.name!r} has no source {name!r}{nearest(name, known)}")
+
+
+def without_files(stage: Stage, sources: Mapping[str, Source]) -> dict[str, FilesSource]:
+    """The sources of a stage that are read from files and name none yet."""
+    found = {name: sources[name] for name in stage.data}
+    return {name: each for name, each in found.items() if isinstance(each, FilesSource) and not each.path}
+
+
+def check_files(stage: Stage, sources: Mapping[str, Source]) -> None:
+    """ConfigError for a source of a stage that is unknown, or is read from files and names none yet."""
+    check_sources(stage, sources)
+    for name, found in without_files(stage, sources).items():
+        raise ConfigError(
+            f"stage {stage.name!r} reads {found.kind} in the format {found.format!r} from {name!r}, which names no "
+            f"file; give sources.{name}.path=FILE"
+        )
 
 
 def learning_rates(model: nn.Module, learn: Learning) -> dict[str, float]:

@@ -21,7 +21,7 @@ from . import checkpoints
 from .adapters import adapt
 from .alignment import Words, smooth_places, words_of
 from .objectives import Dense, NextToken, SigLIP, Total
-from .recipe import Recipe, Stage
+from .recipe import Recipe, Stage, check_files
 from .records import prepare, tell, whole
 from .trainer import Step, Trainer
 
@@ -104,6 +104,7 @@ def weights_before(recipe: Recipe, folder: Path, number: int, model: VLM) -> Non
     before = recipe.stages[number - 1] if number else None
     if before and (found := last_of(folder, before)):
         restore(model, before, found)
+        merge(model)
     elif recipe.start:
         load_start(recipe, model)
     elif before:
@@ -112,10 +113,9 @@ def weights_before(recipe: Recipe, folder: Path, number: int, model: VLM) -> Non
 
 
 def restore(model: VLM, stage: Stage, found: checkpoints.Saved) -> None:
-    """Give a model the weights of a stage's checkpoint, adapters merged."""
+    """Give a model the weights and adapters of a stage's checkpoint."""
     adapt(model, stage.learn)
     model.load_state_dict(found.tensors["model"])
-    merge(model)
 
 
 def load_start(recipe: Recipe, model: VLM) -> None:
@@ -135,10 +135,12 @@ def run(
     evaluate: Callable[[VLM], dict[str, float]] | None = None,
 ) -> Iterator[Step]:
     """Steps of one stage, or of every stage that is not finished; killed at any instant, it goes on from there."""
+    chosen = range(len(recipe.stages)) if stage is None else [recipe.stage(stage)]
+    for number in chosen:
+        check_files(recipe.stages[number], recipe.sources)
     with checkpoints.locked(folder):
         prepare(recipe, folder)
         tokenizer = tokenizer_of(recipe, folder)
-        chosen = range(len(recipe.stages)) if stage is None else [recipe.stage(stage)]
         for number in chosen:
             current = recipe.stages[number]
             if finished(recipe, folder, current):
@@ -153,7 +155,7 @@ def run(
 
 
 def final_model(recipe: Recipe, folder: Path) -> tuple[VLM, tuple[Stage, ...]]:
-    """The model after the last stage that is finished, and the stages it went through."""
+    """The model after the last stage that is finished, with that one's adapters, and the stages it went through."""
     model = initial_model(recipe)
     for number, stage in reversed(list(enumerate(recipe.stages))):
         if found := last_of(folder, stage):

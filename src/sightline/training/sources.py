@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from pydantic import PositiveInt
 
 from ..core.config import config
+from ..core.errors import ConfigError
 from ..core.geometry import Box, Frame, Point
 from ..core.sequence import Conversation, Image, Message, Part, Region, Text
 from ..worlds.scene_plain import PLAIN_KINDS, plain_questions
@@ -98,3 +100,25 @@ class ScenesSource:
         plain = self.kind == "plain"
         asked = plain_questions(picture, rng, self.turns, self.asks) if plain else questions(picture, rng, self.turns)
         return Sample(conversation=dialogue(asked, frame, image), name=name)
+
+
+@config
+class FilesSource:
+    """Samples of a data set on the disk.
+
+    kind: what they become: "conversations", "image-text" (a picture and its caption), or "preferences". format: how
+    the data set is laid out. path: empty in a recipe that others complete. text: tokens of text in a usual sample, a
+    guess for plans while there is no file to look at.
+    """
+
+    kind: Literal["conversations", "image-text", "preferences"]
+    format: str
+    path: str = ""
+    text: PositiveInt = 256
+
+    def __call__(self, seed: int, epoch: int, index: int) -> Sample:
+        raise ConfigError(f"{self.path}: files in the format {self.format!r} are not read by this version")
+
+
+Source = ScenesSource | FilesSource  # told apart by `kind`
+PICTURES = ("pictures", "image-text")  # kinds whose samples are no conversations
