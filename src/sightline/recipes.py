@@ -201,17 +201,11 @@ def cogvlm(side: int) -> Recipe:
 
     The second half of the second saw 490 pixels, the rest 224. What the rates fall to is not told; here it is zero.
     """
-    vision: dict[str, Any] = {
-        "image_size": side,
-        "patch_size": 14,
-        "hidden_size": 1792,
-        "num_hidden_layers": 63,
-        "num_heads": 16,
-    }
-    vision |= {"intermediate_size": 15_360, "layer_norm_eps": 1e-6}
+    vision = {"image_size": side, "patch_size": 14, "hidden_size": 1792, "num_hidden_layers": 63, "num_heads": 16}
+    vision |= {"intermediate_size": 15_360}
     text = {"hidden_size": 4096, "intermediate_size": 11_008}
     model = VLMConfig(
-        image=eva2_clip_config(vision),
+        image=eva2_clip_config({**vision, "layer_norm_eps": 1e-6}),
         fusion=VisualExpertConfig(adapter_config({**text, "vision_config": vision})),
         decoder=language_config({**text, "model_type": "llama", "rms_norm_eps": 1e-5}),
     )

@@ -7,7 +7,19 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from published_folders import TEXT, layout_1, layout_3, llava, paligemma, pixels, prompt, randomised, write
+from published_folders import (
+    TEXT,
+    VISION,
+    layout_1,
+    layout_3,
+    llava,
+    paligemma,
+    pixels,
+    prompt,
+    randomised,
+    saved,
+    write,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -86,6 +98,28 @@ def test_pefts_in_ours(tmp_path: Path, kind: str, more: dict[str, bool]) -> None
     merge(ours.model)
     ours.save(tmp_path / "merged")
     torch.testing.assert_close(load_published(tmp_path / "merged").logits(**inputs), wanted, **TOLERANCE)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_maps_that_are_one_there(tmp_path: Path, dora: bool) -> None:
+    """EVA-CLIP's queries, keys and values, with adapters of their own rank and scale, or none; and back from peft's."""
+    theirs = randomised(hf.Blip2VisionModel(hf.Blip2VisionConfig(**VISION)))
+    base, images = saved(theirs, tmp_path / "base"), pixels(2)
+    ours = load_published(base)
+    adapt(ours.model, {"blocks.*.q.*": Lora(2, 6, dora=dora), "blocks.*.v.*": Lora(3, 1, dora=dora)})
+    draw(ours.model)
+    save_adapters(ours.model, tmp_path / "adapter", ours.family)
+    loaded = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
+    with torch.no_grad():
+        wanted = loaded(images).last_hidden_state
+    torch.testing.assert_close(ours.features(images), wanted, **TOLERANCE)
+    draw(loaded)
+    loaded.save_pretrained(tmp_path / "theirs")
+    again = load_published(base)
+    load_adapters(again.model, tmp_path / "theirs", again.family)
+    with torch.no_grad():
+        wanted = loaded(images).last_hidden_state
+    torch.testing.assert_close(again.features(images), wanted, **TOLERANCE)
 
 
 @pytest.mark.parametrize("layout", [layout_1, layout_3])

@@ -232,8 +232,13 @@ def test_what_peft_cannot_say_is_refused(recipe: Recipe, tmp_path: Path) -> None
         save_adapters(VLM(recipe.model), tmp_path)
     with pytest.raises(ConfigError, match="of LoRA and of DoRA"):
         save_adapters(adapted_model(recipe, {"fusion.*": Lora(), "decoder.*": Lora(dora=True)}), tmp_path)
-    with pytest.raises(CheckpointError, match="is no linear map in the published model"):
-        save_adapters(adapted_model(recipe, {"encoder.patch.*": Lora()}), tmp_path, "llava")
+    for learn in ({"encoder.patch.*": Lora()}, {"encoder.*": Lora()}):
+        with pytest.raises(CheckpointError, match=r"patch.* is no linear map in the published model"):
+            save_adapters(adapted_model(recipe, learn), tmp_path, "llava")
+    decoder = Decoder(recipe.model.decoder)
+    decoder.set_submodule("blocks.0.another", Lora().beside(nn.Linear(2, 2)))
+    with pytest.raises(CheckpointError, match=r"blocks\.0\.another is no linear map in the published model"):
+        save_adapters(decoder, tmp_path, "llama")
 
 
 def test_a_wrong_folder_is_told(recipe: Recipe, tmp_path: Path) -> None:

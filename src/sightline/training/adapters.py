@@ -31,6 +31,7 @@ PLAIN = {
     "modules_to_save": None,
     "target_parameters": None,
 }
+NOWHERE = "is no linear map in the published model, an adapter of it has no place there"
 KEY = re.compile(re.escape(PREFIX) + r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(\.weight)?")
 
 
@@ -110,7 +111,10 @@ def save_adapters(model: Any, folder: Path, family: str = "sightline", base: str
         raise ConfigError("adapters of LoRA and of DoRA in one model, expected one kind, as peft's layout knows")
     tensors: dict[str, Tensor] = {}
     sizes: dict[str, tuple[int, float]] = {}
-    for name, (ours, reshape) in _names(model, family).items():
+    names = _names(model, family)
+    for name in there.keys() - {each for ours, _ in names.values() for each in ours}:
+        raise CheckpointError(f"{name} {NOWHERE}")
+    for name, (ours, reshape) in names.items():
         if any(each in there for each in ours):
             parts = _joined([model.get_submodule(each) for each in ours], _rows(name, model, ours, reshape))
             sizes[name] = len(parts["lora_A.weight"]), parts.pop("alpha").item()
@@ -188,6 +192,7 @@ def _names(model: Any, family: str) -> dict[str, tuple[tuple[str, ...], Reshape]
     return {
         _module(family, theirs.removesuffix(".weight")): (tuple(n.removesuffix(".weight") for n in names), reshape)
         for theirs, (names, reshape) in joins.items()
+        if theirs.endswith(".weight")
     }
 
 
@@ -199,7 +204,7 @@ def _rows(name: str, model: nn.Module, ours: tuple[str, ...], reshape: Reshape) 
     except RuntimeError:
         rows = torch.empty(0)
     if tuple(rows.shape) != (sum(sizes), 1):
-        raise CheckpointError(f"{name} is no linear map in the published model, an adapter of it has no place there")
+        raise CheckpointError(f"{name} {NOWHERE}")
     return rows[:, 0]
 
 
