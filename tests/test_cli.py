@@ -319,6 +319,35 @@ def test_unknown_verbs_recipes_stages_keys_and_worlds() -> None:
     assert "unknown world 'scene'; did you mean 'scenes'?" in refused(run("render", "scene"))
 
 
+def test_a_recipe_file_of_one_s_own(tmp_path: Path) -> None:
+    """What it says counts, the rest comes from its base; a wrong key is told with the nearest."""
+    path = tmp_path / "mine.yaml"
+
+    def told(*lines: str) -> str:
+        path.write_text("\n".join(lines))
+        return refused(run("train", path, "--dry-run"))
+
+    base, source = "base: sightline-mini", "sources: {mine: {kind: conversations, format: llava}}"
+    stage = "stages: [{name: align, learn: {fusion.*: 0.001}, data: {mine: 1}, steps: 3}]"
+    assert "key 'model' is missing from Recipe" in told(source, stage)
+    assert "unknown key 'sorces'; did you mean 'sources'?" in told(base, "sorces: {}")
+    assert "unknown recipe 'sightline-mimi'; did you mean 'sightline-mini'?" in told("base: sightline-mimi")
+    assert "unknown key 'stages.0.lern'; did you mean 'learn'?" in told(base, source, stage.replace("learn", "lern"))
+    assert "unknown format 'lava'; did you mean 'llava'?" in told(base, source.replace("llava", "lava"), stage)
+    assert "has no source 'mine'; did you mean 'mein'?" in told(base, source.replace("mine:", "mein:"), stage)
+    assert "expected keys and values, found list" in told("[1, 2]")
+    path.write_text("\n".join((base, source, stage)))
+    planned = run("train", path, "--dry-run", "stages.0.steps=7")  # without its files it can be looked at
+    assert planned.code == 0 and planned.out.startswith("mine: ") and "7 of 16 samples" in planned.out
+    folder = tmp_path / "run"
+    begin = ("train", path, "start=sightline-mini", "--folder", folder)
+    assert "source 'mine' names no file; set sources.mine.path=FILE" in refused(run(*begin))
+    assert "none.json: no such file or directory" in refused(run(*begin, "sources.mine.path=none.json"))
+    (tmp_path / "mine.json").write_text('{"base": "sightline-mini"}')
+    assert run("train", tmp_path / "mine.json", "--dry-run").out.startswith("mine: ")
+    assert "gone.yaml" in refused(run("train", tmp_path / "gone.yaml"))
+
+
 def test_a_name_with_line_breaks_is_still_one_line(model: tuple[str, ...]) -> None:
     assert refused(run("ask", "a\nb\x1b[0m.png", "how many?", *model)) == "a?b?[0m.png: no such file"
 
@@ -386,7 +415,7 @@ def test_train_tells_what_a_published_recipe_takes_and_which_files_it_is_missing
     assert "576 tokens of pictures" in done.out
     assert "sources.lcs_558k.path=FILE is still to be given" in done.out
     told = refused(run(*words, "--folder", tmp_path / "run"))
-    assert told.endswith("from 'lcs_558k', which names no file; give sources.lcs_558k.path=FILE")
+    assert told.startswith("source 'lcs_558k' names no file; set sources.lcs_558k.path=FILE, conversations in")
 
 
 def test_render_writes_pictures_and_questions(tmp_path: Path) -> None:

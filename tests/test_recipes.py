@@ -30,7 +30,7 @@ def test_each_can_be_planned_and_none_begins_without_its_files(name: str, tmp_pa
     lines = dry(chosen)
     assert sum(line.startswith("  files ") for line in lines) == sum(len(stage.data) for stage in chosen.stages)
     source = next(iter(chosen.stages[0].data))
-    with pytest.raises(ConfigError, match=rf"names no file; give sources\.{source}\.path=FILE"):
+    with pytest.raises(ConfigError, match=rf"names no file; set sources\.{source}\.path=FILE"):
         next(run(chosen, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

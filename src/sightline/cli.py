@@ -198,7 +198,7 @@ def show(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="The name of a recipe.")],
+    recipe: Annotated[str, typer.Argument(help="The name of a recipe, or a YAML or JSON file.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="stages.1.steps=20")] = None,
     stage: Annotated[str | None, typer.Option(help="Only this stage.")] = None,
     folder: Annotated[Path | None, typer.Option(help="Where the run lies; runs/RECIPE without it.")] = None,

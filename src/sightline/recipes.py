@@ -1,25 +1,22 @@
 """Functions that return a whole recipe."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from .core.config import nearest
+from .core.config import from_dict, nearest, read_yaml, to_dict
 from .core.errors import ConfigError
 from .data.images import CLIP_MEAN, CLIP_STD, PadSquare, Scaling, Square
 from .encoders.vit import ViTConfig
 from .fusion.projector import ProjectorConfig
-from .fusion.visual_expert import VisualExpertConfig
 from .language.decoder import DecoderConfig
 from .model import VLMConfig
 from .training.adapters import Lora
 from .training.recipe import Recipe, Stage
 from .training.sources import FilesSource, ScenesSource, Source
-from .zoo.backbones import eva2_clip_config, vit_bigg_config
-from .zoo.cogvlm import adapter_config
-from .zoo.languages import language_config
-from .zoo.qwen_vl import pool_config
-from .zoo.rows import ROWS
+from .zoo.families import ROWS
 
 
 def sightline_mini() -> Recipe:
@@ -158,12 +155,7 @@ def qwen_vl(side: int) -> Recipe:
 
     There the encoder's rate also fell by 5% from each block to the one before it.
     """
-    visual = {"image_size": side, "patch_size": 14, "width": 1664, "layers": 48, "heads": 16, "mlp_ratio": 4.9231}
-    model = VLMConfig(
-        image=vit_bigg_config(visual),
-        fusion=pool_config({"visual": {**visual, "output_dim": 4096}}),
-        decoder=language_config({"model_type": "qwen"}),
-    )
+    model = _seeing(ROWS["qwen-vl"].model, side)
     stage = partial(Stage, weight_decay=0.05)
     pretrain = stage(
         name="pretrain",
@@ -201,14 +193,7 @@ def cogvlm(side: int) -> Recipe:
 
     The second half of the second saw 490 pixels, the rest 224. What the rates fall to is not told; here it is zero.
     """
-    vision = {"image_size": side, "patch_size": 14, "hidden_size": 1792, "num_hidden_layers": 63, "num_heads": 16}
-    vision |= {"intermediate_size": 15_360}
-    text = {"hidden_size": 4096, "intermediate_size": 11_008}
-    model = VLMConfig(
-        image=eva2_clip_config({**vision, "layer_norm_eps": 1e-6}),
-        fusion=VisualExpertConfig(adapter_config({**text, "vision_config": vision})),
-        decoder=language_config({**text, "model_type": "llama", "rms_norm_eps": 1e-5}),
-    )
+    model = _seeing(ROWS["cogvlm-chat"].model, side)
     stage = partial(Stage, batch=16, weight_decay=0.05, betas=(0.9, 0.95))
     if side == 224:
         pairs = stage(
@@ -230,6 +215,11 @@ def cogvlm(side: int) -> Recipe:
     return Recipe("cogvlm", model, _square(side), sources, (places,), codec="cogvlm", max_length=2048)
 
 
+def _seeing(model: VLMConfig, side: int) -> VLMConfig:
+    """A design at another size of pictures."""
+    return replace(model, image=replace(model.image, image_size=side))
+
+
 def _square(side: int) -> Square:
     """A picture stretched to a square, its colours as CLIP has them."""
     return Square(side, Scaling(CLIP_MEAN, CLIP_STD))
@@ -248,7 +238,17 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of that name; ConfigError tells the nearest one."""
+    """The recipe of that name, of which ConfigError tells the nearest one, or the one in a YAML or JSON file."""
+    if Path(name).suffix in (".yaml", ".yml", ".json"):
+        return recipe_file(Path(name))
     if name not in RECIPES:
         raise ConfigError(f"unknown recipe {name!r}{nearest(name, RECIPES)}")
     return RECIPES[name]()
+
+
+def recipe_file(path: Path) -> Recipe:
+    """A recipe of one's own; what it does not say, it takes from the recipe that it names as `base`, if any."""
+    said = read_yaml(path)
+    base = said.pop("base", None)
+    given = {} if base is None else to_dict(recipe(str(base)))
+    return from_dict(Recipe, {**given, "name": path.stem, **said}, str(path))

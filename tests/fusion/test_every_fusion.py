@@ -36,6 +36,7 @@ FUSIONS: dict[str, FusionConfig] = {
     "linear": ProjectorConfig(**SIZES, layers=1),
     "folding": ProjectorConfig(**SIZES, shuffle=2, norm=True),
     "glu": GLUConfig(**SIZES, hidden=24),
+    "convolving glu": GLUConfig(**SIZES, hidden=24, stride=2),
     "perceiver": ResamplerConfig(**SIZES, latents=3, depth=2, heads=2, head_dim=8, frames=3),
     "perceiver with norms": ResamplerConfig(**SIZES, latents=3, depth=1, heads=2, head_dim=8, qk_norm=True),
     "position pool": PositionPoolConfig(**SIZES, heads=2, side=2),
@@ -50,6 +51,7 @@ BLOCKS: dict[str, FusionConfig] = {  # those that live inside the decoder
         **SIZES, heads=2, mlp=24, interval=2, resampler=ResamplerConfig(inputs=32, latents=3, depth=1, heads=2)
     ),
     "visual expert": VisualExpertConfig(GLUConfig(**SIZES, hidden=24)),
+    "visual expert with biases": VisualExpertConfig(GLUConfig(**SIZES, hidden=24), qkv_bias=True),
     "visual expert of projected tokens": VisualExpertConfig(ProjectorConfig(**SIZES)),
 }
 GRIDS: tuple[Grid, ...] = ((1, 4, 4), (1, 2, 4), (3, 4, 4), (1, 4, 2), (1, 4, 4))

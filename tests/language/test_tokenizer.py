@@ -1,6 +1,10 @@
 """The tokenizer: any text there and back, control tokens by name only, files read or refused."""
 
+import base64
 import json
+import random
+import unicodedata
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -178,3 +182,84 @@ def test_each_control_token_is_left_out_of_the_text_side_only() -> None:
     grown = Tokenizer(spec)
     assert grown.vocab_size == TOKENIZER.vocab_size + 1 and grown.trusted("<new>") == [TOKENIZER.vocab_size]
     assert grown.encode("<new>") == TOKENIZER.encode("<new>")
+
+
+# ---------------------------------------------------------------------------------------------------------- tiktoken
+
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LETTERS = "abcde é\u4e2d\n'1."
+
+
+def ranks() -> dict[bytes, int]:
+    """All bytes, in an order of their own, and tokens joined from those before them."""
+    rng = random.Random(4)
+    tokens = [bytes([byte]) for byte in sorted(range(256), key=lambda byte: (byte * 77) % 256)]
+    parts = [letter.encode() for letter in LETTERS] + [bytes([byte]) for byte in "é\u4e2d".encode()]
+    while len(tokens) < 340:
+        token = rng.choice(parts) + rng.choice(parts)
+        if token not in tokens:
+            tokens.append(token)
+            parts.append(token)
+    tokens.append(b"abcdeabcde")  # no two tokens make it
+    return {token: rank for rank, token in enumerate(tokens)}
+
+
+def joined(word: bytes, known: dict[bytes, int]) -> list[int]:
+    """A word's ids by tiktoken's rule: the neighbours that make the token of the lowest rank, the leftmost first."""
+    if word in known:
+        return [known[word]]
+    parts = [bytes([byte]) for byte in word]
+    while True:
+        pairs = [(known[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in known]
+        if not pairs:
+            return [known[part] for part in parts]
+        _, i = min(pairs)
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+
+
+def write_ranks(path: Path, known: dict[bytes, int]) -> Path:
+    path.write_text("".join(f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in known.items()))
+    return path
+
+
+def test_ids_of_a_tiktoken_file_are_tiktoken_s(tmp_path: Path) -> None:
+    regex = pytest.importorskip("regex")
+    known, rng = ranks(), random.Random(5)
+    tokenizer = Tokenizer.from_tiktoken(write_ranks(tmp_path / "x.tiktoken", known), WORDS, ("<a>", "<b>"))
+    texts = ["".join(rng.choice(LETTERS) for _ in range(rng.randrange(1, 60))) for _ in range(400)]
+    longest = 0
+    for text in [*texts, "abcdeabcde", " abcdeabcde", "I'll e\u0301 <a>"]:
+        normal = unicodedata.normalize("NFC", text)
+        wanted = [index for word in regex.findall(WORDS, normal) for index in joined(word.encode(), known)]
+        assert tokenizer.encode(text) == wanted
+        assert tokenizer.decode(wanted) == normal
+        longest = max(longest, *map(len, (word for word in known if known[word] in wanted)))
+    assert longest == 10  # merges were met, and the token that none lead to
+    assert tokenizer.controls == {"<a>": len(known), "<b>": len(known) + 1}
+    assert tokenizer.trusted("<b>a") == [len(known) + 1, known[b"a"]]
+
+
+def test_a_tiktoken_file_saved_as_ours_has_the_same_ids(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_tiktoken(write_ranks(tmp_path / "x.tiktoken", ranks()), WORDS, ("<a>",), eos="<a>")
+    tokenizer.save(tmp_path)
+    again = Tokenizer.from_folder(tmp_path)
+    assert again.encode(LETTERS * 3) == tokenizer.encode(LETTERS * 3)
+    assert (again.controls, again.eos) == (tokenizer.controls, "<a>")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("YQ== 0\nYg==", "not readable as ranks of tiktoken"),
+        ("a b c d", "not readable as ranks of tiktoken"),
+        ("YQ== 0\nYg== 2", "2 tokens that are not numbered from 0 on"),
+        ("YQ== 0\nYQ== 1", "1 tokens that are not numbered from 0 on"),
+        ("YQ== 0", "255 bytes are no tokens, such as 0"),
+    ],
+)
+def test_a_damaged_tiktoken_file_is_told(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "x.tiktoken").write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        Tokenizer.from_tiktoken(tmp_path / "x.tiktoken", WORDS, ())

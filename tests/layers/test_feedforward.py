@@ -58,3 +58,18 @@ def test_a_norm_before_the_output_map(name: str) -> None:
     with torch.inference_mode():
         pack(layer)
         torch.testing.assert_close(layer(x), wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype, most", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("name", ["silu", "gelu_tanh", "quick_gelu", "relu_squared"])
+@pytest.mark.parametrize("kind", [FeedForward, GatedFeedForward])
+def test_packed_and_added_to_the_stream(kind: type, name: str, dtype: torch.dtype, most: float) -> None:
+    """Whatever a product does on the way (activation, multiplication, addition), the branch stays the same."""
+    layer, x = kind(32, 48, name, bias=True), torch.randn(2, 3, 32)
+    with torch.inference_mode():
+        wanted, added = layer(x), x + layer(x)
+        layer.to(dtype)
+        pack(layer)
+        x = x.to(dtype)
+        assert (layer(x).float() - wanted).abs().max() < most * wanted.abs().max()
+        assert (layer(x, onto=x).float() - added).abs().max() < most * added.abs().max()

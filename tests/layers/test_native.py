@@ -87,21 +87,6 @@ def test_norm(width: int, dtype: torch.dtype, most: float, offset: bool) -> None
         assert error(norm(x), wanted) < most
 
 
-@pytest.mark.parametrize("hidden", [16, 43])
-@pytest.mark.parametrize("name, act", [("silu", F.silu), ("gelu_tanh", lambda x: F.gelu(x, approximate="tanh"))])
-@pytest.mark.parametrize("dtype, most", DTYPES.values(), ids=DTYPES)
-def test_gate(hidden: int, name: str, act: object, dtype: torch.dtype, most: float) -> None:
-    joined = (5 * torch.randn(3, 2 * hidden)).to(dtype)
-    first, second = joined.float().chunk(2, -1)
-    assert error(native.gate(joined, name), act(first) * second) < most  # type: ignore[operator]
-
-
-def test_gate_of_large_numbers_stays_finite() -> None:
-    joined = torch.tensor([[-1e4, -200.0, 0.0, 200.0, 1e4, *[1.0] * 5]])
-    wanted = torch.tensor([[0.0, 0.0, 0.0, 200.0, 1e4]])
-    assert torch.allclose(native.gate(joined, "silu"), wanted)
-
-
 def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(native.OFF, "0")
     native.library.cache_clear()

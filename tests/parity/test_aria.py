@@ -12,8 +12,8 @@ from torch import Tensor
 from sightline.core.errors import ConfigError, InputError
 from sightline.zoo import aria as family
 from sightline.zoo.describe import count
+from sightline.zoo.families import ROWS
 from sightline.zoo.published import Published, load_published
-from sightline.zoo.rows import ROWS
 
 TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
 QUERIES = {42: 5, 21: 3}  # by the side of a picture: 36 patches or 9

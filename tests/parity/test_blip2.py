@@ -104,7 +104,7 @@ def test_instructions_are_asked_for_and_checked(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"qformer_attention_mask is \[2, 3\], expected \[2, 4\]"):
         ours.logits(**{**given, "qformer_attention_mask": torch.ones(2, 3)})
     plain = load_published(saved(build("blip-2"), tmp_path / "plain"))
-    with pytest.raises(InputError, match="a blip-2 model reads no qformer_input_ids"):
+    with pytest.raises(InputError, match="a blip-2 model takes no qformer_input_ids"):
         plain.logits(**given)
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sightline.core.errors import InputError
 from sightline.zoo.describe import count
+from sightline.zoo.families import ROWS
 from sightline.zoo.published import Published, load_published
-from sightline.zoo.rows import ROWS
 
 TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
 QUERIES, LENGTH = 5, 26

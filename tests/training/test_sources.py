@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.core.errors import ConfigError
 from sightline.core.geometry import Box
 from sightline.core.sequence import Region, Text
 from sightline.data.batch import IGNORE, Batch
@@ -17,7 +16,7 @@ from sightline.language.tokenizer import Tokenizer
 from sightline.training.loader import Batches, batches
 from sightline.training.recipe import Recipe
 from sightline.training.run import initial_model, processor_of
-from sightline.training.sources import FilesSource, ScenesSource
+from sightline.training.sources import ScenesSource
 from sightline.worlds.scenes import COLORS, SHAPES, scene
 
 KINDS = ("pictures", "captions", "questions", "text")
@@ -66,11 +65,6 @@ def test_text_names_every_object_and_its_box_without_a_picture() -> None:
     assert boxes == [tuple(map(float, each.box)) for each in truth.objects]
     assert [message.role for message in talk] == ["user", "assistant"] * (len(talk) // 2) and len(talk) == 6
     assert sample.image is None
-
-
-def test_files_are_named_and_not_yet_read() -> None:
-    with pytest.raises(ConfigError, match=r"/a\.json: files in the format 'llava' are not read by this version"):
-        FilesSource(kind="conversations", format="llava", path="/a.json")(0, 0, 0)
 
 
 def test_questions_are_answered_by_words_or_by_places() -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from sightline.zoo.checkpoint import write
-from sightline.zoo.published import FAMILIES, Published, load_published
+from sightline.zoo.families import FAMILIES
+from sightline.zoo.published import Published, load_published
 
 VISION: dict[str, Any] = {
     "hidden_size": 16,

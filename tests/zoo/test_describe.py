@@ -16,9 +16,9 @@ from sightline.fusion.projector import ProjectorConfig
 from sightline.model import VLM, VLMConfig
 from sightline.zoo import own
 from sightline.zoo.describe import QUESTION, describe, short
+from sightline.zoo.families import ROWS
 from sightline.zoo.hollow import hollow
 from sightline.zoo.names import DEFAULT, describe_named, listed, locate
-from sightline.zoo.rows import ROWS
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_a_hollow_model_takes_no_memory_and_no_compiler() -> None:
     code = """
 import sys
 from sightline.zoo.hollow import hollow
-from sightline.zoo.rows import ROWS
+from sightline.zoo.families import ROWS
 from sightline.model import VLM
 with hollow():
     model = VLM(ROWS["llava-1.5-13b"].model)

@@ -8,9 +8,9 @@ from sightline.core.errors import CheckpointError, ConfigError
 from sightline.model import VLM
 from sightline.zoo import names
 from sightline.zoo.checkpoint import write
+from sightline.zoo.families import ROWS
 from sightline.zoo.hollow import hollow
 from sightline.zoo.names import describe_named, listed, locate, shipped
-from sightline.zoo.rows import ROWS
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from sightline.language.tokenizer import train_tokenizer
 from sightline.model import VLM
 from sightline.zoo import idefics, llava, paligemma
 from sightline.zoo.checkpoint import write
+from sightline.zoo.families import FAMILIES
 from sightline.zoo.processors import load_pipeline
 
 TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 500}
@@ -92,17 +93,17 @@ def test_without_a_tokenizer_only_the_low_level_door_is_open(llava_folder: Path)
 
 def test_sizes_in_older_files_are_plain_numbers(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 336, "crop_size": 336, "resample": 2}))
-    found = load_pipeline(tmp_path, "llava", 336)
+    found = load_pipeline(tmp_path, FAMILIES["llava"].habits, 336)
     assert isinstance(found, CenterCrop)
     assert (found.shortest, found.crop, found.scaling.resample) == (336, 336, "bilinear")
 
 
 def test_without_a_file_the_family_s_habit_is_taken(tmp_path: Path) -> None:
     wanted = {"llava": CenterCrop, "llava_llama": PadSquare, "paligemma": Square, "idefics": Square}
-    assert {family: type(load_pipeline(tmp_path, family, 224)) for family in wanted} == wanted
+    assert {family: type(load_pipeline(tmp_path, FAMILIES[family].habits, 224)) for family in wanted} == wanted
 
 
 def test_a_file_of_other_sizes_is_told(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"longest_edge": 3}}))
     with pytest.raises(CheckpointError, match="sizes of pictures are not as expected"):
-        load_pipeline(tmp_path, "llava", 224)
+        load_pipeline(tmp_path, FAMILIES["llava"].habits, 224)

@@ -13,7 +13,8 @@ from torch import Tensor
 from sightline.core.errors import CheckpointError, ConfigError, InputError
 from sightline.core.patches import patchify
 from sightline.zoo.checkpoint import read_tensors, write
-from sightline.zoo.published import Published, family_of, load_published
+from sightline.zoo.families import family_of
+from sightline.zoo.published import Published, load_published
 
 IMAGE, SLOTS = 49, 4
 Get = Callable[[str], Published]

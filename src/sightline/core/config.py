@@ -144,13 +144,18 @@ def _set(data: Any, path: list[str], new: Any, key: str) -> None:
 
 def load_yaml(cls: type[T], path: Path) -> T:
     """Read a configuration from a YAML file."""
+    return from_dict(cls, read_yaml(path), str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file, of which JSON is one."""
     try:
         data = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {error}".splitlines()[0]) from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected keys and values, found {type(data).__name__}")
-    return from_dict(cls, data, str(path))
+    return data
 
 
 def save_yaml(value: Any, path: Path) -> None:

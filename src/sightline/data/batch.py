@@ -98,19 +98,34 @@ def collate(
 
 def pack(examples: Sequence[Example], patch: int, pad_id: int, length: int) -> Batch:
     """Several examples per row of `length`, each its own document; longest first into the first row with room."""
-    too_long = max(example.length for example in examples)
-    if too_long > length:
+    rows = [[(examples[i], offset) for i, offset in row] for row in _fill([e.length for e in examples], length)]
+    return _assemble(rows, length, patch, pad_id, causal=all(len(row) == 1 and row[0][0].causal for row in rows))
+
+
+def row_length(lengths: Sequence[int], most: int) -> int:
+    """The shortest rows into which `pack` puts examples of these lengths as few as into rows of `most` tokens.
+
+    Rows are then filled alike, with little padding (the search of MULTIFIT, Coffman et al. 1978).
+    """
+    fewest = len(_fill(lengths, most))
+    shortest = max(max(lengths), -(-sum(lengths) // fewest))
+    return next(length for length in range(shortest, most + 1) if len(_fill(lengths, length)) <= fewest)
+
+
+def _fill(lengths: Sequence[int], length: int) -> list[list[tuple[int, int]]]:
+    """Rows of (number of an example, where it begins): longest first into the first row with room."""
+    if (too_long := max(lengths)) > length:
         raise ValueError(f"an example of {too_long} tokens does not fit rows of {length}")
-    rows: list[list[tuple[Example, int]]] = []
+    rows: list[list[tuple[int, int]]] = []
     used: list[int] = []
-    for example in sorted(examples, key=lambda each: -each.length):
-        row = next((i for i, n in enumerate(used) if n + example.length <= length), len(rows))
+    for i in sorted(range(len(lengths)), key=lambda each: -lengths[each]):
+        row = next((r for r, n in enumerate(used) if n + lengths[i] <= length), len(rows))
         if row == len(rows):
             rows.append([])
             used.append(0)
-        rows[row].append((example, used[row]))
-        used[row] += example.length
-    return _assemble(rows, length, patch, pad_id, causal=all(len(row) == 1 and row[0][0].causal for row in rows))
+        rows[row].append((i, used[row]))
+        used[row] += lengths[i]
+    return rows
 
 
 def branched(examples: Sequence[Example]) -> Example:

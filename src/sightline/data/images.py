@@ -4,7 +4,7 @@ Two ways give the same pixels within one level of 255 (in pure noise two, once i
 exact against the published processors, and torch's antialiased uint8 interpolation, several times faster, the default.
 """
 
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import numpy as np
@@ -68,8 +68,34 @@ class Scaling:
         return torch.addcmul(shift, pixels.float(), scale).contiguous()
 
 
+@dataclass(frozen=True)
+class Seen:
+    """A picture as a model sees it: one view, or several tiles and maybe the whole beside them.
+
+    pixels: a float tensor [3, height, width] per view. way: how coordinates go from the original to what places are
+    counted in. tiles: rows and columns of the tiles.
+    """
+
+    pixels: tuple[Tensor, ...]
+    way: Transform
+    tiles: tuple[int, int] = (1, 1)
+
+
+class OneView:
+    """Base of pipelines that make one view of a picture."""
+
+    def __call__(self, picture: PIL.Image.Image) -> tuple[Tensor, Transform]:
+        """An upright RGB picture to float pixels [3, height, width] and the way its coordinates went."""
+        raise NotImplementedError
+
+    def seen(self, picture: PIL.Image.Image) -> Seen:
+        """The picture's only view."""
+        pixels, way = self(picture)
+        return Seen((pixels,), way)
+
+
 @config
-class Square:
+class Square(OneView):
     """Stretch to a square, whatever the picture's proportions (SigLIP, PaliGemma, this project's own)."""
 
     size: int
@@ -83,7 +109,7 @@ class Square:
 
 
 @config
-class CenterCrop:
+class CenterCrop(OneView):
     """The shorter side to `shortest`, then the middle `crop` x `crop` (CLIP).
 
     The longer side and the window's corner are rounded down, as the published processor does.
@@ -113,7 +139,7 @@ class CenterCrop:
 
 
 @config
-class PadSquare:
+class PadSquare(OneView):
     """Pad to a square in the mean colour, the picture in the middle, then resize (LLaVA-1.5's own processor)."""
 
     size: int
@@ -144,7 +170,7 @@ class Tiles:
     """Squares cut from the picture, and after several of them the whole picture as one more (InternVL).
 
     The picture is stretched to the grid of squares whose proportions are nearest its own (arXiv:2404.16821, section
-    3.3). It becomes several items, which is why this is no `Pipeline`: their pixels are for `pixel_values`.
+    3.3). Each view is an item of its own; places are counted in shares of the whole picture.
     """
 
     size: int
@@ -152,6 +178,7 @@ class Tiles:
     max_tiles: int = 12
     thumbnail: bool = True
     scaling: Scaling = field(default_factory=lambda: Scaling(IMAGENET_MEAN, IMAGENET_STD))
+    kind: Literal["tiles"] = "tiles"
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_tiles <= self.max_tiles:
@@ -184,8 +211,15 @@ class Tiles:
             items.append(Square(side, self.scaling)(picture))
         return tuple(items)
 
+    def seen(self, picture: PIL.Image.Image) -> Seen:
+        """All views."""
+        columns, rows = self.grid(*picture.size)
+        frame = Frame(*picture.size)
+        way = Transform(frame, (geometry.resize(frame, self.size, self.size),))
+        return Seen(tuple(pixels for pixels, _ in self(picture)), way, (rows, columns))
 
-Pipeline = Annotated[Square | CenterCrop | PadSquare, Field(discriminator="kind")]
+
+Pipeline = Annotated[Square | CenterCrop | PadSquare | Tiles, Field(discriminator="kind")]
 
 
 def _bytes(picture: PIL.Image.Image) -> Tensor:

@@ -6,7 +6,6 @@ from typing import Literal, Protocol
 
 import PIL.Image
 import torch
-from torch import Tensor
 
 from ..core.errors import CapacityError, InputError
 from ..core.geometry import Transform
@@ -16,18 +15,26 @@ from ..core.sequence import Conversation, Image, Message, Video, images_of
 from ..grounding.codecs import Codec, Grounded
 from ..language.tokenizer import Tokenizer
 from .batch import IGNORE, Example, branched
+from .images import Seen
 from .template import End, Places, Segment, Slot, Template, Words
 
 
 class ImagePipeline(Protocol):
     """What turns a picture into what the encoder reads."""
 
-    def __call__(self, picture: PIL.Image.Image) -> tuple[Tensor, Transform]:
-        """An upright RGB picture to float pixels [3, height, width] and the way its coordinates went."""
+    def seen(self, picture: PIL.Image.Image) -> Seen:
+        """The views of an upright RGB picture."""
         ...
 
 
-Seen = tuple[Tensor, Transform]
+# What stands in the place of a picture, given its views and the tokens of each: numbers are so many image tokens of it,
+# names are control tokens before, between and after them.
+Expand = Callable[[Seen, Sequence[int]], Sequence[int | str]]
+
+
+def whole(seen: Seen, counts: Sequence[int]) -> Sequence[int | str]:
+    """All tokens of a picture in a row and nothing else."""
+    return [sum(counts)]
 
 
 @dataclass
@@ -56,7 +63,7 @@ class Processor:
     """Everything between a person's conversation and a model's numbers, for one checkpoint.
 
     num_tokens(grid) is the fusion's own count of slots; patch is the encoder's. `image_token` fills the slots' ids,
-    which the model replaces. framed: as in `core.layout.framed`.
+    which the model replaces. framed: as in `core.layout.framed`. expand: what stands in the place of a picture.
     """
 
     def __init__(
@@ -71,11 +78,12 @@ class Processor:
         look: Literal["causal", "prefix"] = "causal",
         max_length: int = 2048,
         framed: bool = False,
+        expand: Expand = whole,
     ) -> None:
         self.tokenizer, self.template, self.pixels = tokenizer, template, pixels
         self.num_tokens, self.patch, self.codec = num_tokens, patch, codec
         self.image_id = tokenizer.control(image_token)
-        self.look, self.max_length, self.framed = look, max_length, framed
+        self.look, self.max_length, self.framed, self.expand = look, max_length, framed, expand
 
     def __call__(self, conversation: Conversation, known: dict[str, Seen] | None = None) -> Example:
         """A prompt when the conversation ends with the user, a training example when it ends with an answer.
@@ -98,9 +106,9 @@ class Processor:
             conversation = conversation[:-2]
 
     def see(self, image: Image, known: dict[str, Seen]) -> Seen:
-        """Pixels of a picture and the way its coordinates went, looked up in what is known."""
+        """The views of a picture, looked up in what is known."""
         if image.digest not in known:
-            known[image.digest] = self.pixels(image.picture)
+            known[image.digest] = self.pixels.seen(image.picture)
         return known[image.digest]
 
     def branches(self, conversation: Conversation) -> Example:
@@ -111,7 +119,7 @@ class Processor:
         """
         if self.look == "prefix":
             raise InputError("a model whose pictures see the question learns one question at a time")
-        seen = [self.pixels(image.picture) for image in images_of(conversation)]
+        seen = [self.pixels.seen(image.picture) for image in images_of(conversation)]
         before = [message for message in conversation if message.role == "system"]
         talk = [message for message in conversation if message.role != "system"]
         pictures = tuple(part for message in talk for part in message.parts if isinstance(part, (Image, Video)))
@@ -133,32 +141,42 @@ class Processor:
         prefix = self.look == "prefix"
         block, item = 0, 0
         for segment in segments:
-            ids, learned, medium = self._ids(segment, seen)
             if isinstance(segment, Slot):
                 item += 1
-                out.slots += range(len(out.ids), len(out.ids) + len(ids))
-                out.counts.append(len(ids))
+                block = self._picture(out, seen[segment.index], block, 0 if prefix else 1, item)
+                continue
+            ids, learned = self._ids(segment, seen)
             if prefix and learned and not (out.learned and out.learned[-1]):
                 block += 1  # an answer begins after all of its question, which must not see what it is to predict
-            block = out.add(ids, block, 0 if prefix and not learned else 1, learned, medium, item)
+            block = out.add(ids, block, 0 if prefix and not learned else 1, learned, Medium.TEXT, item)
         return self._example(out, seen)
 
-    def _ids(self, segment: Segment, seen: list[Seen]) -> tuple[list[int], bool, Medium]:
-        if isinstance(segment, Slot):
-            pixels = seen[segment.index][0]
-            grid = (1, pixels.shape[1] // self.patch, pixels.shape[2] // self.patch)
-            return [self.image_id] * self.num_tokens(grid), False, Medium.IMAGE
+    def _picture(self, out: _Columns, seen: Seen, block: int, step: int, item: int) -> int:
+        """Write what stands in the place of a picture; return the next block."""
+        grids = [(1, pixels.shape[1] // self.patch, pixels.shape[2] // self.patch) for pixels in seen.pixels]
+        count = 0
+        for part in self.expand(seen, [self.num_tokens(grid) for grid in grids]):
+            if isinstance(part, str):
+                block = out.add([self.tokenizer.control(part)], block, step, False, Medium.TEXT, item)
+                continue
+            count += part
+            out.slots += range(len(out.ids), len(out.ids) + part)
+            block = out.add([self.image_id] * part, block, step, False, Medium.IMAGE, item)
+        out.counts.append(count)
+        return block
+
+    def _ids(self, segment: Segment, seen: list[Seen]) -> tuple[list[int], bool]:
         if isinstance(segment, Places):
             if self.codec is None:
                 raise InputError("this model has no way to write places, but the conversation names some")
             if seen and not 0 <= segment.image < len(seen):
                 raise InputError(f"a place in image {segment.image + 1} of a conversation with {len(seen)}")
             # a scene told in words has no picture: its places are shares of the frame they are given in
-            way = seen[segment.image][1] if seen else Transform(segment.places[0].frame)
-            return self.tokenizer.ids(self.codec.write(segment.places, way)), segment.learned, Medium.TEXT
+            way = seen[segment.image].way if seen else Transform(segment.places[0].frame)
+            return self.tokenizer.ids(self.codec.write(segment.places, way)), segment.learned
         if isinstance(segment, Words):
-            return self.tokenizer.encode(segment.text), segment.learned, Medium.TEXT
-        return [self.tokenizer.control(segment.name)], isinstance(segment, End), Medium.TEXT
+            return self.tokenizer.encode(segment.text), segment.learned
+        return [self.tokenizer.control(segment.name)], isinstance(segment, End)
 
     def _example(self, out: _Columns, seen: list[Seen]) -> Example:
         ids = torch.tensor(out.ids)
@@ -179,8 +197,8 @@ class Processor:
             branch=torch.zeros_like(ids),
             labels=labels,
             slots=slots,
-            pixels=tuple(pixels for pixels, _ in seen),
-            transforms=tuple(transform for _, transform in seen),
+            pixels=tuple(pixels for each in seen for pixels in each.pixels),
+            transforms=tuple(each.way for each in seen),
             causal=self.look == "causal",
         )
 

@@ -151,6 +151,9 @@ class ViTBlock(nn.Module):
         if self.residual == "res-post-norm":
             x = x + scaled(self.norm1(self.attention(x, rotary=rotary)), self.scale1)
             return x + scaled(self.norm2(self.feedforward(x)), self.scale2)
+        if self.scale1 is None:
+            x = self.attention(self.norm1(x), rotary=rotary, onto=x)
+            return self.feedforward(self.norm2(x), onto=x)
         x = x + scaled(self.attention(self.norm1(x), rotary=rotary), self.scale1)
         return x + scaled(self.feedforward(self.norm2(x)), self.scale2)
 

@@ -38,6 +38,7 @@ class VisualExpertConfig:
 
     adapter: ProjectorConfig | GLUConfig | ResamplerConfig
     kind: Literal["visual-expert"] = "visual-expert"
+    qkv_bias: bool = False  # of the expert's queries, keys and values where the decoder's have none (CogVLM2)
 
     @property
     def note(self) -> str:
@@ -51,12 +52,13 @@ class VisualExpertConfig:
 class Expert(nn.Module):
     """One set of a block's weights."""
 
-    def __init__(self, cfg: DecoderConfig) -> None:
+    def __init__(self, cfg: DecoderConfig, qkv_bias: bool = False) -> None:
         super().__init__()
+        bias = cfg.qkv_bias or qkv_bias
         narrow = (cfg.kv_heads or cfg.heads) * cfg.rotary_dim
-        self.q = nn.Linear(cfg.width, cfg.heads * cfg.rotary_dim, bias=cfg.qkv_bias)
-        self.k = nn.Linear(cfg.width, narrow, bias=cfg.qkv_bias)
-        self.v = nn.Linear(cfg.width, narrow, bias=cfg.qkv_bias)
+        self.q = nn.Linear(cfg.width, cfg.heads * cfg.rotary_dim, bias=bias)
+        self.k = nn.Linear(cfg.width, narrow, bias=bias)
+        self.v = nn.Linear(cfg.width, narrow, bias=bias)
         self.o = nn.Linear(cfg.heads * cfg.rotary_dim, cfg.width, bias=cfg.out_bias)
         self.feedforward = GatedFeedForward(cfg.width, cfg.mlp, cfg.activation)
         self.qkv: PackedLinear | None = None  # the first three as one, once packed for inference
@@ -72,13 +74,13 @@ class ExpertBlock(SelfBlock):
 
     plain = False
 
-    def __init__(self, cfg: DecoderConfig) -> None:
+    def __init__(self, cfg: DecoderConfig, qkv_bias: bool = False) -> None:
         for each in fields(cfg):
             usual = each.default if each.default_factory is MISSING else each.default_factory()
             if each.name not in FOLLOWED and getattr(cfg, each.name) != usual:
                 raise ConfigError(f"{each.name} = {getattr(cfg, each.name)!r} in a decoder with a visual expert")
         super().__init__(cfg)
-        self.vision = Expert(cfg)
+        self.vision = Expert(cfg, qkv_bias)
         self.sizes = [m.out_features for m in (self.vision.q, self.vision.k, self.vision.v)]
 
     def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
@@ -126,4 +128,4 @@ class VisualExpert(nn.Module):
 
     def blocks(self, decoder: DecoderConfig) -> list[nn.Module]:
         """As many blocks as the decoder has, each with an expert."""
-        return [ExpertBlock(decoder) for _ in range(decoder.depth)]
+        return [ExpertBlock(decoder, self.config.qkv_bias) for _ in range(decoder.depth)]

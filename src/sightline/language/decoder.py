@@ -194,6 +194,7 @@ class SelfBlock(nn.Module):
         self.norm2 = cfg.new_norm() if before else nn.Identity()
         self.feedforward = feedforward(cfg, layer)
         self.after2 = cfg.new_norm() if after else nn.Identity()
+        self.bare = not after  # a branch's last product is all that is added to the stream
         self.turned = cfg.full_positions or not cfg.is_full(layer)
 
     @property
@@ -205,8 +206,12 @@ class SelfBlock(nn.Module):
     def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
         c = context
         rotary = c.rotary if self.turned else None
-        seen = self.attention(self.norm1(x), c.mask, c.causal, rotary, cache, c.rows, c.places)
-        x = chosen(x, c.rows) + self.after1(seen)
+        seen = (self.norm1(x), c.mask, c.causal, rotary, cache, c.rows, c.places)
+        x = chosen(x, c.rows)
+        if self.bare:
+            x = self.attention(*seen, onto=x)
+            return self.feedforward(self.norm2(x), onto=x)
+        x = x + self.after1(self.attention(*seen))
         return x + self.after2(self.feedforward(self.norm2(x)))
 
 

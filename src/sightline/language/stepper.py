@@ -80,6 +80,6 @@ def _plain(block: nn.Module) -> bool:
     if not getattr(block, "plain", False):
         return False
     a, f = block.attention, block.feedforward
-    if type(a) is not Attention or type(f) is not GatedFeedForward or a.qkv is not None or f.gate_up is not None:
+    if type(a) is not Attention or type(f) is not GatedFeedForward or a.qkv is not None:
         return False
     return all(map(native.Weight.fits, (a.q, a.k, a.v, a.o, f.gate, f.up, f.down)))

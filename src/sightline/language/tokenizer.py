@@ -5,6 +5,8 @@ forges one. Here the tokens that control a model are taken out of the text token
 and their ids are joined with those of the text around them.
 """
 
+import base64
+import binascii
 import json
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -44,6 +46,35 @@ class Tokenizer:
             return cls(spec, **{key: _content(names.get(f"{key}_token")) for key in ("bos", "eos", "pad", "unk")})
         except Exception as error:  # the tokenizers library raises Exception itself for what it cannot read
             raise CheckpointError(f"{path}: cannot be read as a tokenizer ({error})".splitlines()[0]) from None
+
+    @classmethod
+    def from_tiktoken(cls, path: Path, pattern: str, controls: Sequence[str], eos: str = "") -> "Tokenizer":
+        """Read a file of tiktoken: in each line the bytes of a token in base 64 and its rank, which is its id.
+
+        pattern: the expression that text is cut by first. controls: their ids follow the last rank. tiktoken joins two
+        neighbours whose bytes are a token's, that of the lowest rank first: every cut of a token in two is a merge.
+        """
+        ranks = _ranks(path)
+        names = {token: token.decode("latin-1").translate(_LETTERS) for token in ranks}
+        cuts = ((token[:i], token[i:]) for token in sorted(ranks, key=ranks.__getitem__) for i in range(1, len(token)))
+        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+        words = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        spec = {
+            "version": "1.0",
+            "added_tokens": [{"id": len(ranks) + i, "content": name, **plain} for i, name in enumerate(controls)],
+            "normalizer": {"type": "NFC"},
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [words, byte_level]},
+            "post_processor": None,
+            "decoder": byte_level,
+            "model": {
+                "type": "BPE",
+                "vocab": {names[token]: rank for token, rank in ranks.items()},
+                "merges": [[names[a], names[b]] for a, b in cuts if a in ranks and b in ranks],
+                "ignore_merges": True,  # a word that is a token is that token, whether merges lead to it or not
+            },
+        }
+        return cls(spec, eos=eos)
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json` into a folder, which is made if it is not there."""
@@ -123,6 +154,30 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], skip_control: bool = True) -> str:
         """Text of ids; control tokens are left out, or shown by name."""
         return "".join(piece.text for piece in self.pieces(ids) if not (piece.control and skip_control))
+
+
+def _letters() -> dict[int, int]:
+    """The letter of each byte in a byte-level vocabulary: itself where it shows, else one above 255 (GPT-2)."""
+    shown = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {byte: 256 + i for i, byte in enumerate(hidden)}
+
+
+_LETTERS = _letters()
+
+
+def _ranks(path: Path) -> dict[bytes, int]:
+    """Tokens and their ranks; CheckpointError where they are not numbered from 0 on or a byte is not among them."""
+    try:
+        parts = path.read_bytes().split()
+        ranks = {base64.b64decode(a, validate=True): int(b) for a, b in zip(parts[::2], parts[1::2], strict=True)}
+    except (OSError, ValueError, binascii.Error) as error:
+        raise CheckpointError(f"{path}: not readable as ranks of tiktoken ({error})".splitlines()[0]) from None
+    if sorted(ranks.values()) != list(range(len(parts) // 2)):
+        raise CheckpointError(f"{path}: {len(ranks)} tokens that are not numbered from 0 on")
+    if absent := [byte for byte in range(256) if bytes([byte]) not in ranks]:
+        raise CheckpointError(f"{path}: {len(absent)} bytes are no tokens, such as {absent[0]}")
+    return ranks
 
 
 def _occurrences(text: str, names: tuple[str, ...]) -> list[tuple[int, str]]:

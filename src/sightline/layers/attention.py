@@ -11,7 +11,7 @@ from ..core.errors import ConfigError
 from . import native
 from .linear import together
 from .norms import HeadNorm, RMSNorm, UnitNorm
-from .packed import PackedLinear
+from .packed import PackedLinear, added
 from .rotary import rotate
 from .scores import HIDDEN, Places, Scores
 
@@ -102,11 +102,13 @@ class Attention(nn.Module):
         cache: KeyValueStore | None = None,
         rows: Tensor | None = None,
         places: Places | None = None,
+        onto: Tensor | None = None,
     ) -> Tensor:
         """x [batch, length, width]; mask broadcasts to [batch, heads, queries, keys], True where a key is seen.
 
         A mask of numbers is added to the scores instead. rows: the tokens [n] that are asked for, counted through the
-        batch; then [n, width]. places: needed where positions have a say in the scores.
+        batch; then [n, width]. places: needed where positions have a say in the scores. onto: what the result is added
+        to, of its shape.
         """
         whole = rotary is None or rotary[0].shape[-1] == self.head_dim
         if self.kernels and self.qkv is not None and mask is None and (cache is None or causal) and whole:
@@ -115,7 +117,7 @@ class Attention(nn.Module):
             out, k, v = native.self_attention(joined, heads, kv_heads, self.head_dim, causal, rotary, cached)
             if cache is not None and k is not None and v is not None:
                 cache.append(k, v)
-            return self.o(chosen(out, rows))
+            return added(self.o, chosen(out, rows), onto)
         parts = together(x, (self.q, self.k, self.v)) if self.qkv is None else self.qkv.parts(x)
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts)
         if self.q_norm is not None and self.k_norm is not None and not self.norm_last:
@@ -133,7 +135,7 @@ class Attention(nn.Module):
             if stored[0].shape[2] > k.shape[2]:  # else all of them are here already, in the precision they came in
                 k, v = stored
         out = attend(q.to(k.dtype), k, v, mask, causal, self.scores.scale, self.scores.softcap).to(x.dtype)
-        return self.o(self.norm(chosen(out.transpose(1, 2).flatten(2), rows)))
+        return added(self.o, self.norm(chosen(out.transpose(1, 2).flatten(2), rows)), onto)
 
 
 def chosen(x: Tensor, rows: Tensor | None) -> Tensor:

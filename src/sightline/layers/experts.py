@@ -44,11 +44,11 @@ class Experts(nn.Module):
         self.experts = nn.ModuleList(GatedFeedForward(width, cfg.mlp, act) for _ in range(cfg.count))
         self.shared = GatedFeedForward(width, cfg.shared, act) if cfg.shared else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., width] to the same shape."""
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """x [..., width] to the same shape, added to `onto` where it is given."""
         flat, cfg = x.flatten(0, -2), self.config
         if not len(flat):
-            return x
+            return x if onto is None else onto
         best, which = self.router(flat).float().topk(cfg.chosen, dim=-1)
         weight = (best.softmax(-1) if cfg.routing == "softmax" else best.sigmoid()).to(x.dtype).flatten()
         order = which.flatten().argsort(stable=True)
@@ -60,7 +60,7 @@ class Experts(nn.Module):
         out = torch.zeros_like(flat).index_add(0, token, made.to(flat.dtype))
         if self.shared is not None:
             out = out + self.shared(flat)
-        return out.view_as(x)
+        return out.view_as(x) if onto is None else onto + out.view_as(x)
 
     def _counts(self, which: Tensor) -> list[int]:
         """How many tokens each expert is given."""

@@ -8,9 +8,8 @@ from torch.nn import functional as F
 
 from ..core.config import nearest
 from ..core.errors import ConfigError
-from . import native
 from .linear import together
-from .packed import PackedLinear, can_fuse
+from .packed import PackedLinear, added, can_fuse
 
 QUICK = 1.702
 
@@ -80,8 +79,9 @@ class FeedForward(nn.Module):
         elif can_fuse(self.name, self.up.weight):
             self.up, self.act = PackedLinear((self.up,), self.name), _same
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.norm(self.act(self.up(x))))
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """x [..., width] to the same shape, added to `onto` where it is given."""
+        return added(self.down, self.norm(self.act(self.up(x))), onto)
 
 
 class GatedFeedForward(nn.Module):
@@ -93,17 +93,16 @@ class GatedFeedForward(nn.Module):
         self.up = nn.Linear(width, hidden, bias=bias)
         self.down = nn.Linear(hidden, width, bias=bias)
         self.name, self.act = act, activation(act)
-        self.gate_up: PackedLinear | None = None  # both as one, once packed for inference
-        self.kernels = False
 
     def pack(self, kernels: bool = False) -> None:
-        """Join gate and up into one product; for inference, there is no way back."""
-        self.kernels = kernels and self.name in native.ACTIVATIONS
-        self.gate_up = PackedLinear((self.gate, self.up))
-        del self.gate, self.up
+        """Let the products apply the activation and multiply, where they can; for inference, there is no way back."""
+        if can_fuse(self.name, self.gate.weight):
+            self.gate, self.act = PackedLinear((self.gate,), self.name), _same
+        self.up = PackedLinear((self.up,))
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.kernels and self.gate_up is not None:
-            return self.down(native.gate(self.gate_up(x), self.name))
-        gate, up = together(x, (self.gate, self.up)) if self.gate_up is None else self.gate_up.parts(x)
-        return self.down(self.act(gate) * up)
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """x [..., width] to the same shape, added to `onto` where it is given."""
+        if isinstance(self.up, PackedLinear):
+            return added(self.down, self.up.times(x, self.act(self.gate(x))), onto)
+        gate, up = together(x, (self.gate, self.up))
+        return added(self.down, self.act(gate) * up, onto)

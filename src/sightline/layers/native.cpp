@@ -99,6 +99,10 @@ template <int R, class W> static void rows_of(const Matrix& m, int64_t first, co
     const float* bias = m.bias ? m.bias + first : nullptr;
     y += first;
     int b = 0;
+    const int H = R > 1 ? 2 : 1;  // two outputs for eight rows fill the registers as four for four do, and widen a weight once
+    for (; sizeof(W) < 4 && b + 8 <= batch; b += 8)
+        for (int r = 0; r < R; r += H)
+            block<H, 8>(w + (int64_t)r * n, scale ? scale + r * (n / GROUP) : nullptr, bias ? bias + r : nullptr, x + (int64_t)b * n, y + r + b * stride, n, stride);
     for (; b + 4 <= batch; b += 4) block<R, 4>(w, scale, bias, x + (int64_t)b * n, y + b * stride, n, stride);
     for (; b < batch; b++) block<R, 1>(w, scale, bias, x + (int64_t)b * n, y + b * stride, n, stride);
 }
@@ -367,6 +371,31 @@ template <class T> static void attend(const Prompt& p) {
     }
 }
 #ifdef __AVX512BF16__
+// Two to the power of lanes, to a few millionths (Taylor's polynomial on half a step to either side).
+static inline __m512 power(__m512 x) {
+    const __m512 n = _mm512_roundscale_ps(x, 0), f = _mm512_sub_ps(x, n);
+    __m512 y = _mm512_set1_ps(1.3333558e-3f);
+    static const float terms[] = {9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.0f};
+    for (const float c : terms) y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(c));
+    return _mm512_scalef_ps(y, n);
+}
+// C vectors of what four queries make of the values, their shares given as pairs of neighbouring tokens.
+template <int C> static inline void mixed(const float* scores, int64_t stride, const uint32_t* values, int64_t D, int64_t wide, const float* over, uint16_t* out, int64_t step, int64_t rows) {
+    __m512 acc[4][C] = {};
+    for (int64_t t = 0; t < wide / 2; t++) {
+        __m512bh v[C];
+        for (int c = 0; c < C; c++) v[c] = (__m512bh)_mm512_loadu_si512(values + t * D + c * LANES);
+        for (int j = 0; j < 4; j++) {
+            uint32_t pair; std::memcpy(&pair, (const uint16_t*)(scores + j * stride) + 2 * t, 4);
+            const __m512bh both = (__m512bh)_mm512_set1_epi32((int)pair);
+            for (int c = 0; c < C; c++) acc[j][c] = _mm512_dpbf16_ps(acc[j][c], v[c], both);
+        }
+    }
+    for (int64_t j = 0; j < rows; j++) for (int c = 0; c < C; c++) {
+        const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_mul_ps(acc[j][c], _mm512_set1_ps(over[j])));
+        std::memcpy(out + j * step + c * LANES, &rounded, sizeof rounded);
+    }
+}
 // The same in bfloat16 with the instruction that multiplies and adds pairs: keys lie as pairs along a head's dimension,
 // values as pairs of neighbouring tokens.
 static void attend_in_pairs(const Prompt& p) {
@@ -396,7 +425,7 @@ static void attend_in_pairs(const Prompt& p) {
                 }
             }
             for (int64_t i = 0; i < D / 2; i++)
-                for (int64_t t = 0; t < 32; t++) std::memcpy(keys + i * padded + start + t, &tile[t][2 * i], 4);
+                for (int64_t t = 0; t < 32; t++) std::memcpy(keys + start * D / 2 + i * 32 + t, &tile[t][2 * i], 4);
             for (int64_t t = 0; t < 32; t += 2)
                 for (int64_t i = 0; i < D; i++) values[(start + t) / 2 * D + i] = v[t][i] | (uint32_t)v[t + 1][i] << 16;
         }
@@ -414,9 +443,10 @@ static void attend_in_pairs(const Prompt& p) {
             }
             for (int64_t t = 0; t < wide; t += 32) {
                 __m512 acc[Q][2] = {};
+                const uint32_t* near = keys + t * D / 2;
                 for (int64_t i = 0; i < D / 2; i++) {
-                    const __m512bh low = (__m512bh)_mm512_loadu_si512(keys + i * padded + t);
-                    const __m512bh high = (__m512bh)_mm512_loadu_si512(keys + i * padded + t + LANES);
+                    const __m512bh low = (__m512bh)_mm512_loadu_si512(near + i * 32);
+                    const __m512bh high = (__m512bh)_mm512_loadu_si512(near + i * 32 + LANES);
                     for (int j = 0; j < Q; j++) {
                         uint32_t pair; std::memcpy(&pair, &q[j][2 * i], 4);
                         const __m512bh both = (__m512bh)_mm512_set1_epi32((int)pair);
@@ -434,35 +464,22 @@ static void attend_in_pairs(const Prompt& p) {
                 Floats tops = load(row);
                 for (int64_t t = LANES; t < wide; t += LANES) { Floats v = load(row + t); tops = tops > v ? tops : v; }
                 for (int i = 0; i < LANES; i++) top = tops[i] > top ? tops[i] : top;
-                Floats all = {};
+                __m512 all = {};
                 for (int64_t t = 0; t < wide; t += LANES) {
-                    const Floats e = exponential(load(row + t) - top);
-                    const __m256bh rounded = _mm512_cvtneps_pbh((__m512)e);
+                    const __m512 e = power(_mm512_mul_ps((__m512)(load(row + t) - top), _mm512_set1_ps(1.44269504f)));
+                    const __m256bh rounded = _mm512_cvtneps_pbh(e);
                     std::memcpy(shares + t, &rounded, sizeof rounded);
-                    all += e;
+                    all = _mm512_add_ps(all, e);
                 }
-                over[j] = 1.0f / sum(all);
+                over[j] = 1.0f / _mm512_reduce_add_ps(all);
             }
             for (int64_t j = some; j < Q; j++) std::memset(scores + j * padded, 0, wide * 2);
-            for (int half = 0; half < Q; half += 4) for (int64_t i = 0; i < D; i += 64) {
-                const int C = D - i < 64 ? (int)((D - i) / LANES) : 4;
-                __m512 acc[4][4] = {};
-                for (int64_t t = 0; t < wide / 2; t++) {
-                    __m512bh v[4];
-                    for (int c = 0; c < 4; c++) if (c < C) v[c] = (__m512bh)_mm512_loadu_si512(values + t * D + i + c * LANES);
-                    for (int j = 0; j < 4; j++) {
-                        uint32_t pair; std::memcpy(&pair, (uint16_t*)(scores + (half + j) * padded) + 2 * t, 4);
-                        const __m512bh both = (__m512bh)_mm512_set1_epi32((int)pair);
-                        for (int c = 0; c < 4; c++) if (c < C) acc[j][c] = _mm512_dpbf16_ps(acc[j][c], v[c], both);
-                    }
-                }
-                for (int64_t j = half; j < some && j < half + 4; j++) {
-                    uint16_t* out = (uint16_t*)p.out + ((b * L + first + j) * p.heads + h) * D + i;
-                    for (int c = 0; c < C; c++) {
-                        const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_mul_ps(acc[j - half][c], _mm512_set1_ps(over[j])));
-                        std::memcpy(out + c * LANES, &rounded, sizeof rounded);
-                    }
-                }
+            for (int half = 0; half < Q && half < some; half += 4) {
+                const int64_t rows = some - half < 4 ? some - half : 4;
+                uint16_t* out = (uint16_t*)p.out + ((b * L + first + half) * p.heads + h) * D;
+                int64_t i = 0;
+                for (; i + 64 <= D; i += 64) mixed<4>(scores + half * padded, padded, values + i, D, wide, over + half, out + i, p.heads * D, rows);
+                for (; i < D; i += LANES) mixed<1>(scores + half * padded, padded, values + i, D, wide, over + half, out + i, p.heads * D, rows);
             }
         }
     }
@@ -486,26 +503,5 @@ extern "C" void normalise(const void* x, const float* weight, void* out, int64_t
         const float scale = 1.0f / std::sqrt((sum(squares) + tail) / width + (float)eps);
         if (kind == 0) { float* y = (float*)out + r * width; for (i = 0; i < width; i++) y[i] = a[i] * scale * weight[i]; }
         else { uint16_t* y = (uint16_t*)out + r * width; for (i = 0; i < width; i++) store(y + i, plain(b[i]) * scale * weight[i]); }
-    }
-}
-// out [rows, hidden] = activation of the first half of joined [rows, 2 * hidden] times the second.
-extern "C" void gate(const void* joined, void* out, int64_t rows, int64_t hidden, int64_t activation, int64_t kind) {
-    #pragma omp parallel for
-    for (int64_t r = 0; r < rows; r++) {
-        const float *a = (const float*)joined + r * 2 * hidden;
-        const uint16_t *b = (const uint16_t*)joined + r * 2 * hidden;
-        for (int64_t i = 0; i < hidden; i += LANES) {
-            Floats g, u;
-            if (i + LANES <= hidden) { g = kind == 0 ? load(a + i) : load(b + i); u = kind == 0 ? load(a + hidden + i) : load(b + hidden + i); }
-            else for (int e = 0; e < LANES; e++) {
-                const bool in = i + e < hidden;
-                g[e] = !in ? 0 : kind == 0 ? a[i + e] : plain(b[i + e]);
-                u[e] = !in ? 0 : kind == 0 ? a[hidden + i + e] : plain(b[hidden + i + e]);
-            }
-            const Floats y = activated(g, activation) * u;
-            const int64_t some = hidden - i < LANES ? hidden - i : LANES;
-            if (kind == 0) std::memcpy((float*)out + r * hidden + i, &y, some * sizeof(float));
-            else for (int64_t e = 0; e < some; e++) store((uint16_t*)out + r * hidden + i + e, y[e]);
-        }
     }
 }

@@ -85,8 +85,7 @@ def library() -> Any:
     built.prompt.argtypes, built.prompt.restype = [_pointer, ctypes.c_int64], None
     integer = ctypes.c_int64
     built.normalise.argtypes = [_pointer, _pointer, _pointer, integer, integer, ctypes.c_double, integer]
-    built.gate.argtypes = [_pointer, _pointer, integer, integer, integer, integer]
-    built.normalise.restype = built.gate.restype = None
+    built.normalise.restype = None
     built.threads.restype = ctypes.c_int
     return built
 
@@ -130,16 +129,6 @@ def normalise(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     x = x.contiguous()
     out, width = torch.empty_like(x), x.shape[-1]
     library().normalise(*map(address, (x, weight, out)), x.numel() // width, width, eps, KINDS[x.dtype])
-    return out
-
-
-def gate(joined: Tensor, activation: str) -> Tensor:
-    """joined [..., 2 * hidden]: the activation of the first half times the second."""
-    joined = joined.contiguous()
-    hidden = joined.shape[-1] // 2
-    out = joined.new_empty(*joined.shape[:-1], hidden)
-    rows = joined.numel() // (2 * hidden)
-    library().gate(address(joined), address(out), rows, hidden, ACTIVATIONS[activation], KINDS[joined.dtype])
     return out
 
 

@@ -33,6 +33,7 @@ class PackedLinear(nn.Module):
         self.packed = can_pack(weight)
         self.weight = _PACK(weight, ROWS) if self.packed else weight
         self.fused = _FUSED[activation]
+        self.joins = self.packed and activation is None and _RUN_WITH is not None
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., inputs] to [..., sum of the outputs]."""
@@ -41,9 +42,29 @@ class PackedLinear(nn.Module):
             return out
         return F.linear(x, self.weight, self.bias)
 
+    def plus(self, x: Tensor, base: Tensor) -> Tensor:
+        """The product added to `base`, of its shape, while it is still in registers."""
+        return self._with(x, base, "add") if self.joins else base + self(x)
+
+    def times(self, x: Tensor, factor: Tensor) -> Tensor:
+        """The product multiplied by `factor`, of its shape, while it is still in registers."""
+        return self._with(x, factor, "mul") if self.joins else self(x) * factor
+
+    def _with(self, x: Tensor, other: Tensor, how: str) -> Tensor:
+        out: Tensor = _RUN_WITH(x, other, self.weight, self.bias, how)
+        return out
+
     def parts(self, x: Tensor) -> tuple[Tensor, ...]:
         """What each of the maps makes of x."""
         return self(x).split(self.sizes, dim=-1)
+
+
+def added(linear: nn.Module, x: Tensor, base: Tensor | None) -> Tensor:
+    """What a map makes of x, added to `base` where there is one."""
+    if base is None:
+        out: Tensor = linear(x)
+        return out
+    return linear.plus(x, base) if isinstance(linear, PackedLinear) else base + linear(x)
 
 
 # how oneDNN's products name the activations that they apply while a result is still in registers
@@ -80,6 +101,7 @@ def pack(model: nn.Module, kernels: bool = False) -> None:
 # torch gives these products no public name; where a release lacks them the plain ones are used
 _PACK: Any = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
 _RUN: Any = getattr(getattr(torch.ops.mkldnn, "_linear_pointwise", None), "default", None)
+_RUN_WITH: Any = getattr(getattr(torch.ops.mkldnn, "_linear_pointwise", None), "binary", None)
 
 
 def can_pack(weight: Tensor) -> bool:

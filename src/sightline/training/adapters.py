@@ -18,8 +18,8 @@ from ..core.config import config, nearest
 from ..core.errors import CheckpointError, ConfigError
 from ..layers.adapted import AdaptedLinear, adapted
 from ..zoo.checkpoint import read_file, read_json, write_tensors
+from ..zoo.families import FAMILIES
 from ..zoo.keymap import SAME, Reshape
-from ..zoo.published import FAMILIES
 
 HEADS = ("head", "extra_head")  # maps to the vocabulary
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

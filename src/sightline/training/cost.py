@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..core.layout import Medium, causal_layout
 from ..core.patches import Patches
-from ..core.sequence import Region, Text, images_of
+from ..core.sequence import Conversation, Region, Text, images_of
 from ..data.batch import Batch
 from ..model import VLM
 from ..zoo.hollow import Operations
@@ -162,15 +162,23 @@ def usual(source: Source) -> Usual:
     if isinstance(source, FilesSource) and not source.path:
         return Usual(1, source.text, guess=True)
     first = source.grown if isinstance(source, ScenesSource) else 0
-    samples = [source(0, 0, first + k) for k in range(LOOKED_AT)]
-    pictures = sum(len(images_of(s.conversation)) or int(s.image is not None) for s in samples)
-    return Usual(round(pictures / LOOKED_AT), round(sum(map(_length, samples)) / LOOKED_AT))
+    count = min(LOOKED_AT, source.length or LOOKED_AT)
+    samples = [source(0, 0, first + k) for k in range(count)]
+    pictures = sum(len(images_of(_talk(s))) or int(s.image is not None) for s in samples)
+    return Usual(round(pictures / count), round(sum(map(_length, samples)) / count))
+
+
+def _talk(sample: Sample) -> Conversation:
+    """All that is said in a sample, of two answers both."""
+    answers = (each for each in (sample.chosen, sample.rejected) if each is not None)
+    return (*sample.conversation, *answers)
 
 
 def _length(sample: Sample) -> int:
     """Tokens of a sample's text, about: words and signs, six for a place, two around each message."""
-    total = 2 * len(sample.conversation)
-    for message in sample.conversation:
+    talk = _talk(sample)
+    total = 2 * len(talk)
+    for message in talk:
         for part in message.parts:
             if isinstance(part, Text):
                 total += len(WORD.findall(part.text))

@@ -1,36 +1,61 @@
 """Batches of a stage: batch k is a pure function of (seed, stage, k), whoever makes it and wherever a run resumes."""
 
 import random
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..core.errors import ConfigError
-from ..data.batch import Batch, Example, collate
+from ..core.errors import CapacityError, ConfigError, DataError, InputError, SightlineError
+from ..data.batch import Batch, Example, collate, pack, row_length
+from ..data.mix import Mixture, permuted
 from ..data.processor import Processor
 from .recipe import Stage, check_sources
 from .signals import leave_to_parent
-from .sources import PICTURES, Sample, Source
+from .sources import FilesSource, Sample, Source, opened
+
+TRIES = 16  # samples that are looked at in place of one that cannot be used
+
+
+@dataclass(frozen=True)
+class Made:
+    """A sample with what the model reads of it, and what is wrong with those that were passed over for it."""
+
+    sample: Sample
+    example: Example
+    passed: tuple[str, ...] = ()
 
 
 class Batches(Dataset[Batch]):
-    """The micro-batches of one stage, by their number."""
+    """The micro-batches of one stage, by their number.
+
+    A sample that cannot be used is replaced by another of its source, which one is a pure function as well. With
+    `group`, so many batches share out their samples by length, so that each holds some of about the same.
+    """
 
     def __init__(
         self, stage: Stage, number: int, seed: int, sources: Mapping[str, Source], processor: Processor
     ) -> None:
         check_sources(stage, sources)
-        found = {"pictures" if sources[name].kind in PICTURES else "conversations" for name in stage.data}
+        found = {sources[name].gives for name in stage.data}
         wanted = {"conversations" if name in ("next-token", "answers") else "pictures" for name in stage.objective}
         if found != wanted or len(found) > 1:
             reads, learns = " and ".join(sorted(found)), " and ".join(sorted(wanted))
             raise ConfigError(
                 f"stage {stage.name!r} reads {reads}, its objective learns from {learns}; one batch is one of them"
             )
+        dense = {"dense", "words"} & set(stage.objective)
+        if dense and (files := [name for name in stage.data if isinstance(sources[name], FilesSource)]):
+            raise ConfigError(f"objective {min(dense)!r} learns the truth of every patch; source {files[0]!r} has none")
+        if stage.packing and found == {"pictures"}:
+            raise ConfigError(f"stage {stage.name!r} packs rows, but reads pictures without text, which have none")
         self.stage, self.number, self.seed = stage, number, seed
         self.sources, self.processor = sources, processor
+        self.mixture = Mixture(stage.data)
+        opened.cache_clear()  # files may have changed since another run
+        self.lengths = {name: length_of(name, sources[name]) for name in stage.data}
 
     def __len__(self) -> int:
         return self.stage.steps * self.stage.accumulate
@@ -38,22 +63,72 @@ class Batches(Dataset[Batch]):
     def __getitem__(self, k: int) -> Batch:
         if k >= len(self):
             raise IndexError(k)
-        return assemble([self.sample(k * self.stage.batch + j) for j in range(self.stage.batch)], self.processor)
+        group = self.stage.group
+        return self.__getitems__(range(k - k % group, min(k - k % group + group, len(self))))[k % group]
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[Batch]:
+        """The batches of a whole group, whose samples are made once (torch's loader calls this by its name)."""
+        size = self.stage.batch
+        made = [self.made(k * size + j) for k in numbers for j in range(size)]
+        if len(numbers) > 1:
+            made.sort(key=lambda each: each.example.length)
+        parts = [made[i : i + size] for i in range(0, len(made), size)]
+        # else every group would end with its longest
+        random.Random(f"{self.seed} {self.number} {numbers[0]}").shuffle(parts)
+        return [assemble(part, self.processor, self.stage.packing) for part in parts]
 
     def sample(self, index: int) -> Sample:
-        """Sample `index` of the stage: a source drawn by its weight, asked for that index."""
-        names, weights = list(self.stage.data), list(self.stage.data.values())
-        chosen = names[0]
-        if len(names) > 1:
-            chosen = random.Random(f"{self.seed} {self.number} {index}").choices(names, weights)[0]
-        return self.sources[chosen](self.seed, 0, index)
+        """Sample `index` of the stage."""
+        return self.made(index).sample
+
+    def made(self, index: int) -> Made:
+        """Sample `index`: the mixture says of which source; an endless one is asked for the index itself."""
+        name, place = self.mixture(index)
+        source, length = self.sources[name], self.lengths[name]
+        if length is None:
+            sample = source(self.seed, 0, index)
+            return Made(sample, example_of(sample, self.processor))
+        epoch, place = divmod(place, length)
+        passed: list[str] = []
+        for attempt in range(TRIES):
+            where = permuted(place, length, f"{self.seed} {epoch} {attempt}") if attempt else place
+            told = ""
+            try:
+                sample = source(self.seed, epoch, where)
+                told = f"{sample.name}: "
+                return Made(sample, example_of(sample, self.processor), tuple(passed))
+            except (DataError, InputError, CapacityError) as error:
+                passed.append(f"{told}{error}")
+        raise DataError(f"source {name!r}: {TRIES} samples in a row cannot be used; the last is {passed[-1]}")
 
 
-def assemble(samples: list[Sample], processor: Processor) -> Batch:
-    """Samples as one batch; pictures without a conversation become patches without text."""
-    examples = [processor.branches(s.conversation) if s.conversation else _picture(s, processor) for s in samples]
-    batch = collate(examples, processor.patch, processor.tokenizer.control(processor.tokenizer.pad))
-    extra = {"names": [sample.name for sample in samples]}
+def length_of(name: str, source: Source) -> int | None:
+    """How many samples a source has, None without end; ConfigError where it names no file yet."""
+    if isinstance(source, FilesSource) and not source.path:
+        raise ConfigError(f"source {name!r} names no file; set sources.{name}.path=FILE")
+    return source.length
+
+
+def example_of(sample: Sample, processor: Processor) -> Example:
+    """What the model reads of a sample."""
+    if not sample.conversation:
+        return _picture(sample, processor)
+    return processor.branches(sample.conversation) if sample.branches else processor(sample.conversation)
+
+
+def assemble(made: Sequence[Made], processor: Processor, packing: int = 0) -> Batch:
+    """Samples as one batch; pictures without a conversation become patches without text.
+
+    packing: the most tokens of a row that several conversations share; 0: each has a row of its own.
+    """
+    examples, samples = [each.example for each in made], [each.sample for each in made]
+    pad = processor.tokenizer.control(processor.tokenizer.pad)
+    if packing:
+        lengths = [example.length for example in examples]
+        batch = pack(examples, processor.patch, pad, row_length(lengths, max(packing, *lengths)))
+    else:
+        batch = collate(examples, processor.patch, pad)
+    extra = {"names": [sample.name for sample in samples], "passed": [line for each in made for line in each.passed]}
     if samples[0].dense:
         extra["dense"] = {k: torch.from_numpy(np.stack([s.dense[k] for s in samples])) for k in samples[0].dense}
     if samples[0].caption:
@@ -63,9 +138,9 @@ def assemble(samples: list[Sample], processor: Processor) -> Batch:
 
 def _picture(sample: Sample, processor: Processor) -> Example:
     assert sample.image is not None
-    pixels, transform = processor.pixels(sample.image.picture)
+    seen = processor.pixels.seen(sample.image.picture)
     none = torch.zeros(0, dtype=torch.int64)
-    return Example(none, none, none, none, none, none, none, none, (pixels,), (transform,))
+    return Example(none, none, none, none, none, none, none, none, seen.pixels, (seen.way,))
 
 
 def _captions(texts: list[str], processor: Processor) -> torch.Tensor:
@@ -77,22 +152,29 @@ def _captions(texts: list[str], processor: Processor) -> torch.Tensor:
     return out
 
 
-def batches(data: Batches, start: int, workers: int) -> Generator[Batch, None, None]:
+def batches(data: Batches, start: int, workers: int, group: int = 1) -> Generator[Batch, None, None]:
     """Micro-batches from number `start` on, made ahead of time by `workers` processes, in order.
 
-    Close it when it is left early: the processes end with it, whoever still holds the error that ended it.
+    group: how many are made together. Close it when it is left early: the processes end with it, whoever still holds
+    the error that ended it.
     """
+    firsts = range(start - start % group, len(data), group)
     loader = DataLoader(
         data,
-        batch_size=None,
-        sampler=range(start, len(data)),  # type: ignore[arg-type]
+        batch_sampler=(range(first, min(first + group, len(data))) for first in firsts),  # type: ignore[arg-type]
+        collate_fn=list,
         num_workers=workers,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=max(1, 4 // group) if workers else None,
         worker_init_fn=_one_thread if workers else None,
     )
     source = iter(loader)
+    skipped = start % group  # of the first group, which a run that goes on has learned before
     try:
-        yield from source
+        for found in source:
+            yield from found[skipped:]
+            skipped = 0
+    except SightlineError as error:  # a worker's comes with the way it took, of which people need the end
+        raise type(error)(str(error).splitlines()[-1].rpartition(f"{type(error).__name__}: ")[2]) from None
     finally:
         if workers:  # what fails in one of them holds on to the loader, and they, deaf to signals, would be waited for
             source._shutdown_workers()  # type: ignore[attr-defined]

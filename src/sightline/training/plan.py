@@ -10,7 +10,6 @@ from ..zoo.hollow import hollow
 from .adapters import Lora, adapt
 from .cost import Cost, Usual, cost, matmul_rate, usual
 from .recipe import Recipe, Stage, check_sources, freeze, learning_rates, without_files
-from .sources import PICTURES
 
 STATE = 12  # bytes of a learned parameter besides its weight: gradient and two moments in float32
 SPANS = {"years": 31_557_600, "days": 86_400, "hours": 3600, "minutes": 60}
@@ -76,7 +75,7 @@ def _costs(recipe: Recipe, stage: Stage, model: VLM, samples: Mapping[str, Usual
     known: dict[tuple[Usual, bool], Cost] = {}
     found = {}
     for name, sample in samples.items():
-        key = sample, recipe.sources[name].kind not in PICTURES
+        key = sample, recipe.sources[name].gives != "pictures"
         if key not in known:
             known[key] = cost(model, *key)
         found[name] = known[key]

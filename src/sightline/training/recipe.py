@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import field
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import nn
 
 from ..core.config import config, nearest
@@ -16,6 +16,8 @@ from ..layers.adapted import OWN, adapted
 from ..model import VLMConfig
 from .adapters import Learning, Lora
 from .sources import FilesSource, Source
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @config
@@ -45,6 +47,10 @@ class Stage:
     precision: Literal["bf16", "fp32"] = "bf16"
     accumulate: PositiveInt = 1  # micro-batches a step
     save_every: PositiveInt = 250
+    packing: NonNegativeInt = 0  # tokens of a row that several conversations share; 0: each has its own
+    group: PositiveInt = 1  # batches whose samples are sorted by length among them
+    recompute: bool = False  # blocks are computed again for their gradients instead of kept (arXiv:1604.06174)
+    max_bad: Share = 0.01  # how many samples may be passed over, of the first 1,000 or of all
 
     def rate(self, step: int) -> float:
         """The learning rate at a step (from 0) as a share of its peak."""
@@ -59,8 +65,8 @@ class Stage:
 class Recipe:
     """Everything a run needs; the same recipe and seed give the same weights.
 
-    start: a model folder whose weights and tokenizer a run begins from, at whichever stage is trained first; without
-    one the weights are drawn from the seed and the tokenizer is learned.
+    start: a model folder, or the name of a shipped one, whose weights and tokenizer a run begins from, at whichever
+    stage is trained first; without one the weights are drawn from the seed and the tokenizer is learned.
     """
 
     name: str
@@ -101,10 +107,8 @@ def check_files(stage: Stage, sources: Mapping[str, Source]) -> None:
     """ConfigError for a source of a stage that is unknown, or is read from files and names none yet."""
     check_sources(stage, sources)
     for name, found in without_files(stage, sources).items():
-        raise ConfigError(
-            f"stage {stage.name!r} reads {found.kind} in the format {found.format!r} from {name!r}, which names no "
-            f"file; give sources.{name}.path=FILE"
-        )
+        what = f"{found.kind} in the format {found.format!r}"
+        raise ConfigError(f"source {name!r} names no file; set sources.{name}.path=FILE, {what}")
 
 
 def learning_rates(model: nn.Module, learn: Learning) -> dict[str, float]:

@@ -6,13 +6,15 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..core.config import load_yaml, save_yaml, to_dict
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, DataError
+from ..data.batch import Batch
 from . import checkpoints
 from .recipe import Recipe
 
@@ -55,6 +57,37 @@ class Metrics:
             if not self.full:
                 tell(f"{self.path}: {error.strerror}; training goes on without its metrics")
             self.full = True
+
+
+class PassedOver:
+    """Samples that could not be used: the first are told, each is written into `passed-over.txt` of the run.
+
+    DataError once there are more of them than a share of all samples so far, or of the first 1,000.
+    """
+
+    FIRST = 1000
+    TOLD = 20  # the others are in the file only
+
+    def __init__(self, folder: Path, share: float) -> None:
+        self.path, self.share = folder / "passed-over.txt", share
+        self.seen = 0
+        self.lines: set[str] = set()
+
+    def count(self, batch: Batch) -> None:
+        """Take note of a batch's samples, and of those that it was made without."""
+        self.seen += len(batch.extra["names"])
+        new = [line for line in dict.fromkeys(batch.extra["passed"]) if line not in self.lines]
+        self.lines.update(new)
+        for line in new[: max(0, self.TOLD - len(self.lines) + len(new))]:
+            tell(f"passed over {line}")
+        if new:
+            with suppress(OSError), self.path.open("a") as file:
+                file.write("".join(f"{line}\n" for line in new))
+        if len(self.lines) > self.share * max(self.seen, self.FIRST):
+            raise DataError(
+                f"{len(self.lines)} of the first {self.seen} samples cannot be used, more than {self.share:.1%}; "
+                f"the last is {new[-1]}; all are in {self.path}"
+            )
 
 
 def _finite(value: Any) -> Any:

@@ -2,13 +2,15 @@
 
 import random
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from ..core.config import nearest
-from ..core.errors import CheckpointError, ConfigError
+from ..core.errors import CheckpointError, ConfigError, DataError
+from ..core.sequence import Text
 from ..data.processor import Processor
 from ..grounding.codecs import LocationTokens
 from ..language.tokenizer import Tokenizer, train_tokenizer
@@ -16,6 +18,7 @@ from ..layers.adapted import merge
 from ..model import VLM
 from ..worlds.scene_questions import questions
 from ..worlds.scenes import COLORS, SHAPES, SIZES, TEXTURES, scene
+from ..zoo.names import locate
 from ..zoo.own import ProcessorConfig, load_model, read_card
 from . import checkpoints
 from .adapters import adapt
@@ -23,11 +26,13 @@ from .alignment import Words, smooth_places, words_of
 from .objectives import Dense, NextToken, SigLIP, Total
 from .recipe import Recipe, Stage, check_files
 from .records import prepare, tell, whole
+from .sources import FilesSource
 from .trainer import Step, Trainer
 
 CONTROLS = ("<pad>", "<bos>", "<eos>", "<image>", "<user>", "<assistant>", *LocationTokens().names)
 VALUES = {"color": COLORS, "shape": SHAPES, "size": SIZES, "texture": TEXTURES}
 TOKENIZER_SCENES = range(5_000_000, 5_006_000)
+TOKENIZER_ROWS = 2_000  # of each file
 
 
 def scenes_text() -> Iterator[str]:
@@ -40,16 +45,31 @@ def scenes_text() -> Iterator[str]:
             yield f" {question.answer}"
 
 
+def vocabulary_text(recipe: Recipe) -> Iterator[str]:
+    """What a vocabulary is learned from: the words of scenes, and of the first rows of every file."""
+    files = [source for source in recipe.sources.values() if isinstance(source, FilesSource)]
+    if len(files) < len(recipe.sources):
+        yield from scenes_text()
+    for source in files:
+        for row in range(min(len(source.reader), TOKENIZER_ROWS) if source.path else 0):
+            with suppress(DataError):
+                found = source.reader[row]
+                said = (*found.conversation, found.chosen, found.rejected)
+                yield from (part.text for each in said if each for part in each.parts if isinstance(part, Text))
+
+
 def tokenizer_of(recipe: Recipe, folder: Path) -> Tokenizer:
     """The run's tokenizer; learned once and kept in its folder."""
     place = folder / "tokenizer"
     if not (place / "tokenizer.json").exists() and recipe.start:
-        whole(place, Tokenizer.from_folder(Path(recipe.start)).save)
+        whole(place, Tokenizer.from_folder(locate(recipe.start)).save)
     if not (place / "tokenizer.json").exists():
         if recipe.vocabulary > recipe.model.decoder.vocab_size:
             most = recipe.model.decoder.vocab_size
             raise ConfigError(f"a vocabulary of {recipe.vocabulary} does not fit a decoder's table of {most}")
-        learned = train_tokenizer(scenes_text(), recipe.vocabulary, CONTROLS, bos="<bos>", eos="<eos>", pad="<pad>")
+        learned = train_tokenizer(
+            vocabulary_text(recipe), recipe.vocabulary, CONTROLS, bos="<bos>", eos="<eos>", pad="<pad>"
+        )
         whole(place, learned.save)
     return Tokenizer.from_folder(place)
 
@@ -120,7 +140,7 @@ def restore(model: VLM, stage: Stage, found: checkpoints.Saved) -> None:
 
 def load_start(recipe: Recipe, model: VLM) -> None:
     """Give a model the weights of the folder that the recipe starts from; it must be of the same design."""
-    folder = Path(recipe.start)
+    folder = locate(recipe.start)
     if read_card(folder).model != recipe.model:
         raise ConfigError(f"{folder}: the model in it is of another design than recipe {recipe.name!r}")
     model.load_state_dict(load_model(folder).state_dict())

@@ -3,15 +3,19 @@
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from pydantic import PositiveInt
 
-from ..core.config import config
-from ..core.errors import ConfigError
+from ..core.config import config, nearest
+from ..core.errors import ConfigError, DataError
 from ..core.geometry import Box, Frame, Point
-from ..core.sequence import Conversation, Image, Message, Part, Region, Text
+from ..core.sequence import Conversation, Image, Message, Part, Region, Text, images_of
+from ..data.formats import FORMATS, PREFERENCES, Files, Reader, open_files
+from ..data.mix import permuted
 from ..worlds.scene_plain import PLAIN_KINDS, plain_questions
 from ..worlds.scene_questions import Question, questions
 from ..worlds.scenes import Scene, SceneConfig, scene
@@ -22,13 +26,21 @@ class Sample:
     """What one step of training sees of one picture.
 
     conversation: what is read and learned, may be empty; image, caption, dense: for objectives on the encoder.
+    chosen, rejected: a better and a worse answer to the conversation, which then ends with the user.
+    branches: the turns are separate questions, which are learned side by side; else each follows those before it.
     """
 
     conversation: Conversation = ()
+    chosen: Message | None = None
+    rejected: Message | None = None
     image: Image | None = None
     caption: str = ""
     dense: Mapping[str, np.ndarray] = field(default_factory=dict)
     name: str = ""
+    branches: bool = False
+
+
+Gives = Literal["conversations", "pictures", "pairs"]  # what objectives learn from
 
 
 def places(question: Question, frame: Frame) -> tuple[Part, ...]:
@@ -75,6 +87,15 @@ class ScenesSource:
     asks: tuple[str, ...] = PLAIN_KINDS
     distinct: bool = False
 
+    @property
+    def gives(self) -> Gives:
+        return "pictures" if self.kind == "pictures" else "conversations"
+
+    @property
+    def length(self) -> int | None:
+        """Scenes have no end."""
+        return None
+
     def __call__(self, seed: int, epoch: int, index: int) -> Sample:
         number = self.start + index + epoch * 1_000_000_007 + seed * 10_000_000_019
         share = min(1.0, index / self.grown) if self.grown else 1.0
@@ -90,35 +111,76 @@ class ScenesSource:
         name = f"scene {number}"
         if self.kind == "text":
             asked = dialogue(questions(picture, rng, self.turns), frame)
-            return Sample(conversation=(described(picture, frame), *asked), name=name)
+            return Sample(conversation=(described(picture, frame), *asked), name=name, branches=True)
         image = Image(picture.picture(), name)
         if self.kind == "pictures":
             return Sample(image=image, caption=picture.caption(rng), dense=picture.grid(self.patch), name=name)
         if self.kind == "captions":
             said = Message("assistant", (Text(picture.caption(rng)),))
-            return Sample(conversation=(Message("user", (image, Text("Describe the picture."))), said), name=name)
+            talk = (Message("user", (image, Text("Describe the picture."))), said)
+            return Sample(conversation=talk, name=name, branches=True)
         plain = self.kind == "plain"
         asked = plain_questions(picture, rng, self.turns, self.asks) if plain else questions(picture, rng, self.turns)
-        return Sample(conversation=dialogue(asked, frame, image), name=name)
+        return Sample(conversation=dialogue(asked, frame, image), name=name, branches=True)
 
 
 @config
 class FilesSource:
     """Samples of a data set on the disk.
 
-    kind: what they become: "conversations", "image-text" (a picture and its caption), or "preferences". format: how
-    the data set is laid out. path: empty in a recipe that others complete. text: tokens of text in a usual sample, a
-    guess for plans while there is no file to look at.
+    kind: what they become: "conversations", "image-text" (a picture and its caption, which is the last answer), or
+    "preferences". format: one of `data.formats`; path, images, annotations, prompt, frames: as in its `Files`. Paths
+    are relative to where the program runs; an empty one stands in a recipe that others complete. text: tokens
+    of text in a usual sample, a guess for plans while there is no file to look at.
     """
 
     kind: Literal["conversations", "image-text", "preferences"]
     format: str
     path: str = ""
+    images: str = ""
+    annotations: str = ""
+    prompt: str = ""
+    frames: PositiveInt = 8
     text: PositiveInt = 256
 
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ConfigError(f"unknown format {self.format!r}{nearest(self.format, FORMATS)}")
+        if (self.kind == "preferences") != (self.format in PREFERENCES):
+            pairs = ", ".join(PREFERENCES)
+            raise ConfigError(f"format {self.format!r} does not give {self.kind}; preferences come from {pairs}")
+
+    @property
+    def gives(self) -> Gives:
+        gives: dict[str, Gives] = {"image-text": "pictures", "preferences": "pairs"}
+        return gives.get(self.kind, "conversations")
+
+    @property
+    def reader(self) -> Reader:
+        """The data set, opened once; a run opens it anew when it begins."""
+        return opened(self)
+
+    @property
+    def length(self) -> int | None:
+        """How many samples an epoch has."""
+        return len(self.reader)
+
     def __call__(self, seed: int, epoch: int, index: int) -> Sample:
-        raise ConfigError(f"{self.path}: files in the format {self.format!r} are not read by this version")
+        row = permuted(index, len(self.reader), f"{seed} {epoch}")
+        found, name = self.reader[row], self.reader.name(row)
+        if self.kind != "image-text":
+            return Sample(found.conversation, name=name, chosen=found.chosen, rejected=found.rejected)
+        pictures, caption = images_of(found.conversation), found.conversation[-1].text
+        if len(pictures) != 1 or not caption:
+            raise DataError(f"{name}: {len(pictures)} pictures with {caption[:20]!r}, expected one and its caption")
+        return Sample(image=pictures[0], caption=caption, name=name)
+
+
+@lru_cache
+def opened(source: FilesSource) -> Reader:
+    """The data set of a source."""
+    images, annotations = (Path(path) if path else None for path in (source.images, source.annotations))
+    return open_files(source.format, Files(Path(source.path), images, annotations, source.prompt, source.frames))
 
 
 Source = ScenesSource | FilesSource  # told apart by `kind`
-PICTURES = ("pictures", "image-text")  # kinds whose samples are no conversations

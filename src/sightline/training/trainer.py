@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..core.errors import CheckpointError, ConfigError, SightlineError
 from ..data.batch import Batch
@@ -21,7 +23,7 @@ from .loader import Batches, batches
 from .objectives import Objective
 from .optim import Optimizers
 from .recipe import Recipe, Stage, freeze, learning_rates
-from .records import Metrics, tell
+from .records import Metrics, PassedOver, tell
 from .signals import Signals
 
 
@@ -48,6 +50,12 @@ class NonFinite(SightlineError):
     exit_code = 65
 
 
+def recompute(model: VLM) -> None:
+    """Let every block keep its input only, and be computed again when its gradients are asked for."""
+    for block in (*model.encoder.blocks, *model.decoder.blocks):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+
+
 class Trainer:
     """One stage of a recipe in one folder.
 
@@ -70,6 +78,11 @@ class Trainer:
         self.parameters = learned | own
         self.optimizers = Optimizers(self.parameters, rates | dict.fromkeys(own, max(rates.values())), stage)
         self.step, self.refused, self.checked = 0, 0, False
+        scaling = model.config.decoder.rope_scaling
+        if stage.packing and scaling is not None and scaling.by_length:
+            raise ConfigError(f"stage {stage.name!r} packs rows, but its model stretches with a row's length")
+        if stage.recompute:
+            recompute(model)
 
     # ------------------------------------------------------------------------------------------- saving and resuming
 
@@ -164,13 +177,15 @@ class Trainer:
         """Steps until the stage is done; a TERM or INT signal finishes the step, saves and ends the process."""
         data = Batches(self.stage, self.number, self.recipe.seed, self.recipe.sources, processor)
         every = self.stage.accumulate
-        source = batches(data, self.step * every, workers)
-        metrics = Metrics(self.folder)
+        source = batches(data, self.step * every, workers, self.stage.group)
+        metrics, passed = Metrics(self.folder), PassedOver(self.folder, self.stage.max_bad)
         with Signals() as signals, closing(source):
             while self.step < self.stage.steps:
                 began = time.perf_counter()
                 micro = [next(source).to(self.model.device) for _ in range(every)]
                 waited = time.perf_counter() - began
+                for batch in micro:
+                    passed.count(batch)
                 step = self.learn(micro)
                 speed = self.stage.batch * every / (time.perf_counter() - began)
                 step = replace(step, samples_per_second=speed, waited=waited)

@@ -6,8 +6,11 @@ Its files are laid out as llava-hf's, but for `vision_model.`, which is left out
 from dataclasses import replace
 
 from ..fusion.pooling import SizedPoolConfig
-from ..model import VLMConfig
+from ..model import VLM, VLMConfig
+from . import llava
 from .backbones import Json, language_config, siglip_config, siglip_keys
+from .checkpoint import read_tensors
+from .family import LOGITS, Family, Row
 from .keymap import KeyMap, rule, stacked
 from .language_names import aria_keys
 from .languages import expect
@@ -65,3 +68,32 @@ def pool_keys() -> KeyMap:
             rule("feed_forward.linear_out.{p}", "down.{p}"),
         )
     )
+
+
+FAMILIES = {
+    "aria": Family(
+        lambda c, f: VLM(config(c)), keys, lambda c, f: llava.bare_tower(read_tensors(f)), modules=llava.module_name
+    )
+}
+
+# arXiv:2410.05993, table 1 and section 2
+ARIA_VISION = {"hidden_size": 1152, "num_hidden_layers": 27, "num_attention_heads": 16, "intermediate_size": 4304}
+ARIA_TEXT = {"hidden_size": 2560, "num_hidden_layers": 28, "num_attention_heads": 20, "intermediate_size": 1664}
+ARIA_TEXT |= {"moe_num_experts": 64, "moe_topk": 6, "moe_num_shared_experts": 2, "vocab_size": 100352}
+ARIA = Row(
+    name="aria",
+    family="Aria",
+    encoder="SigLIP So400m/14 980",
+    fusion="pool of 128 or 256 queries",
+    llm="Aria's 24.9B, 64 experts",
+    licence="Apache 2.0",
+    source="rhymes-ai/Aria",
+    read=config,
+    config={
+        "vision_config": {**ARIA_VISION, "patch_size": 14, "image_size": 980},
+        "text_config": {**ARIA_TEXT, "max_position_embeddings": 65536, "rope_theta": 5e6},
+    },
+    proof=LOGITS,
+)
+
+ROWS = (ARIA,)

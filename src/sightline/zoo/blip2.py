@@ -3,10 +3,17 @@
 An InstructBLIP's Q-Former also reads the instruction, in the vocabulary of BERT; its language model reads its own.
 """
 
-from ..core.errors import ConfigError
+from dataclasses import replace
+
+from torch import Tensor
+
+from ..core.errors import ConfigError, InputError
+from ..data.batch import Batch
 from ..fusion.qformer import QFormerConfig
-from ..model import VLMConfig
+from ..model import VLM, VLMConfig
 from .backbones import Json, act, decoder_keys, eva_clip_config, eva_clip_keys, language_config
+from .family import LOGITS, Family, Row, Stages, llama
+from .inputs import pictures
 from .keymap import KeyMap, leading, rule
 from .language_names import opt_keys
 
@@ -84,3 +91,75 @@ def qformer_keys(cfg: QFormerConfig) -> KeyMap:
         ),
         ignore=("qformer.embeddings.position_ids",),
     )
+
+
+def instructed(
+    model: VLM,
+    c: Json,
+    input_ids: Tensor | None = None,
+    pixel_values: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    qformer_input_ids: Tensor | None = None,
+    qformer_attention_mask: Tensor | None = None,
+) -> Batch:
+    """InstructBLIP's: with each picture the ids [pictures, words] of what its Q-Former reads, and their mask."""
+    batch = pictures(model, c, input_ids, pixel_values, attention_mask)
+    ids, mask, reads = qformer_input_ids, qformer_attention_mask, model.config.fusion
+    if ids is None:
+        return batch
+    assert isinstance(reads, QFormerConfig)
+    if mask is not None and mask.shape != ids.shape:
+        raise InputError(f"qformer_attention_mask is {list(mask.shape)}, expected {list(ids.shape)} as its ids")
+    if ids.dim() != 2 or int(ids.min()) < 0 or int(ids.max()) >= reads.vocab_size:
+        raise InputError(f"qformer_input_ids: expected ids [images, words] from 0 to {reads.vocab_size - 1}")
+    return replace(batch, instruction=ids if mask is None else ids.masked_fill(mask == 0, -1))
+
+
+FAMILIES = {
+    "blip-2": Family(lambda c, f: VLM(config(c)), keys),
+    "instructblip": Family(lambda c, f: VLM(config(c)), keys, inputs=instructed),
+}
+
+# EVA-CLIP g without its last block; the published configuration class has the same sizes by default
+EVA_G = {"hidden_size": 1408, "intermediate_size": 6144, "num_hidden_layers": 39, "num_attention_heads": 16}
+STAGES: Stages = {"represent": ("fusion.*",), "generate": ("fusion.*",)}  # arXiv:2301.12597 section 3
+
+
+def _blip_2(size: str) -> Row:
+    width, depth, mlp = {"2.7b": (2560, 32, 10240), "6.7b": (4096, 32, 16384)}[size]
+    text = {"model_type": "opt", "hidden_size": width, "num_hidden_layers": depth, "ffn_dim": mlp}
+    text |= {"num_attention_heads": 32, "vocab_size": 50304, "max_position_embeddings": 2048}
+    return Row(
+        name=f"blip2-opt-{size}",
+        family="BLIP-2",
+        encoder="EVA-CLIP g/14 224",
+        fusion="Q-Former of 32 queries",
+        llm=f"OPT {size.upper()}",
+        licence="MIT",
+        source=f"Salesforce/blip2-opt-{size}",
+        read=config,
+        config={"model_type": "blip-2", "vision_config": EVA_G, "text_config": text, "image_token_index": 50265},
+        stages=STAGES,
+        proof=LOGITS,
+    )
+
+
+def _instructblip(size: str) -> Row:
+    text = llama(size, vocab_size=32001, rms_norm_eps=1e-6, max_position_embeddings=2048)
+    sizes = {"vision_config": EVA_G, "qformer_config": {"vocab_size": 30523}, "text_config": text}
+    return Row(
+        name=f"instructblip-vicuna-{size}",
+        family="InstructBLIP",
+        encoder="EVA-CLIP g/14 224",
+        fusion="Q-Former of 32 queries that read the question",
+        llm=f"Vicuna {size.upper()} v1.1",
+        licence="LLaMA, not for commerce",
+        source=f"Salesforce/instructblip-vicuna-{size}",
+        read=config,
+        config={"model_type": "instructblip", "image_token_index": 32000, **sizes},
+        stages={"instruct": ("fusion.*",)},
+        proof=LOGITS,
+    )
+
+
+ROWS = (_blip_2("2.7b"), _blip_2("6.7b"), _instructblip("7b"), _instructblip("13b"))

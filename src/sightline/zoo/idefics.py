@@ -5,12 +5,21 @@ Ids above LLaMA's have embeddings and a head of their own; pictures come with a 
 
 from dataclasses import replace
 
-from ..core.errors import ConfigError
+import torch
+from torch import Tensor
+
+from ..core.errors import ConfigError, InputError
+from ..data.batch import Batch
+from ..data.images import CLIP_MEAN, CLIP_STD, Scaling, Square
+from ..data.processor import ImagePipeline
+from ..data.template import idefics_template
 from ..encoders.vit import ViTConfig
 from ..fusion.cross_attention import CrossAttentionConfig
 from ..fusion.resampler import ResamplerConfig
-from ..model import VLMConfig
+from ..model import VLM, VLMConfig
 from .backbones import Json, act, clip_config, clip_keys, decoder_keys, language_config
+from .family import Family, Habits, Row, Stages, scaling
+from .inputs import checked, cut, filled, is_image, pictures
 from .keymap import KeyMap, leading, rule
 from .perceivers import idefics_config, idefics_keys
 
@@ -100,3 +109,77 @@ def extra_keys(cfg: VLMConfig) -> KeyMap:
     if cfg.decoder.tied:
         return KeyMap((table,), ignore=(head,))
     return KeyMap((table, rule(head, "extra_head.weight")))
+
+
+def inputs(
+    model: VLM,
+    c: Json,
+    input_ids: Tensor | None = None,
+    pixel_values: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    image_attention_mask: Tensor | None = None,
+) -> Batch:
+    """Pictures [batch, pictures, 3, height, width], each row filled up to the one with most, with a mask over them.
+
+    image_attention_mask: [batch, length, pictures]. Without one, pictures [n, 3, height, width] are told by their ids.
+    """
+    if image_attention_mask is None:
+        return pictures(model, c, input_ids, pixel_values, attention_mask)
+    ids = checked(input_ids, attention_mask=attention_mask)
+    if pixel_values is None or pixel_values.dim() != 5 or len(pixel_values) != len(ids):
+        found = "none" if pixel_values is None else list(pixel_values.shape)
+        raise InputError(f"pixel_values: found {found}, expected [{len(ids)}, pictures, 3, height, width]")
+    wanted = [*ids.shape, pixel_values.shape[1]]
+    if list(image_attention_mask.shape) != wanted:
+        raise InputError(f"image_attention_mask is {list(image_attention_mask.shape)}, expected {wanted}")
+    batch = filled(model, ids, torch.zeros_like(ids).bool(), None, attention_mask)
+    batch = replace(batch, layout=replace(batch.layout, item=is_image(c, ids).cumsum(1)))
+    seen = image_attention_mask.bool()
+    row, number = seen.any(dim=1).nonzero().unbind(1)  # what only fills a row up is not computed
+    if not len(row):
+        return batch
+    owners = torch.stack((row, torch.zeros_like(row), number + 1), dim=1)
+    return replace(batch, patches=cut(model, pixel_values[row, number]), owners=owners, looks=seen)
+
+
+def _stretched(c: Json, side: int) -> ImagePipeline:
+    return Square(c.get("image_size", side), scaling(c, Scaling(CLIP_MEAN, CLIP_STD)))
+
+
+FAMILIES = {
+    "idefics": Family(
+        lambda c, f: VLM(config(c)),
+        keys,
+        inputs=inputs,
+        habits=Habits(idefics_template, "<image>", end="<end_of_utterance>", pixels=_stretched),
+    )
+}
+
+# its model card
+STAGES: Stages = {"pretrain": ("fusion.*", "decoder.blocks.*.cross_*", "decoder.extra_*"), "instruct": ("*",)}
+
+
+def _row(size: str) -> Row:
+    width, depth, heads, mlp, eps = {"9b": (4096, 32, 32, 11008, 1e-6), "80b": (8192, 80, 64, 22016, 1e-5)}[size]
+    text = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "intermediate_size": mlp}
+    text |= {"vocab_size": 32000, "additional_vocab_size": 3, "cross_layer_interval": 4}
+    vision = {"embed_dim": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "intermediate_size": 5120}
+    perceiver = {"resampler_n_latents": 64, "resampler_depth": 6, "resampler_n_heads": 16, "resampler_head_dim": 96}
+    perceiver |= {"qk_layer_norms_perceiver": True}
+    more = {"rms_norm_eps": eps, "use_resampler": True, "qk_layer_norms": True, "alpha_type": "float"}
+    return Row(
+        name=f"idefics-{size}-instruct",
+        family="IDEFICS",
+        encoder="OpenCLIP ViT-H/14 224",
+        fusion="Perceiver, gated cross-attention",
+        llm={"9b": "LLaMA 7B", "80b": "LLaMA 65B"}[size],
+        licence="LLaMA 1",
+        source=f"HuggingFaceM4/idefics-{size}-instruct",
+        read=config,
+        config={**text, **more, "vision_config": vision, "perceiver_config": perceiver},
+        stages=STAGES,
+        proof="logits and greedy tokens equal transformers' on random checkpoints of this layout",
+    )
+
+
+ROWS = (_row("9b"), _row("80b"))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.errors import ConfigError
 from ..fusion.projector import ProjectorConfig
-from ..model import VLMConfig
+from ..model import VLM, VLMConfig
 from . import llava
 from .backbones import (
     Json,
@@ -24,6 +24,7 @@ from .backbones import (
     language_config,
 )
 from .checkpoint import read_tensors
+from .family import LOGITS, Family, Row
 from .keymap import KeyMap, rule
 from .language_names import internlm2_keys
 
@@ -119,3 +120,53 @@ def original_keys(cfg: VLMConfig) -> KeyMap:
 def original_projector_keys() -> KeyMap:
     """The names of OpenGVLab/InternVL, below `mlp1.`."""
     return KeyMap((rule("0.{p}", "norm.{p}"), rule("1.{p}", "layers.0.{p}"), rule("3.{p}", "layers.1.{p}")))
+
+
+# ------------------------------------------------------------------------------------------------- families and rows
+
+FAMILIES = {
+    "internvl": Family(lambda c, f: VLM(config(c)), keys, tensors, modules=llava.module_name),
+    "internvl_chat": Family(lambda c, f: VLM(original_config(c)), original_keys),
+}
+
+# the 6B without its last three blocks; arXiv:2404.16821 sections 3 and 4.1
+INTERN_VIT_6B = {"hidden_size": 3200, "intermediate_size": 12_800, "num_hidden_layers": 45, "num_attention_heads": 25}
+INTERN_VIT_6B |= {"image_size": 448}
+INTERNLM2_20B = {"model_type": "internlm2", "hidden_size": 6144, "num_hidden_layers": 48, "num_attention_heads": 48}
+INTERNLM2_20B |= {"num_key_value_heads": 8, "intermediate_size": 16_384, "vocab_size": 92_553, "bias": False}
+INTERNLM2_20B |= {"max_position_embeddings": 32_768, "rms_norm_eps": 1e-5, "rope_theta": 1e6}
+
+INTERNVL_15 = Row(
+    name="internvl-chat-v1-5",
+    family="InternVL-1.5",
+    encoder="InternViT-6B/14 448",
+    fusion="2x2 patches folded into one, MLP of 2 layers",
+    llm="InternLM2 20B",
+    licence="MIT",
+    source="OpenGVLab/InternVL-Chat-V1-5",
+    read=original_config,
+    config={"vision_config": INTERN_VIT_6B, "llm_config": INTERNLM2_20B, "ps_version": "v2"},
+    stages={"align": ("encoder.*", "fusion.*"), "instruct": ("*",)},
+    proof="logits equal transformers' on a random checkpoint, its LLaMA half renamed and packed as InternLM2",
+)
+
+# arXiv:2504.10479; Qwen2.5's head is kept apart from its table here
+INTERN_VIT_300M = {"image_size": [448, 448], "patch_size": [14, 14], "attention_bias": True}
+QWEN2_HALF = {"model_type": "qwen2", "hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14}
+QWEN2_HALF |= {"num_key_value_heads": 2, "intermediate_size": 4864, "vocab_size": 151_674, "rope_theta": 1e6}
+
+INTERNVL_3 = Row(
+    name="internvl3-1b-hf",
+    family="InternVL3",
+    encoder="InternViT-300M/14 448",
+    fusion="2x2 patches folded into one, MLP of 2 layers",
+    llm="Qwen2.5 0.5B",
+    licence="MIT, Apache-2.0",
+    source="OpenGVLab/InternVL3-1B-hf",
+    read=config,
+    config={"vision_config": INTERN_VIT_300M, "text_config": QWEN2_HALF, "image_token_id": 151_667},
+    stages={"pretrain": ("*",), "instruct": ("*",)},
+    proof=LOGITS,
+)
+
+ROWS = (INTERNVL_15, INTERNVL_3)

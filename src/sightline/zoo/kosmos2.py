@@ -3,11 +3,18 @@
 A mask tells which tokens are replaced by a picture's; the ids there are ids of words.
 """
 
+import torch
+from torch import Tensor
+
+from ..data.batch import Batch
 from ..fusion.pooling import LatentPoolConfig
-from ..model import VLMConfig
+from ..model import VLM, VLMConfig
 from .backbones import Json, clip_keys, kosmos2_vision_config, language_config
+from .family import LOGITS, Family, Row
+from .inputs import checked, cut, filled
 from .keymap import KeyMap, rule
 from .language_names import magneto_keys
+from .llava import clip_l
 
 
 def config(c: Json) -> VLMConfig:
@@ -47,3 +54,37 @@ def pool_keys() -> KeyMap:
             rule(f"{theirs}x_attn.out_proj.{{p}}", "attention.o.{p}"),
         )
     )
+
+
+def inputs(
+    model: VLM,
+    c: Json,
+    input_ids: Tensor | None = None,
+    pixel_values: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    image_embeds_position_mask: Tensor | None = None,
+) -> Batch:
+    """Pictures [n, 3, height, width]; the mask [batch, length] is 1 where a token is a picture's."""
+    ids = checked(input_ids, attention_mask=attention_mask, image_embeds_position_mask=image_embeds_position_mask)
+    slots = torch.zeros_like(ids) if image_embeds_position_mask is None else image_embeds_position_mask
+    told = "image tokens in image_embeds_position_mask"
+    return filled(model, ids, slots.bool(), cut(model, pixel_values), attention_mask, told=told)
+
+
+FAMILIES = {"kosmos-2": Family(lambda c, f: VLM(config(c)), keys, inputs=inputs)}
+
+KOSMOS_2 = Row(
+    name="kosmos-2-patch14-224",
+    family="Kosmos-2",
+    encoder="CLIP ViT-L/14 224",
+    fusion="pool of 64 latents",
+    llm="Magneto 1.3B",
+    licence="MIT",
+    source="microsoft/kosmos-2-patch14-224",
+    read=config,
+    config={"latent_query_num": 64, "vision_config": clip_l(224), "text_config": {"embed_dim": 2048, "layers": 24}},
+    stages={"pretrain": ("encoder.blocks.23.*", "fusion.*", "decoder.*")},
+    proof=LOGITS,
+)
+
+ROWS = (KOSMOS_2,)

@@ -13,10 +13,14 @@ from typing import Any
 from torch import Tensor
 
 from ..core.errors import CheckpointError, ConfigError
+from ..data.images import PadSquare
+from ..data.processor import ImagePipeline
+from ..data.template import vicuna_template
 from ..fusion.projector import ProjectorConfig
-from ..model import VLMConfig
+from ..model import VLM, VLMConfig
 from .backbones import Json, act, clip_config, clip_keys, decoder_keys, language_config, siglip_config, siglip_keys
 from .checkpoint import read_json, read_tensors
+from .family import Family, Habits, Row, Stages, llama, scaling
 from .keymap import KeyMap, rule
 
 # the towers that the original configurations name; sizes as published by OpenAI
@@ -160,3 +164,73 @@ def original_tensors(c: Json, folder: Path) -> dict[str, Tensor]:
     skipped = ("vision_model.text_model.", "vision_model.visual_projection", "vision_model.text_projection")
     kept = {key: value for key, value in tower.items() if not key.startswith((*skipped, "vision_model.logit_scale"))}
     return tensors | {inside + key.removeprefix("vision_model."): value for key, value in kept.items()}
+
+
+# ------------------------------------------------------------------------------------------------- families and rows
+
+
+def published_tensors(c: Json, folder: Path) -> Mapping[str, Tensor]:
+    """Tensors of a folder in any layout that transformers writes, under the published names."""
+    return published(read_tensors(folder))
+
+
+def _padded(c: Json, side: int) -> ImagePipeline:
+    return PadSquare(side, scaling(c, PadSquare(side).scaling))
+
+
+# the original has no image token of its own; the unknown token stands in its slots, which the model replaces
+FAMILIES = {
+    "llava": Family(
+        lambda c, f: VLM(config(c)),
+        keys,
+        published_tensors,
+        habits=Habits(vicuna_template(""), "<image>", "decimals"),
+        modules=module_name,
+    ),
+    "llava_llama": Family(
+        lambda c, f: VLM(original_config(c, f)),
+        original_keys,
+        original_tensors,
+        habits=Habits(vicuna_template(), "<unk>", "decimals", pixels=_padded),
+    ),
+}
+
+STAGES: Stages = {"align": ("fusion.*",), "instruct": ("fusion.*", "decoder.*")}  # arXiv:2304.08485 section 4.2
+
+
+def clip_l(side: int) -> dict[str, Any]:
+    """CLIP ViT-L/14's sizes, for pictures of this side."""
+    return {**CLIP_L, "model_type": "clip_vision_model", "image_size": side, "patch_size": 14}
+
+
+def _llava_15(size: str) -> Row:
+    sizes = {"vision_config": clip_l(336), "text_config": llama(size, vocab_size=32064)}
+    return Row(
+        name=f"llava-1.5-{size}",
+        family="LLaVA-1.5",
+        encoder="CLIP ViT-L/14 336",
+        fusion="MLP of 2 layers",
+        llm=f"Vicuna {size.upper()} v1.5",
+        licence="Llama 2",
+        source=f"llava-hf/llava-1.5-{size}-hf",
+        read=config,
+        config=sizes,
+        stages=STAGES,
+    )
+
+
+LINEAR = Row(
+    name="llava-llama-2-13b",
+    family="LLaVA",
+    encoder="CLIP ViT-L/14 224",
+    fusion="linear",
+    llm="LLaMA-2 13B Chat",
+    licence="Llama 2",
+    source="liuhaotian/llava-llama-2-13b-chat-lightning-preview",
+    read=lambda c: original_config(c, Path()),
+    config=llama("13b", vocab_size=32000, mm_vision_tower="openai/clip-vit-large-patch14", mm_vision_select_layer=-2),
+    stages=STAGES,
+    proof="logits equal transformers' on a random checkpoint, its second layer set to the identity",
+)
+
+ROWS = (LINEAR, _llava_15("7b"), _llava_15("13b"))

@@ -9,8 +9,8 @@ from ..model import VLM
 from . import own
 from .checkpoint import read_json
 from .describe import Description, count, describe
-from .published import build, family_of
-from .rows import ROWS
+from .families import ROWS, family_of
+from .published import build
 
 ASSETS = Path(__file__).parent.parent / "assets"
 DEFAULT = "sightline-mini"

@@ -1,0 +1,104 @@
+"""Every family that a folder's `config.json` may name, and every published model by its name."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from ..core.config import nearest
+from ..core.errors import ConfigError
+from ..encoders.vit import ViT
+from ..language.decoder import Decoder
+from ..language.seq2seq import Seq2Seq
+from . import aria, backbones, blip2, cogvlm, idefics, internvl, kosmos2, languages, llava, paligemma, qwen_vl, t5
+from .backbones import Json
+from .checkpoint import read_tensors
+from .family import Family, Row
+from .inputs import words
+
+
+def _text(c: Json, folder: Path) -> Mapping[str, Tensor]:
+    """Tensors of a language model; what turns pictures into words or back is left out."""
+    return {key: value for key, value in read_tensors(folder).items() if not key.startswith("model.vqmodel.")}
+
+
+def _tower(c: Json, folder: Path) -> Mapping[str, Tensor]:
+    """Tensors of an encoder, with `vision_model.` before each name whichever way it was saved; text towers left out."""
+    skipped = ("text_model.", "text_projection", "visual_projection", "logit_")
+    found = {key: value for key, value in read_tensors(folder).items() if not key.startswith(skipped)}
+    return {f"vision_model.{key.removeprefix('vision_model.')}": value for key, value in found.items()}
+
+
+def _vision(c: Json) -> Json:
+    """The vision half of a two-tower configuration, or the configuration itself."""
+    found: Json = c.get("vision_config", c)
+    return found
+
+
+ENCODERS = {
+    "clip": Family(
+        lambda c, f: ViT(backbones.clip_config(_vision(c))),
+        lambda cfg: backbones.clip_keys(cfg).under("vision_model.", ""),
+        _tower,
+        inputs=None,
+    ),
+    "siglip": Family(
+        lambda c, f: ViT(backbones.siglip_config(_vision(c))),
+        lambda cfg: backbones.siglip_keys(cfg).under("vision_model.", ""),
+        _tower,
+        inputs=None,
+    ),
+    "dinov2": Family(lambda c, f: ViT(backbones.dinov2_config(c)), backbones.dinov2_keys, inputs=None),
+    "internvl_vision": Family(
+        lambda c, f: ViT(backbones.internvl_vision_config(c)), backbones.internvl_vision_keys, inputs=None
+    ),
+    "intern_vit_6b": Family(lambda c, f: ViT(backbones.intern_vit_config(c)), backbones.intern_vit_keys, inputs=None),
+    "blip_2_vision_model": Family(lambda c, f: ViT(backbones.eva_clip_config(c)), backbones.eva_clip_keys, inputs=None),
+    "kosmos_2_vision_model": Family(
+        lambda c, f: ViT(backbones.kosmos2_vision_config(c)),
+        lambda cfg: backbones.clip_keys(cfg).under("model.", ""),
+        inputs=None,
+    ),
+}
+ENCODERS |= {
+    "clip_vision_model": ENCODERS["clip"],
+    "siglip_vision_model": ENCODERS["siglip"],
+    "dinov2_with_registers": ENCODERS["dinov2"],
+    "instructblip_vision_model": ENCODERS["blip_2_vision_model"],
+}
+LANGUAGES = {
+    name: Family(lambda c, f: Decoder(languages.language_config(c)), language.keys, _text, words)
+    for name, language in languages.LANGUAGES.items()
+}
+LANGUAGES["t5"] = Family(lambda c, f: Seq2Seq(t5.config(c)), t5.keys, inputs=words)
+
+WHOLE = (
+    llava,
+    blip2,
+    internvl,
+    kosmos2,
+    aria,
+    idefics,
+    paligemma,
+    qwen_vl,
+    cogvlm,
+)  # a file each; its rows are listed in this order
+FAMILIES: dict[str, Family] = ENCODERS | LANGUAGES
+for module in WHOLE:
+    FAMILIES |= module.FAMILIES
+ROWS: dict[str, Row] = {row.name: row for module in WHOLE for row in module.ROWS}
+
+
+def family_of(c: Json) -> str:
+    """The family that a configuration names; ConfigError tells the nearest known one."""
+    kind = str(c.get("model_type", ""))
+    original = "mm_vision_tower" in c or "LlavaLlamaForCausalLM" in (c.get("architectures") or [])
+    if original and kind in ("llava", "llava_llama", "llama"):
+        return "llava_llama"
+    if kind == "qwen" and "visual" in c:  # a Qwen-VL says that it is a Qwen
+        return "qwen_vl"
+    if "CogVLMForCausalLM" in (c.get("architectures") or []):  # its own files name no type
+        return "cogvlm"
+    if kind not in FAMILIES:
+        raise ConfigError(f"config.json names the model type {kind!r}, which is not known{nearest(kind, FAMILIES)}")
+    return kind
