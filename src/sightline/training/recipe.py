@@ -1,7 +1,7 @@
 """A recipe is a value that says the whole run: model, data, and stages that list what learns and how fast."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import field
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal
@@ -12,8 +12,10 @@ from torch import nn
 from ..core.config import config, nearest
 from ..core.errors import ConfigError
 from ..data.tiles import Pipeline
+from ..layers.adapted import OWN, adapted
 from ..model import VLMConfig
-from .sources import Source
+from .adapters import Learning, Lora
+from .sources import FilesSource, Source
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -23,12 +25,13 @@ class Stage:
     """One stage of a run.
 
     learn: patterns over parameter names and their learning rates; everything else is frozen. A pattern that matches
-    nothing is an error; a parameter that two patterns match takes the later one's rate.
+    nothing is an error; a parameter that two patterns match takes the later one's rate. Under a `Lora` the parameters
+    stay frozen as well and adapters beside the linear maps among them learn (`training.adapters`).
     data: weights of the recipe's sources. objective: weights of the terms of the loss.
     """
 
     name: str
-    learn: dict[str, float]
+    learn: dict[str, float | Lora]
     data: dict[str, float]
     steps: PositiveInt
     batch: PositiveInt = 16
@@ -39,6 +42,7 @@ class Stage:
     decay: float = 0.5  # share of the stage, at its end, over which it falls; 0 keeps it constant
     floor: float = 0.03  # what it falls to, as a share
     weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)  # of AdamW
     clip: float = 1.0
     precision: Literal["bf16", "fp32"] = "bf16"
     accumulate: PositiveInt = 1  # micro-batches a step
@@ -93,15 +97,35 @@ def check_sources(stage: Stage, known: Iterable[str]) -> None:
             raise ConfigError(f"stage {stage.name!r} has no source {name!r}{nearest(name, known)}")
 
 
-def learning_rates(model: nn.Module, learn: dict[str, float]) -> dict[str, float]:
-    """The rate of every parameter that a stage's patterns name; the others are frozen."""
+def without_files(stage: Stage, sources: Mapping[str, Source]) -> dict[str, FilesSource]:
+    """The sources of a stage that are read from files and name none yet."""
+    found = {name: sources[name] for name in stage.data}
+    return {name: each for name, each in found.items() if isinstance(each, FilesSource) and not each.path}
+
+
+def check_files(stage: Stage, sources: Mapping[str, Source]) -> None:
+    """ConfigError for a source of a stage that is unknown, or is read from files and names none yet."""
+    check_sources(stage, sources)
+    for name, found in without_files(stage, sources).items():
+        what = f"{found.kind} in the format {found.format!r}"
+        raise ConfigError(f"source {name!r} names no file; set sources.{name}.path=FILE, {what}")
+
+
+def learning_rates(model: nn.Module, learn: Learning) -> dict[str, float]:
+    """The rate of every parameter that a stage's patterns name; the others are frozen.
+
+    Under a `Lora` these are the adapters' own, where `adapt` has put some.
+    """
+    beside = {f"{name}.{own}": f"{name}.weight" for name in adapted(model) for own in OWN}
     names = [name for name, _ in model.named_parameters()]
     rates: dict[str, float] = {}
-    for pattern, rate in learn.items():
-        matched = [name for name in names if fnmatchcase(name, pattern)]
+    for pattern, how in learn.items():
+        matched = [name for name in names if fnmatchcase(beside.get(name, name), pattern)]
         if not matched:
             raise ConfigError(f"pattern {pattern!r} matches no parameter{nearest(pattern, names)}")
-        rates |= dict.fromkeys(matched, rate)
+        low = isinstance(how, Lora)
+        rate = how.rate if isinstance(how, Lora) else how
+        rates |= dict.fromkeys((name for name in matched if (name in beside) == low), rate)
     return rates
 
 

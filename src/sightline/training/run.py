@@ -14,15 +14,17 @@ from ..core.sequence import Text
 from ..data.processor import Processor
 from ..grounding.codecs import LocationTokens
 from ..language.tokenizer import Tokenizer, train_tokenizer
+from ..layers.adapted import merge
 from ..model import VLM
 from ..worlds.scene_questions import questions
 from ..worlds.scenes import COLORS, SHAPES, SIZES, TEXTURES, scene
 from ..zoo.names import locate
 from ..zoo.own import ProcessorConfig, load_model, read_card
 from . import checkpoints
+from .adapters import adapt
 from .alignment import Words, smooth_places, words_of
 from .objectives import Dense, NextToken, SigLIP, Total
-from .recipe import Recipe, Stage
+from .recipe import Recipe, Stage, check_files
 from .records import prepare, tell, whole
 from .sources import FilesSource
 from .trainer import Step, Trainer
@@ -121,12 +123,19 @@ def weights_before(recipe: Recipe, folder: Path, number: int, model: VLM) -> Non
     """Start a stage from the last weights of the one before it, the first one of a run from where the recipe says."""
     before = recipe.stages[number - 1] if number else None
     if before and (found := last_of(folder, before)):
-        model.load_state_dict(found.tensors["model"])
+        restore(model, before, found)
+        merge(model)
     elif recipe.start:
         load_start(recipe, model)
     elif before:
         after = recipe.stages[number].name
         raise CheckpointError(f"{folder}: stage {before.name!r} is not finished; train it before {after!r}")
+
+
+def restore(model: VLM, stage: Stage, found: checkpoints.Saved) -> None:
+    """Give a model the weights and adapters of a stage's checkpoint."""
+    adapt(model, stage.learn)
+    model.load_state_dict(found.tensors["model"])
 
 
 def load_start(recipe: Recipe, model: VLM) -> None:
@@ -146,10 +155,12 @@ def run(
     evaluate: Callable[[VLM], dict[str, float]] | None = None,
 ) -> Iterator[Step]:
     """Steps of one stage, or of every stage that is not finished; killed at any instant, it goes on from there."""
+    chosen = range(len(recipe.stages)) if stage is None else [recipe.stage(stage)]
+    for number in chosen:
+        check_files(recipe.stages[number], recipe.sources)
     with checkpoints.locked(folder):
         prepare(recipe, folder)
         tokenizer = tokenizer_of(recipe, folder)
-        chosen = range(len(recipe.stages)) if stage is None else [recipe.stage(stage)]
         for number in chosen:
             current = recipe.stages[number]
             if finished(recipe, folder, current):
@@ -164,10 +175,10 @@ def run(
 
 
 def final_model(recipe: Recipe, folder: Path) -> tuple[VLM, tuple[Stage, ...]]:
-    """The model after the last stage that is finished, and the stages it went through."""
+    """The model after the last stage that is finished, with that one's adapters, and the stages it went through."""
     model = initial_model(recipe)
     for number, stage in reversed(list(enumerate(recipe.stages))):
         if found := last_of(folder, stage):
-            model.load_state_dict(found.tensors["model"])
+            restore(model, stage, found)
             return model.eval(), recipe.stages[: number + 1]
     raise CheckpointError(f"{folder}: no stage of recipe {recipe.name!r} is finished")

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from ..data.batch import Batch
 from ..data.processor import Processor
 from ..model import VLM
 from . import checkpoints
+from .adapters import adapt
 from .loader import Batches, batches
 from .objectives import Objective
 from .optim import Optimizers
@@ -70,12 +70,13 @@ class Trainer:
         self.recipe, self.stage, self.model, self.objective = recipe, stage, model, objective
         self.folder, self.saved = folder, folder / "checkpoints" / stage.name
         self.number = recipe.stage(stage.name)
+        adapt(model, stage.learn)
         rates = learning_rates(model, stage.learn)
         freeze(model, rates)
         learned = {name: p for name, p in model.named_parameters() if name in rates}
         own = {f"objective.{name}": p for name, p in objective.named_parameters()}
         self.parameters = learned | own
-        self.optimizers = Optimizers(self.parameters, rates | dict.fromkeys(own, max(stage.learn.values())), stage)
+        self.optimizers = Optimizers(self.parameters, rates | dict.fromkeys(own, max(rates.values())), stage)
         self.step, self.refused, self.checked = 0, 0, False
         scaling = getattr(model.config.decoder, "rope_scaling", None)
         if stage.packing and scaling is not None and scaling.by_length:
@@ -159,8 +160,8 @@ class Trainer:
         """Hold the stage to its word with real gradients: every pattern it learns got some, what it froze did not."""
         self.checked, stage = True, self.stage.name
         silent = {name for name, p in self.parameters.items() if p.grad is None}
-        for pattern in self.stage.learn:
-            if all(name in silent for name in self.parameters if fnmatchcase(name, pattern)):
+        for pattern, how in self.stage.learn.items():
+            if all(name in silent for name in learning_rates(self.model, {pattern: how}) if name in self.parameters):
                 raise ConfigError(f"stage {stage!r} learns {pattern!r}, but its data and objective never reach it")
         moved = [n for n, p in self.model.named_parameters() if n not in self.parameters and p.grad is not None]
         if moved:

@@ -98,6 +98,16 @@ def published_name(key: str) -> str:
     return re.sub(r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", key)
 
 
+def module_name(key: str) -> str:
+    """One name of any layout as transformers 5 has it in memory."""
+    key = published_name(key)
+    if key.startswith("language_model.model."):
+        return "model.language_model." + key.removeprefix("language_model.model.")
+    if key.startswith("language_model.lm_head"):
+        return key.removeprefix("language_model.")
+    return "model." + key.replace("vision_tower.vision_model.", "vision_tower.").removeprefix("model.")
+
+
 # -------------------------------------------------------------------------------------------------- original layout
 
 
@@ -171,7 +181,11 @@ def _padded(c: Json, side: int) -> ImagePipeline:
 # the original has no image token of its own; the unknown token stands in its slots, which the model replaces
 FAMILIES = {
     "llava": Family(
-        lambda c, f: VLM(config(c)), keys, published_tensors, habits=Habits(vicuna_template(""), "<image>", "decimals")
+        lambda c, f: VLM(config(c)),
+        keys,
+        published_tensors,
+        habits=Habits(vicuna_template(""), "<image>", "decimals"),
+        modules=module_name,
     ),
     "llava_llama": Family(
         lambda c, f: VLM(original_config(c, f)),

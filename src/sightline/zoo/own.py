@@ -22,6 +22,7 @@ from ..data.template import TEMPLATES
 from ..data.tiles import Pipeline
 from ..grounding.codecs import CODECS
 from ..language.tokenizer import Tokenizer
+from ..layers.adapted import merged_state
 from ..layers.packed import Precision
 from ..model import VLM, VLMConfig
 from .checkpoint import INDEX, WEIGHTS, assign, digest, flush, read_file, read_json, write_tensors
@@ -185,8 +186,8 @@ def read_weights(folder: Path, card: Card) -> dict[str, Tensor]:
 
 
 def _write_weights(model: VLM, folder: Path, piece: int) -> None:
-    """Weights in bfloat16, in as many files as pieces of at most `piece` bytes take."""
-    tensors = {name: tensor.detach().to("cpu", torch.bfloat16) for name, tensor in model.state_dict().items()}
+    """Weights in bfloat16, adapters merged, in as many files as pieces of at most `piece` bytes take."""
+    tensors = {name: tensor.to("cpu", torch.bfloat16) for name, tensor in merged_state(model).items()}
     pieces: list[dict[str, Tensor]] = [{}]
     room = piece
     for name, tensor in tensors.items():
