@@ -41,7 +41,7 @@ def weights(recipe: Recipe, folder: Path) -> dict[str, Tensor]:
 def trainer_of(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> tuple[Trainer, Batches]:
     """A trainer of the recipe's first stage that is driven by hand, and its batches."""
     stage, model = recipe.stages[0], initial_model(recipe)
-    objective = objective_of(stage, recipe, tokenizer)
+    objective = objective_of(stage, recipe, tokenizer, model)
     data = Batches(stage, 0, recipe.seed, recipe.sources, processor_of(recipe, tokenizer, model))
     return Trainer(recipe, stage, model, objective, folder), data
 

@@ -7,28 +7,22 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..core.errors import ConfigError
 from ..data.batch import Batch, Example, collate
 from ..data.processor import Processor
-from .recipe import Stage, check_sources
+from .preferences import preferred
+from .recipe import Source, Stage, check_sources
+from .settings import FROM_PAIRS
 from .signals import leave_to_parent
-from .sources import Sample, ScenesSource
+from .sources import Sample
 
 
 class Batches(Dataset[Batch]):
     """The micro-batches of one stage, by their number."""
 
     def __init__(
-        self, stage: Stage, number: int, seed: int, sources: Mapping[str, ScenesSource], processor: Processor
+        self, stage: Stage, number: int, seed: int, sources: Mapping[str, Source], processor: Processor
     ) -> None:
-        check_sources(stage, sources)
-        found = {"pictures" if sources[name].kind == "pictures" else "conversations" for name in stage.data}
-        wanted = {"conversations" if name in ("next-token", "answers") else "pictures" for name in stage.objective}
-        if found != wanted or len(found) > 1:
-            reads, learns = " and ".join(sorted(found)), " and ".join(sorted(wanted))
-            raise ConfigError(
-                f"stage {stage.name!r} reads {reads}, its objective learns from {learns}; one batch is one of them"
-            )
+        self.form = check_sources(stage, sources)
         self.stage, self.number, self.seed = stage, number, seed
         self.sources, self.processor = sources, processor
 
@@ -38,7 +32,8 @@ class Batches(Dataset[Batch]):
     def __getitem__(self, k: int) -> Batch:
         if k >= len(self):
             raise IndexError(k)
-        return assemble([self.sample(k * self.stage.batch + j) for j in range(self.stage.batch)], self.processor)
+        samples = [self.sample(k * self.stage.batch + j) for j in range(self.stage.batch)]
+        return assemble(samples, self.processor, self.form)
 
     def sample(self, index: int) -> Sample:
         """Sample `index` of the stage: a source drawn by its weight, asked for that index."""
@@ -49,8 +44,10 @@ class Batches(Dataset[Batch]):
         return self.sources[chosen](self.seed, 0, index)
 
 
-def assemble(samples: list[Sample], processor: Processor) -> Batch:
-    """Samples as one batch; pictures without a conversation become patches without text."""
+def assemble(samples: list[Sample], processor: Processor, form: str) -> Batch:
+    """Samples as one batch of a form of `READS`; pictures without a conversation become patches without text."""
+    if form in FROM_PAIRS:
+        return preferred(samples, processor, form)
     examples = [processor.branches(s.conversation) if s.conversation else _picture(s, processor) for s in samples]
     batch = collate(examples, processor.patch, processor.tokenizer.control(processor.tokenizer.pad))
     extra = {"names": [sample.name for sample in samples]}

@@ -29,7 +29,7 @@ def _stage(stage: Stage, total: int, learned: int) -> Iterator[str]:
     yield f"{stage.name}"
     yield f"  learns     {short(learned)} of {short(total)} parameters ({learned / total:.1%})"
     yield from (f"             {pattern} at {rate:g}" for pattern, rate in stage.learn.items())
-    yield f"  from       {_weighted(stage.data)}, to lower {_weighted(stage.objective)}"
+    yield f"  from       {_weighted(stage.data)}, to lower {_weighted(stage.terms)}"
     yield f"  steps      {stage.steps:,} of {per_step} samples, {short(stage.steps * per_step)} samples in all"
     yield f"  with       {stage.optimizer}, {stage.precision}, {stage.warmup} steps of warm-up"
     yield f"  saved      every {stage.save_every} steps"

@@ -1,10 +1,10 @@
 """A recipe is a value that says the whole run: model, data, and stages that list what learns and how fast."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import field
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 from torch import nn
@@ -13,7 +13,11 @@ from ..core.config import config, nearest
 from ..core.errors import ConfigError
 from ..data.images import Pipeline
 from ..model import VLMConfig
+from .preferences import PairsSource
+from .settings import DEFAULTS, FROM_PAIRS, READS, ObjectiveConfig, check_names
 from .sources import ScenesSource
+
+Source = ScenesSource | PairsSource  # told apart by `kind`
 
 
 @config
@@ -22,7 +26,7 @@ class Stage:
 
     learn: patterns over parameter names and their learning rates; everything else is frozen. A pattern that matches
     nothing is an error; a parameter that two patterns match takes the later one's rate.
-    data: weights of the recipe's sources. objective: weights of the terms of the loss.
+    data: weights of the recipe's sources. objective: weights of the terms of the loss, or one term with its settings.
     """
 
     name: str
@@ -30,7 +34,7 @@ class Stage:
     data: dict[str, float]
     steps: PositiveInt
     batch: PositiveInt = 16
-    objective: dict[str, float] = field(default_factory=lambda: {"next-token": 1.0})
+    objective: ObjectiveConfig | dict[str, float] = field(default_factory=lambda: {"next-token": 1.0})
     optimizer: Literal["adamw", "muon"] = "adamw"
     warmup: NonNegativeInt = 50
     schedule: Literal["linear", "cosine"] = "linear"  # how the rate falls
@@ -41,6 +45,15 @@ class Stage:
     precision: Literal["bf16", "fp32"] = "bf16"
     accumulate: PositiveInt = 1  # micro-batches a step
     save_every: PositiveInt = 250
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """The terms of the loss by name, and their weights."""
+        return self.objective if isinstance(self.objective, dict) else {self.objective.kind: 1.0}
+
+    def settings(self, name: str) -> Any:
+        """The settings of one of the terms: the stage's, or the default ones."""
+        return DEFAULTS[name] if isinstance(self.objective, dict) else self.objective
 
     def rate(self, step: int) -> float:
         """The learning rate at a step (from 0) as a share of its peak."""
@@ -62,7 +75,7 @@ class Recipe:
     name: str
     model: VLMConfig
     pixels: Pipeline
-    sources: dict[str, ScenesSource]
+    sources: dict[str, Source]
     stages: tuple[Stage, ...]
     template: str = "sightline"
     codec: str = "location-tokens"
@@ -79,12 +92,24 @@ class Recipe:
         return names.index(name)
 
 
-def check_sources(stage: Stage, known: Iterable[str]) -> None:
-    """ConfigError, telling the nearest, for a source of a stage that a recipe does not have."""
-    known = list(known)
+def check_sources(stage: Stage, sources: Mapping[str, Any]) -> str:
+    """What a batch of the stage holds, as in `READS`; ConfigError where its sources and objective do not fit."""
     for name in stage.data:
-        if name not in known:
-            raise ConfigError(f"stage {stage.name!r} has no source {name!r}{nearest(name, known)}")
+        if name not in sources:
+            raise ConfigError(f"stage {stage.name!r} has no source {name!r}{nearest(name, sources)}")
+    check_names(stage.terms)
+    wanted = {READS[name] for name in stage.terms}
+    given = {kind if (kind := sources[name].kind) in ("pictures", "pairs") else "conversations" for name in stage.data}
+    needed = {"pairs" if form in FROM_PAIRS else form for form in wanted}
+    if given != needed or len(wanted) > 1:
+        reads, learns = " and ".join(sorted(given)), " and ".join(sorted(needed if len(wanted) == 1 else wanted))
+        raise ConfigError(
+            f"stage {stage.name!r} reads {reads}, its objective learns from {learns}; one batch is one of them"
+        )
+    for name in {"kto", "itm"} & set(stage.terms):
+        if stage.batch < 2:
+            raise ConfigError(f"stage {stage.name!r}: {name!r} compares samples of a batch, expected one of at least 2")
+    return wanted.pop()
 
 
 def learning_rates(model: nn.Module, learn: dict[str, float]) -> dict[str, float]:

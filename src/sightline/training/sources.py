@@ -20,6 +20,7 @@ class Sample:
     """What one step of training sees of one picture.
 
     conversation: what is read and learned, may be empty; image, caption, dense: for objectives on the encoder.
+    chosen, rejected: a better and a worse answer to the conversation, which then ends with the user.
     """
 
     conversation: Conversation = ()
@@ -27,6 +28,8 @@ class Sample:
     caption: str = ""
     dense: Mapping[str, np.ndarray] = field(default_factory=dict)
     name: str = ""
+    chosen: Message | None = None
+    rejected: Message | None = None
 
 
 def places(question: Question, frame: Frame) -> tuple[Part, ...]:
