@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sightline.core.errors import InputError
 from sightline.core.sequence import Message, Text
 from sightline.data.batch import Batch
 from sightline.language.tokenizer import Tokenizer
@@ -85,7 +86,7 @@ def test_pairs_against_the_reference(
         scores = []
         for j in (k, k + 1):
             weight = weights[answers.which == j]
-            score = float((weight * (after[j] - before[j])).sum())
+            score = float((weight * (after[j] - before[j])).sum().detach())
             mean = isinstance(cfg, DenseDPOConfig) and cfg.average
             ipo = isinstance(cfg, DPOConfig) and cfg.loss == "ipo"
             scores.append(score / float(weight.sum()) if mean or ipo else score)
@@ -141,7 +142,7 @@ def test_kto_judges_single_answers_against_those_to_other_prompts(
     objective = KTO(cfg, frozen(model, [n for n, _ in model.named_parameters()]))
     before, _ = by_hand(model, batch)
     after, _ = by_hand(moved(model), batch)
-    gain = [float((b - a).sum()) for a, b in zip(before, after, strict=True)]
+    gain = [float((b - a).sum().detach()) for a, b in zip(before, after, strict=True)]
     level = max(0.0, sum(g for g, mark in zip(gain, marks, strict=True) if mark == 0) / 3)
     wanted = 0.0
     for g, mark in zip(gain, marks, strict=True):
@@ -158,10 +159,10 @@ def test_orpo_learns_the_chosen_answer_and_the_odds(recipe: Recipe, tokenizer: T
     parts, answers = by_hand(model, batch)
     objective = ORPO(ORPOConfig(beta=0.2))
     terms = objective(model, batch)
-    chosen = -sum(float(part.sum()) for part in parts[0::2])
+    chosen = -sum(float(part.sum().detach()) for part in parts[0::2])
     odds = 0.0
     for good, bad in zip(parts[0::2], parts[1::2], strict=True):
-        p, q = math.exp(float(good.mean())), math.exp(float(bad.mean()))
+        p, q = math.exp(float(good.mean().detach())), math.exp(float(bad.mean().detach()))
         odds += math.log1p(math.exp(-(math.log(p / (1 - p)) - math.log(q / (1 - q)))))
     assert float(terms["chosen"][0].detach()) == pytest.approx(chosen, rel=1e-4)
     assert float(terms["orpo"][0].detach()) == pytest.approx(0.2 * odds, rel=1e-4)
@@ -203,8 +204,6 @@ def test_two_micro_batches_are_one(
 
 
 def test_an_answer_that_is_missing_is_told(recipe: Recipe, tokenizer: Tokenizer, model: VLM) -> None:
-    from sightline.core.errors import InputError
-
     sample = replace(recipe.sources["pairs"](0, 0, 0), rejected=None, chosen=Message("assistant", (Text("no"),)))
     data = Batches(stage_of(DPOConfig()), 0, 0, {"pairs": Listed([sample])}, processor_of(recipe, tokenizer, model))
     with pytest.raises(InputError, match="scene 4000000: lacks an answer that its objective learns from"):

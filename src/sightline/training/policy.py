@@ -30,11 +30,13 @@ class OnPolicy(Objective):
     @torch.no_grad()
     def prepare(self, model: VLM, micro: list[Batch], key: str) -> list[Batch]:
         made: list[Batch] = []
-        first = 0
+        first, learning = 0, model.training
+        model.eval()  # what an adapter leaves out by chance would be no part of the policy
         for batch in micro:
             made.append(self.rollouts(model, batch, key, first))
             first += len(batch.extra["prompts"])
         found = [self.measure(model, batch) for batch in made]
+        model.train(learning)
         rewards = torch.cat([batch.extra["rewards"] for batch in made])
         length = sum(len(answers.ids) for answers, _ in found) / len(rewards)
         self.notes = {"reward": float(rewards.mean()), "tokens": length}
