@@ -323,8 +323,9 @@ def test_a_start_of_another_design_is_refused(recipe: Recipe, folder: Path, tiny
 # ---------------------------------------------------------------------------------------------------- every objective
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", sorted(READS))
-def test_every_objective_trains(recipe: Recipe, folder: Path, name: str) -> None:
+def test_every_objective_trains(recipe: Recipe, folder: Path, name: str, precision: str) -> None:
     form = READS[name]
     source = {"pictures": "pictures", "conversations": "questions"}.get(form, "pairs")
     part = "fusion" if name == "words" else "encoder" if form == "pictures" else "decoder"
@@ -332,6 +333,6 @@ def test_every_objective_trains(recipe: Recipe, folder: Path, name: str) -> None
     if name in ("ppo", "grpo"):
         objective = replace(DEFAULTS[name], max_new_tokens=4)
     stage = replace(recipe.stages[0], name=name, learn={f"{part}.*": 1e-3}, data={source: 1.0}, steps=2)
-    chosen = replace(recipe, stages=(replace(stage, objective=objective),))
+    chosen = replace(recipe, stages=(replace(stage, objective=objective, precision=precision),))
     done = list(run(chosen, folder, workers=0))
     assert len(done) == 2 and all(step.applied and math.isfinite(step.loss) for step in done)

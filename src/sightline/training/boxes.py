@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ..core.geometry import generalized_iou
 from ..data.batch import Batch
-from .objectives import OnFeatures, Term
+from .objectives import OnFeatures, Term, exactly
 from .settings import BoxesConfig
 
 
@@ -24,7 +24,7 @@ class Boxes(OnFeatures):
     def on_features(self, features: Tensor, batch: Batch) -> dict[str, Term]:
         truth = {name: batch.extra["dense"][name].to(features.device).flatten(1, 2) for name in ("object", "box")}
         there = truth["object"] == 1
-        found, wanted = corners(self.head(features[there]).float().sigmoid()), truth["box"][there]
+        found, wanted = corners(exactly(self.head, features[there]).sigmoid()), truth["box"][there]
         count = len(wanted)
         away, overlap = (found - wanted).abs().sum(), generalized_iou(found, wanted)
         return {"box-l1": (self.cfg.l1 * away, count), "box-giou": (self.cfg.giou * (1 - overlap).sum(), count)}

@@ -29,8 +29,9 @@ class Prototypes(nn.Module):
         self.prototypes = nn.Parameter(torch.randn(cfg.prototypes, cfg.bottleneck))
 
     def forward(self, features: Patches) -> Tensor:
-        narrow = F.normalize(self.layers(features.dense().mean(1)).float(), dim=-1)
-        return narrow @ F.normalize(self.prototypes, dim=-1).T
+        narrow = self.layers(features.dense().mean(1))
+        with torch.autocast(narrow.device.type, enabled=False):  # cosines near one, as in `siglip_loss`
+            return F.normalize(narrow.float(), dim=-1) @ F.normalize(self.prototypes, dim=-1).T
 
 
 class DINO(Objective):
@@ -93,7 +94,7 @@ def dino_loss(student: Tensor, target: Tensor, temperature: float) -> Term:
     student: scores [crops, n, prototypes]; target: the teacher's probabilities [2, n, prototypes] of the first two.
     """
     scores = (student / temperature).log_softmax(-1)
-    pairs = -torch.einsum("tnk,snk->tsn", target, scores)
+    pairs = -(target[:, None] * scores).sum(-1)
     other = 1 - torch.eye(*pairs.shape[:2], device=pairs.device)
     return (pairs * other[..., None]).sum() / other.sum(), student.shape[1]
 

@@ -158,6 +158,13 @@ def features_of(model: VLM, batch: Batch) -> Tensor:
     return features
 
 
+def exactly(head: nn.Linear, x: Tensor) -> Tensor:
+    """A linear map in float32, whatever the stage computes in: for numbers that are compared, not chosen among."""
+    with torch.autocast(x.device.type, enabled=False):
+        out: Tensor = head(x.float())
+        return out
+
+
 BINS = 128
 DENSE_WEIGHTS = {
     "object": 2.0,

@@ -14,7 +14,7 @@ from ..data.batch import Batch
 from ..data.processor import Processor
 from ..model import VLM
 from .answers import Answers, Reference, answers_of, count_of, written
-from .objectives import Objective, Term
+from .objectives import Objective, Term, exactly
 from .rewards import Rewards, checkable
 from .rollouts import Rollouts
 from .settings import GRPOConfig, PPOConfig
@@ -85,7 +85,7 @@ class PPO(OnPolicy):
         return {"ppo": tokens, "value": tokens}
 
     def values(self, hidden: Tensor) -> Tensor:
-        return nn.functional.linear(hidden.float(), self.value.weight, self.value.bias)[:, 0]
+        return exactly(self.value, hidden)[:, 0]
 
     def more(self, hidden: Tensor) -> dict[str, Tensor]:
         return {"value": self.values(hidden)}

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..data.batch import Batch
 from ..model import VLM
 from .answers import Answers, Reference, answers_of, count_of, log_probabilities
-from .objectives import Objective, Term
+from .objectives import Objective, Term, exactly
 from .settings import DenseDPOConfig, DPOConfig, KTOConfig, ORPOConfig, RewardConfig
 
 
@@ -159,7 +159,7 @@ class Reward(Objective):
     def scores(self, model: VLM, batch: Batch) -> Tensor:
         """Rewards [answers] in float32."""
         hidden: Tensor = model(batch, rows=answers_of(batch).ends)
-        return F.linear(hidden.float(), self.head.weight, self.head.bias)[:, 0]
+        return exactly(self.head, hidden)[:, 0]
 
     def forward(self, model: VLM, batch: Batch) -> dict[str, Term]:
         scores = self.scores(model, batch)

@@ -98,7 +98,6 @@ def objective_of(stage: Stage, recipe: Recipe, tokenizer: Tokenizer, model: VLM)
         "ppo": lambda: PPO(stage.settings("ppo"), processor(), reference(), width),
         "grpo": lambda: GRPO(stage.settings("grpo"), processor(), reference()),
     }
-
     return Total({name: made[name]() for name in stage.terms}, stage.terms)
 
 
