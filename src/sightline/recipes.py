@@ -14,8 +14,8 @@ from .fusion.projector import ProjectorConfig
 from .language.decoder import DecoderConfig
 from .model import VLMConfig
 from .training.adapters import Lora
-from .training.recipe import Recipe, Stage
-from .training.sources import FilesSource, ScenesSource, Source
+from .training.recipe import Recipe, Source, Stage
+from .training.sources import FilesSource, ScenesSource
 from .zoo.families import ROWS
 
 

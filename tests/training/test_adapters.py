@@ -130,7 +130,8 @@ def test_only_adapters_learn(recipe: Recipe, tmp_path: Path, tokenizer: Tokenize
     chosen = alone(recipe, "language", learn={"decoder.*": Lora(rank=2, rate=1e-2, dora=dora)})
     model, stage = initial_model(chosen), chosen.stages[0]
     data = Batches(stage, 0, chosen.seed, chosen.sources, processor_of(chosen, tokenizer, model))
-    trainer = Trainer(chosen, stage, model, objective_of(stage, chosen, tokenizer), tmp_path)
+    adapt(model, stage.learn)
+    trainer = Trainer(chosen, stage, model, objective_of(stage, chosen, tokenizer, model), tmp_path)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     done = [trainer.learn([data[k]]) for k in range(3)]
     assert all(step.applied for step in done)

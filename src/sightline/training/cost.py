@@ -20,7 +20,8 @@ from ..core.sequence import Conversation, Region, Text, images_of
 from ..data.batch import Batch
 from ..model import VLM
 from ..zoo.hollow import Operations
-from .sources import FilesSource, Sample, ScenesSource, Source
+from .recipe import Source
+from .sources import FilesSource, Sample, ScenesSource
 
 WORD = re.compile(r"\w+|[^\w\s]")
 LOOKED_AT = 8  # samples

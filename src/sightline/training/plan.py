@@ -52,7 +52,7 @@ def _stage(recipe: Recipe, stage: Stage, model: VLM, rate: Callable[[str], float
     yield f"  learns     {short(learned)} of {short(total)} parameters ({learned / total:.1%})"
     for pattern, how in stage.learn.items():
         yield f"             {pattern} at {how if isinstance(how, Lora) else f'{how:g}'}"
-    yield f"  from       {_weighted(stage.data)}, to lower {_weighted(stage.objective)}"
+    yield f"  from       {_weighted(stage.data)}, to lower {_weighted(stage.terms)}"
     for name, source in without_files(stage, recipe.sources).items():
         yield f"  files      sources.{name}.path=FILE is still to be given, in the format {source.format}"
     for name, each in costs.items():

@@ -1,10 +1,10 @@
 """A recipe is a value that says the whole run: model, data, and stages that list what learns and how fast."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import field
 from fnmatch import fnmatchcase
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import nn
@@ -15,9 +15,12 @@ from ..data.tiles import Pipeline
 from ..layers.adapted import OWN, adapted
 from ..model import VLMConfig
 from .adapters import Learning, Lora
-from .sources import FilesSource, Source
+from .preferences import PairsSource
+from .settings import DEFAULTS, FROM_PAIRS, READS, ObjectiveConfig, check_names
+from .sources import FilesSource, ScenesSource
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Source = ScenesSource | FilesSource | PairsSource  # told apart by `kind`
 
 
 @config
@@ -27,7 +30,7 @@ class Stage:
     learn: patterns over parameter names and their learning rates; everything else is frozen. A pattern that matches
     nothing is an error; a parameter that two patterns match takes the later one's rate. Under a `Lora` the parameters
     stay frozen as well and adapters beside the linear maps among them learn (`training.adapters`).
-    data: weights of the recipe's sources. objective: weights of the terms of the loss.
+    data: weights of the recipe's sources. objective: weights of the terms of the loss, or one term with its settings.
     """
 
     name: str
@@ -35,7 +38,7 @@ class Stage:
     data: dict[str, float]
     steps: PositiveInt
     batch: PositiveInt = 16
-    objective: dict[str, float] = field(default_factory=lambda: {"next-token": 1.0})
+    objective: ObjectiveConfig | dict[str, float] = field(default_factory=lambda: {"next-token": 1.0})
     optimizer: Literal["adamw", "muon"] = "adamw"
     warmup: NonNegativeInt = 50
     schedule: Literal["linear", "cosine"] = "linear"  # how the rate falls
@@ -51,6 +54,15 @@ class Stage:
     group: PositiveInt = 1  # batches whose samples are sorted by length among them
     recompute: bool = False  # blocks are computed again for their gradients instead of kept (arXiv:1604.06174)
     max_bad: Share = 0.01  # how many samples may be passed over, of the first 1,000 or of all
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """The terms of the loss by name, and their weights."""
+        return self.objective if isinstance(self.objective, dict) else {self.objective.kind: 1.0}
+
+    def settings(self, name: str) -> Any:
+        """The settings of one of the terms: the stage's, or the default ones."""
+        return DEFAULTS[name] if isinstance(self.objective, dict) else self.objective
 
     def rate(self, step: int) -> float:
         """The learning rate at a step (from 0) as a share of its peak."""
@@ -89,12 +101,30 @@ class Recipe:
         return names.index(name)
 
 
-def check_sources(stage: Stage, known: Iterable[str]) -> None:
-    """ConfigError, telling the nearest, for a source of a stage that a recipe does not have."""
-    known = list(known)
+def check_sources(stage: Stage, sources: Mapping[str, Source]) -> str:
+    """What a batch of the stage holds, as in `READS`; ConfigError where its sources and objective do not fit."""
     for name in stage.data:
-        if name not in known:
-            raise ConfigError(f"stage {stage.name!r} has no source {name!r}{nearest(name, known)}")
+        if name not in sources:
+            raise ConfigError(f"stage {stage.name!r} has no source {name!r}{nearest(name, sources)}")
+    check_names(stage.terms)
+    wanted = {READS[name] for name in stage.terms}
+    given = {sources[name].gives for name in stage.data}
+    needed = {"pairs" if form in FROM_PAIRS else form for form in wanted}
+    if given != needed or len(wanted) > 1:
+        reads, learns = " and ".join(sorted(given)), " and ".join(sorted(needed if len(wanted) == 1 else wanted))
+        raise ConfigError(
+            f"stage {stage.name!r} reads {reads}, its objective learns from {learns}; one batch is one of them"
+        )
+    dense = {"dense", "words", "boxes"} & set(stage.terms)
+    if dense and (files := [name for name in stage.data if isinstance(sources[name], FilesSource)]):
+        raise ConfigError(f"objective {min(dense)!r} learns the truth of every patch; source {files[0]!r} has none")
+    if stage.packing and given != {"conversations"}:
+        reads = given.pop()
+        raise ConfigError(f"stage {stage.name!r} packs rows, but reads {reads}; only conversations are packed")
+    for name in {"kto", "itm"} & set(stage.terms):
+        if stage.batch < 2:
+            raise ConfigError(f"stage {stage.name!r}: {name!r} compares samples of a batch, expected one of at least 2")
+    return wanted.pop()
 
 
 def without_files(stage: Stage, sources: Mapping[str, Source]) -> dict[str, FilesSource]:

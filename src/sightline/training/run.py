@@ -6,9 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from ..core.config import nearest
 from ..core.errors import CheckpointError, ConfigError, DataError
 from ..core.sequence import Text
 from ..data.processor import Processor
@@ -23,9 +21,17 @@ from ..zoo.own import ProcessorConfig, load_model, read_card
 from . import checkpoints
 from .adapters import adapt
 from .alignment import Words, smooth_places, words_of
-from .objectives import Dense, NextToken, SigLIP, Total
-from .recipe import Recipe, Stage, check_files
+from .answers import Reference
+from .boxes import Boxes
+from .contrast import CLIP, Matching
+from .distill import DINO
+from .objectives import Dense, NextToken, Objective, SigLIP, Total
+from .policy import GRPO, PPO
+from .preferring import DPO, KTO, ORPO, DenseDPO, Reward
+from .recipe import Recipe, Stage, check_files, learning_rates
 from .records import prepare, tell, whole
+from .reference import frozen
+from .settings import check_names
 from .sources import FilesSource
 from .trainer import Step, Trainer
 
@@ -84,19 +90,37 @@ def processor_config(recipe: Recipe) -> ProcessorConfig:
     return ProcessorConfig(recipe.pixels, recipe.template, recipe.codec, max_length=recipe.max_length)
 
 
-def objective_of(stage: Stage, recipe: Recipe, tokenizer: Tokenizer) -> Total:
-    """The terms that a stage names."""
-    width, first = recipe.model.image.width, tokenizer.control(LocationTokens().name(0))
-    made: dict[str, Callable[[], nn.Module]] = {
+def objective_of(stage: Stage, recipe: Recipe, tokenizer: Tokenizer, model: VLM) -> Total:
+    """The terms that a stage names; the model is as the stage finds it."""
+    check_names(stage.terms)
+    features, first = recipe.model.image.features, tokenizer.control(LocationTokens().name(0))
+    width, text = recipe.model.decoder.width, (recipe.model.decoder.vocab_size, tokenizer.control(tokenizer.pad))
+
+    def reference() -> Reference:
+        return frozen(model, learning_rates(model, stage.learn))
+
+    def processor() -> Processor:
+        return processor_of(recipe, tokenizer, model)
+
+    made: dict[str, Callable[[], Objective]] = {
         "next-token": lambda: NextToken(first, LocationTokens().bins),
         "answers": lambda: NextToken(first, LocationTokens().bins, by_answer=True),
-        "siglip": lambda: SigLIP(width, recipe.model.decoder.vocab_size, tokenizer.control(tokenizer.pad)),
-        "dense": lambda: Dense(width, {name: len(values) for name, values in VALUES.items()}),
+        "siglip": lambda: SigLIP(features, *text),
+        "clip": lambda: CLIP(features, *text, stage.settings("clip")),
+        "itm": lambda: Matching(model, *text),
+        "dino": lambda: DINO(model.encoder, stage.settings("dino")),
+        "dense": lambda: Dense(features, {name: len(values) for name, values in VALUES.items()}),
+        "boxes": lambda: Boxes(features, stage.settings("boxes")),
         "words": lambda: Words(words_of(tokenizer, VALUES), first, LocationTokens().bins),
+        "dpo": lambda: DPO(stage.settings("dpo"), reference()),
+        "dense-dpo": lambda: DenseDPO(stage.settings("dense-dpo"), reference()),
+        "kto": lambda: KTO(stage.settings("kto"), reference()),
+        "orpo": lambda: ORPO(stage.settings("orpo")),
+        "reward": lambda: Reward(stage.settings("reward"), width),
+        "ppo": lambda: PPO(stage.settings("ppo"), processor(), reference(), width),
+        "grpo": lambda: GRPO(stage.settings("grpo"), processor(), reference()),
     }
-    if unknown := sorted(set(stage.objective) - set(made)):
-        raise ConfigError(f"unknown objective {unknown[0]!r}{nearest(unknown[0], made)}")
-    return Total({name: made[name]() for name in stage.objective}, stage.objective)  # type: ignore[misc]
+    return Total({name: made[name]() for name in stage.terms}, stage.terms)
 
 
 def initial_model(recipe: Recipe) -> VLM:
@@ -167,9 +191,11 @@ def run(
                 continue
             model = initial_model(recipe)
             weights_before(recipe, folder, number, model)
+            model.to(device)
             torch.manual_seed(recipe.seed + number)
-            objective = objective_of(current, recipe, tokenizer)
-            trainer = Trainer(recipe, current, model.to(device), objective.to(device), folder)
+            adapt(model, current.learn)  # before a reference copies what the stage begins from
+            objective = objective_of(current, recipe, tokenizer, model)
+            trainer = Trainer(recipe, current, model, objective.to(device), folder)
             trainer.resume()
             yield from trainer.run(processor_of(recipe, tokenizer, model), workers, evaluate)
 

@@ -181,6 +181,3 @@ def opened(source: FilesSource) -> Reader:
     """The data set of a source."""
     images, annotations = (Path(path) if path else None for path in (source.images, source.annotations))
     return open_files(source.format, Files(Path(source.path), images, annotations, source.prompt, source.frames))
-
-
-Source = ScenesSource | FilesSource  # told apart by `kind`
