@@ -4,12 +4,17 @@ A picture is turned upright, resized, padded or cropped before a model sees it. 
 the two axes, so a whole chain maps a place there and back without loss beyond float64 rounding.
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar, final
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from .errors import InputError
+
+if TYPE_CHECKING:  # values do without torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,42 @@ class Box:
         return replace(self, x1=x1, y1=y1, x2=x2, y2=y2)
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """A region of any form in a frame; two masks are equal when frame, form and label are."""
+
+    pixels: Any  # bool array [height, width], True where the region is
+    frame: Frame
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        height, width = self.frame.height, self.frame.width
+        if str(self.pixels.dtype) != "bool" or tuple(self.pixels.shape) != (height, width):
+            found = f"{self.pixels.dtype} {list(self.pixels.shape)}"
+            raise InputError(f"mask of {found}: expected bool [height, width] = [{height:g}, {width:g}]")
+        if not self.pixels.any():
+            raise InputError("a mask without any pixel: expected at least one")
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over frame, label and pixels, in hexadecimal."""
+        return hashlib.sha256(f"{_size(self.frame)} {self.label} ".encode() + self.pixels.tobytes()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mask) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    @property
+    def box(self) -> Box:
+        """The box around it."""
+        columns, rows = (self.pixels.any(axis).nonzero()[0] for axis in (0, 1))
+        corners = float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+        return Box(*corners, self.frame, self.label)
+
+
 Place = TypeVar("Place", Box, Point)
 
 
@@ -88,6 +129,22 @@ def iou(a: Box, b: Box) -> float:
     shared = max(width, 0.0) * max(height, 0.0)
     union = a.area + b.area - shared
     return shared / union if union > 0 else 0.0
+
+
+def generalized_iou(a: "Tensor", b: "Tensor") -> "Tensor":
+    """IoU of boxes [..., 4] (left, top, right, bottom), less the share of the box around both that neither fills.
+
+    [...] in [-1, 1], with a gradient where the two do not meet as well (arXiv:1902.09630).
+    """
+    low_a, high_a, low_b, high_b = a[..., :2], a[..., 2:], b[..., :2], b[..., 2:]
+
+    def area(low: "Tensor", high: "Tensor") -> "Tensor":
+        return (high - low).clamp(min=0).prod(-1)
+
+    shared = area(low_a.maximum(low_b), high_a.minimum(high_b))
+    union = area(low_a, high_a) + area(low_b, high_b) - shared
+    around = area(low_a.minimum(low_b), high_a.maximum(high_b))
+    return shared / union.clamp(min=1e-9) - (around - union) / around.clamp(min=1e-9)
 
 
 def match(found: Sequence[Box], truth: Sequence[Box], threshold: float = 0.5) -> list[tuple[int, int, float]]:
