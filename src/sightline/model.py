@@ -14,6 +14,7 @@ from .core.errors import ConfigError
 from .core.memory import Memory, arrange, side_by_side
 from .core.patches import Grid, Patches, Tiling
 from .data.batch import Batch
+from .encoders.audio import AudioConfig, AudioEncoder
 from .encoders.tiles import TiledViT
 from .encoders.vit import ViT, ViTConfig
 from .fusion.anyres import AnyRes, AnyResConfig
@@ -25,6 +26,8 @@ from .fusion.projector import ProjectorConfig
 from .fusion.qformer import QFormerConfig
 from .fusion.resampler import ResamplerConfig
 from .fusion.visual_expert import VisualExpertConfig
+from .grounding.heads import BoxHead, BoxHeadConfig
+from .grounding.sampler import RegionSampler, SamplerConfig
 from .language.cache import Cache
 from .language.decoder import Decoder, DecoderConfig
 from .language.seq2seq import Seq2Seq, Seq2SeqConfig
@@ -51,6 +54,8 @@ else:
 class VLMConfig:
     """The three parts and how the text looks at the image.
 
+    audio: an encoder of sounds beside that of pictures. regions: what makes tokens of regions that are referred to.
+    box_head: what reads places as numbers where an answer begins one.
     look: "causal", or "prefix" where image and question see themselves whole (PaliGemma).
     """
 
@@ -58,12 +63,21 @@ class VLMConfig:
     fusion: FusionConfig
     decoder: LanguageConfig
     look: Literal["causal", "prefix"] = "causal"
+    audio: AudioConfig | None = None
+    regions: SamplerConfig | None = None
+    box_head: BoxHeadConfig | None = None
 
     def __post_init__(self) -> None:
         if self.beside and isinstance(self.fusion, CrossAttentionConfig | VisualExpertConfig):
             raise ConfigError(f"a fusion of kind {self.fusion.kind!r} lives in a decoder, not in an encoder-decoder")
         if self.beside and self.look != "causal":
             raise ConfigError(f"look is {self.look!r}, but an encoder-decoder sees all that it reads")
+        sampler, width = self.regions, self.decoder.width
+        if sampler is not None and (sampler.inputs, sampler.width) != (self.image.features, width):
+            sizes = f"{sampler.inputs} numbers into {sampler.width}"
+            raise ConfigError(f"regions makes {sizes}, expected {self.image.features} into {width}")
+        if self.box_head is not None and self.box_head.width != width:
+            raise ConfigError(f"box_head reads {self.box_head.width} numbers, expected the decoder's {width}")
 
     @property
     def beside(self) -> bool:
@@ -104,6 +118,10 @@ class VLM(nn.Module):
             self.decoder = Seq2Seq(cfg.decoder)
         else:
             self.decoder = Decoder(cfg.decoder, self.fusion.blocks(cfg.decoder))
+        self.audio = None if cfg.audio is None else AudioEncoder(cfg.audio)
+        self.audio_map = None if cfg.audio is None else nn.Linear(cfg.audio.width, cfg.decoder.width)
+        self.sampler = None if cfg.regions is None else RegionSampler(cfg.regions)
+        self.box_head = None if cfg.box_head is None else BoxHead(cfg.box_head)
 
     @property
     def device(self) -> torch.device:
@@ -127,7 +145,7 @@ class VLM(nn.Module):
         """
         features = replace(self.encoder(patches), tilings=patches.tilings)
         bridge: Bridge = self.fusion(features) if instruction is None else self.fusion(features, instruction)
-        return bridge
+        return bridge if self.sampler is None else replace(bridge, features=features)
 
     def embed(self, ids: Tensor, slots: Tensor, bridge: Bridge | None) -> Tensor:
         """Token vectors [batch, length, width] with the bridge's tokens in their slots (flat indices)."""
@@ -139,6 +157,21 @@ class VLM(nn.Module):
                 f"{len(bridge.tokens)} image tokens for {len(slots)} slots; features would land on the wrong tokens"
             )
         return x.flatten(0, 1).index_copy(0, slots, bridge.tokens.to(x.dtype)).view_as(x)
+
+    def added(self, x: Tensor, batch: Batch, bridge: Bridge | None) -> Tensor:
+        """Token vectors [batch, length, width] with those made of sounds and of regions in their slots."""
+        made = []
+        if batch.sounds is not None:
+            if self.audio is None or self.audio_map is None:
+                raise ValueError("sounds for a model that has no encoder of them")
+            made.append((batch.sounds.slots, self.audio_map(self.audio.listen(batch.sounds.frames).values)))
+        if batch.regions is not None:
+            if self.sampler is None or bridge is None or bridge.features is None:
+                raise ValueError("regions without a sampler, or without the features of their pictures")
+            made.append((batch.regions.slots, self.sampler(bridge.features, batch.regions)))
+        for slots, tokens in made:
+            x = x.flatten(0, 1).index_copy(0, slots, tokens.to(x.dtype)).view_as(x)
+        return x
 
     def memory(self, bridge: Bridge, batch: Batch) -> Memory | None:
         """What a bridge has for cross-attention blocks, in the rows of the batch that its items belong to."""
@@ -168,7 +201,7 @@ class VLM(nn.Module):
         read = batch if batch.source is None else batch.source
         if bridge is None and read.patches is not None:
             bridge = self.see(read.patches, read.instruction)
-        x = self.embed(read.ids, read.slots, bridge)
+        x = self.added(self.embed(read.ids, read.slots, bridge), read, bridge)
         memory = None if bridge is None else self.memory(bridge, read)
         if batch.source is not None:
             assert isinstance(self.decoder, Seq2Seq)
@@ -179,6 +212,13 @@ class VLM(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary in float32."""
         return self.decoder.logits(hidden)
+
+    def places(self, hidden: Tensor) -> Tensor:
+        """Places [..., 4] at hidden states [..., width]: centre and sides as shares of the picture that is seen."""
+        if self.box_head is None:
+            raise ConfigError("this model has no head that reads places, expected box_head in its settings")
+        found: Tensor = self.box_head(hidden.to(self.dtype))
+        return found
 
     def new_cache(self, capacity: int = 0) -> Cache:
         """An empty cache for this model."""

@@ -40,7 +40,8 @@ class Batches(Dataset[Batch]):
     ) -> None:
         check_sources(stage, sources)
         found = {sources[name].gives for name in stage.data}
-        wanted = {"conversations" if name in ("next-token", "answers") else "pictures" for name in stage.objective}
+        talks = ("next-token", "answers", "box-head")
+        wanted = {"conversations" if name in talks else "pictures" for name in stage.objective}
         if found != wanted or len(found) > 1:
             reads, learns = " and ".join(sorted(found)), " and ".join(sorted(wanted))
             raise ConfigError(

@@ -21,6 +21,7 @@ from ..zoo.names import locate
 from ..zoo.own import ProcessorConfig, load_model, read_card
 from . import checkpoints
 from .alignment import Words, smooth_places, words_of
+from .located import Located
 from .objectives import Dense, NextToken, SigLIP, Total
 from .recipe import Recipe, Stage
 from .records import prepare, tell, whole
@@ -90,6 +91,7 @@ def objective_of(stage: Stage, recipe: Recipe, tokenizer: Tokenizer) -> Total:
         "answers": lambda: NextToken(first, LocationTokens().bins, by_answer=True),
         "siglip": lambda: SigLIP(width, recipe.model.decoder.vocab_size, tokenizer.control(tokenizer.pad)),
         "dense": lambda: Dense(width, {name: len(values) for name, values in VALUES.items()}),
+        "box-head": Located,
         "words": lambda: Words(words_of(tokenizer, VALUES), first, LocationTokens().bins),
     }
     if unknown := sorted(set(stage.objective) - set(made)):

@@ -60,6 +60,9 @@ class ProcessorConfig:
             start=model.config.start,
             instruct=tokenizer.encode if model.config.instruction_length else None,
             instruction_length=model.config.instruction_length,
+            audio=model.config.audio,
+            regions=model.config.regions,
+            box_head=model.config.box_head is not None,
             max_length=self.max_length,
         )
 

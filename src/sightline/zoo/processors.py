@@ -39,6 +39,9 @@ def load_processor(published: Published) -> Processor | None:
         start=model.config.start,
         instruct=None if habits.instruct is None else habits.instruct(folder),
         instruction_length=model.config.instruction_length,
+        audio=model.config.audio,
+        regions=model.config.regions,
+        box_head=model.config.box_head is not None,
         max_length=model.config.decoder.max_length,
     )
 
