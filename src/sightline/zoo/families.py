@@ -14,7 +14,9 @@ from . import (
     backbones,
     blip2,
     cogvlm,
+    ferret,
     flamingo,
+    gemini,
     gpt4v,
     idefics,
     internvl,
@@ -27,6 +29,7 @@ from . import (
     pali,
     paligemma,
     qwen_vl,
+    shikra,
     t5,
 )
 from .backbones import Json
@@ -107,7 +110,10 @@ WHOLE = (
     pali,
     qwen_vl,
     cogvlm,
-)
+    shikra,
+    ferret,
+    gemini,
+)  # a file each; its rows are listed in this order
 FAMILIES: dict[str, Family] = ENCODERS | LANGUAGES
 for module in WHOLE:
     FAMILIES |= module.FAMILIES
