@@ -194,6 +194,18 @@ def test_unusual_pictures_are_read(kind: str, model: tuple[str, ...], tmp_path: 
     assert PIL.Image.open(drawn).size == ((height, width) if kind == "exif" else (width, height))
 
 
+def test_a_film_is_asked_about_by_its_frames(model: tuple[str, ...], tmp_path: Path) -> None:
+    frames = [PIL.Image.new("RGB", (20, 20), color) for color in ("red", "green", "blue")]
+    frames[0].save(tmp_path / "clip.gif", save_all=True, append_images=frames[1:], duration=100)
+    (tmp_path / "frames").mkdir()
+    for i, frame in enumerate(frames):
+        frame.save(tmp_path / "frames" / f"{i}.png")
+    for source in ("clip.gif", "frames"):
+        done = run("ask", tmp_path / source, "what happens?", "--json", *model)
+        assert done.code == 0, done.err
+        assert json.loads(done.out)["usage"]["image_tokens"] == 3 * 16
+
+
 # ---------------------------------------------------------------------------------------------------------- bad input
 
 

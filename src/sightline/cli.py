@@ -130,7 +130,7 @@ def chat(
     stop: Stop = None,
 ) -> None:
     """Talk about pictures, turn by turn; an empty line or the end of input ends it."""
-    from .core.sequence import Conversation, Message, Text
+    from .core.sequence import Conversation, Message, Text, images_of
     from .serving.talker import pictures
 
     first = pictures(images)
@@ -140,7 +140,7 @@ def chat(
     while question := _asked():
         turn = (*talk, Message("user", (*(() if talk else first), Text(question))))
         answer = _spoken(assistant, turn, settings)
-        talk = (*turn, assistant.said(answer, max(0, len(first) - 1)))
+        talk = (*turn, assistant.said(answer, max(0, len(images_of(turn)) - 1)))
 
 
 @app.command()

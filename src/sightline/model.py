@@ -15,6 +15,7 @@ from .core.layout import Axes
 from .core.memory import Memory, arrange, side_by_side
 from .core.patches import Grid, Patches, Tiling
 from .data.batch import Batch
+from .encoders.audio import AudioConfig, AudioEncoder
 from .encoders.tiles import TiledViT
 from .encoders.vit import ViTConfig
 from .encoders.vq import VQConfig
@@ -28,6 +29,8 @@ from .fusion.qformer import QFormerConfig
 from .fusion.resampler import ResamplerConfig
 from .fusion.visual_expert import VisualExpertConfig
 from .fusion.vocabulary import VocabularyConfig
+from .grounding.heads import BoxHead, BoxHeadConfig
+from .grounding.sampler import RegionSampler, SamplerConfig
 from .language.cache import Cache
 from .language.decoder import Decoder, DecoderConfig
 from .language.seq2seq import Seq2Seq, Seq2SeqConfig
@@ -55,6 +58,8 @@ else:
 class VLMConfig:
     """The three parts and how the text looks at the image.
 
+    audio: an encoder of sounds beside that of pictures. regions: what makes tokens of regions that are referred to.
+    box_head: what reads places as numbers where an answer begins one.
     look: "causal", or "prefix" where image and question see themselves whole (PaliGemma).
     tokens_per_second: on a decoder's axis of time, how many places a second of film takes (Qwen2.5-VL); None: one for
     each step of time.
@@ -65,6 +70,9 @@ class VLMConfig:
     decoder: LanguageConfig
     look: Literal["causal", "prefix"] = "causal"
     tokens_per_second: float | None = None
+    audio: AudioConfig | None = None
+    regions: SamplerConfig | None = None
+    box_head: BoxHeadConfig | None = None
 
     def __post_init__(self) -> None:
         coded, words = isinstance(self.image, VQConfig), isinstance(self.fusion, VocabularyConfig)
@@ -81,6 +89,12 @@ class VLMConfig:
             raise ConfigError(f"a fusion of kind {self.fusion.kind!r} lives in a decoder, not in an encoder-decoder")
         if self.beside and self.look != "causal":
             raise ConfigError(f"look is {self.look!r}, but an encoder-decoder sees all that it reads")
+        sampler, width = self.regions, self.decoder.width
+        if sampler is not None and (sampler.inputs, sampler.width) != (self.vit.features, width):
+            sizes = f"{sampler.inputs} numbers into {sampler.width}"
+            raise ConfigError(f"regions makes {sizes}, expected {self.vit.features} into {width}")
+        if self.box_head is not None and self.box_head.width != width:
+            raise ConfigError(f"box_head reads {self.box_head.width} numbers, expected the decoder's {width}")
 
     @property
     def vit(self) -> ViTConfig:
@@ -145,6 +159,10 @@ class VLM(nn.Module):
             self.decoder = Seq2Seq(cfg.decoder)
         else:
             self.decoder = Decoder(cfg.decoder, self.fusion.blocks(cfg.decoder))
+        self.audio = None if cfg.audio is None else AudioEncoder(cfg.audio)
+        self.audio_map = None if cfg.audio is None else nn.Linear(cfg.audio.width, cfg.decoder.width)
+        self.sampler = None if cfg.regions is None else RegionSampler(cfg.regions)
+        self.box_head = None if cfg.box_head is None else BoxHead(cfg.box_head)
 
     @property
     def device(self) -> torch.device:
@@ -168,7 +186,7 @@ class VLM(nn.Module):
         """
         features = replace(self.encoder(patches), tilings=patches.tilings)
         bridge: Bridge = self.fusion(features) if instruction is None else self.fusion(features, instruction)
-        return bridge
+        return bridge if self.sampler is None else replace(bridge, features=features)
 
     def embed(self, ids: Tensor, slots: Tensor, bridge: Bridge | None) -> Tensor:
         """Token vectors [batch, length, width] with the bridge's tokens in their slots (flat indices)."""
@@ -183,6 +201,21 @@ class VLM(nn.Module):
                 f"{len(tokens)} image tokens for {len(slots)} slots; features would land on the wrong tokens"
             )
         return x.flatten(0, 1).index_copy(0, slots, tokens.to(x.dtype)).view_as(x)
+
+    def added(self, x: Tensor, batch: Batch, bridge: Bridge | None) -> Tensor:
+        """Token vectors [batch, length, width] with those made of sounds and of regions in their slots."""
+        made = []
+        if batch.sounds is not None:
+            if self.audio is None or self.audio_map is None:
+                raise ValueError("sounds for a model that has no encoder of them")
+            made.append((batch.sounds.slots, self.audio_map(self.audio.listen(batch.sounds.frames).values)))
+        if batch.regions is not None:
+            if self.sampler is None or bridge is None or bridge.features is None:
+                raise ValueError("regions without a sampler, or without the features of their pictures")
+            made.append((batch.regions.slots, self.sampler(bridge.features, batch.regions)))
+        for slots, tokens in made:
+            x = x.flatten(0, 1).index_copy(0, slots, tokens.to(x.dtype)).view_as(x)
+        return x
 
     def memory(self, bridge: Bridge, batch: Batch) -> Memory | None:
         """What a bridge has for cross-attention blocks, in the rows of the batch that its items belong to."""
@@ -212,7 +245,7 @@ class VLM(nn.Module):
         read = batch if batch.source is None else batch.source
         if bridge is None and read.patches is not None:
             bridge = self.see(read.patches, read.instruction)
-        x = self.embed(read.ids, read.slots, bridge)
+        x = self.added(self.embed(read.ids, read.slots, bridge), read, bridge)
         memory = None if bridge is None else self.memory(bridge, read)
         if batch.source is not None:
             assert isinstance(self.decoder, Seq2Seq)
@@ -223,6 +256,13 @@ class VLM(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary in float32."""
         return self.decoder.logits(hidden)
+
+    def places(self, hidden: Tensor) -> Tensor:
+        """Places [..., 4] at hidden states [..., width]: centre and sides as shares of the picture that is seen."""
+        if self.box_head is None:
+            raise ConfigError("this model has no head that reads places, expected box_head in its settings")
+        found: Tensor = self.box_head(hidden.to(self.dtype))
+        return found
 
     def new_cache(self, capacity: int = 0) -> Cache:
         """An empty cache for this model."""

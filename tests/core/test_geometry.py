@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -10,6 +11,7 @@ from sightline.core.errors import InputError
 from sightline.core.geometry import (
     Box,
     Frame,
+    Mask,
     Point,
     Step,
     Transform,
@@ -216,3 +218,25 @@ def test_a_place_of_another_frame_is_refused(place: Box | Point) -> None:
         way.apply(place)
     with pytest.raises(InputError, match="measured in 1000x1000 pixels, expected pixels of 50x50"):
         way.invert(place)
+
+
+def test_a_mask_is_its_content_and_has_a_box_around_it() -> None:
+    pixels = np.zeros((80, 100), dtype=bool)
+    pixels[10:13, 20] = pixels[12, 20:31] = True
+    mask = Mask(pixels, FRAME, "an L")
+    assert mask.box == Box(20, 10, 31, 13, FRAME, "an L")
+    assert mask == Mask(pixels.copy(), FRAME, "an L") and len({mask, Mask(pixels.copy(), FRAME, "an L")}) == 1
+    assert mask != Mask(pixels, FRAME, "a T") and mask != Mask(~pixels, FRAME, "an L")
+
+
+@pytest.mark.parametrize(
+    "pixels, told",
+    [
+        (np.zeros((80, 100), dtype=bool), "without any pixel"),
+        (np.ones((100, 80), dtype=bool), r"expected bool \[height, width\] = \[80, 100\]"),
+        (np.ones((80, 100)), "mask of float64"),
+    ],
+)
+def test_what_is_no_mask_is_refused(pixels: np.ndarray, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        Mask(pixels, FRAME)

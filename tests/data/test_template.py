@@ -196,7 +196,7 @@ def test_a_system_message_is_refused_where_a_family_has_no_place_for_it(name: st
         TEMPLATES[name](SYSTEM)
 
 
-@pytest.mark.parametrize("name", sorted(set(TEMPLATES) - {"llava-plain"}))  # which reads no words of a user
+@pytest.mark.parametrize("name", sorted(set(TEMPLATES) - {"llava-plain", "interleaved"}))  # no words of a user, sounds
 def test_sound_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="this model reads text and images, not audio"):
         TEMPLATES[name]((Message("user", (Audio(None, 8000),)),))

@@ -6,7 +6,18 @@ import pytest
 import torch
 
 from sightline.core.errors import ConfigError
-from sightline.encoders.audio import RATE, AudioConfig, AudioEncoder, log_mel, mel_filters, sinusoids
+from sightline.core.patches import Patches
+from sightline.encoders.audio import (
+    RATE,
+    AudioConfig,
+    AudioEncoder,
+    Sounds,
+    heard,
+    log_mel,
+    mel_filters,
+    resampled,
+    sinusoids,
+)
 from sightline.zoo.prepared import prepared
 
 SMALL = AudioConfig(width=16, depth=2, heads=2, mlp=24, bins=20, positions=25)
@@ -67,3 +78,31 @@ def test_what_does_not_fit_is_told() -> None:
             model(torch.zeros(shape))
     with pytest.raises(ConfigError, match="a width of 15"):
         AudioEncoder(AudioConfig(width=15, depth=1, heads=3, mlp=8))
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
+def test_a_tone_at_another_rate_is_the_same_tone(rate: int) -> None:
+    angle = 2 * math.pi * torch.arange(rate, dtype=torch.float64) / rate
+    torch.testing.assert_close(resampled((440 * angle).sin().float(), rate), tone(440.0)[0], atol=1e-3, rtol=0)
+    if rate > 18_000:  # a tone beyond what RATE can hold
+        assert float(resampled((9_000 * angle).sin().float(), rate).abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("samples, frames", [(1, 100), (RATE, 100), (RATE + 1, 200)])
+def test_a_sound_is_filled_up_to_a_second(samples: int, frames: int) -> None:
+    assert heard(torch.randn(samples), RATE, 20).shape == (frames, 20)
+
+
+@torch.no_grad()
+def test_sounds_of_several_lengths_are_heard_as_alone() -> None:
+    encoder = AudioEncoder(SMALL).eval()
+    lengths = (50, 30, 50, 7)
+    parts = [Patches(torch.randn(n, 20), ((n, 1, 1),)) for n in lengths]
+    sounds = Sounds.joined([Sounds(torch.arange(3) + 3 * i, part) for i, part in enumerate(parts)])
+    assert sounds.slots.tolist() == list(range(12))
+    found = encoder.listen(sounds.frames)
+    assert found.grids == tuple((SMALL.num_tokens(n), 1, 1) for n in lengths)
+    wanted = torch.cat([encoder(part.values.T[None]).values for part in parts])
+    torch.testing.assert_close(found.values, wanted, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ConfigError, match="a sound of 51 frames, this encoder reads at most 50"):
+        SMALL.num_tokens(51)

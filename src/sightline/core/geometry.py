@@ -4,10 +4,12 @@ A picture is turned upright, resized, padded or cropped before a model sees it. 
 the two axes, so a whole chain maps a place there and back without loss beyond float64 rounding.
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar, final
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from .errors import InputError
 
@@ -77,6 +79,42 @@ class Box:
         x1, x2 = (min(max(x, 0.0), self.frame.width) for x in (self.x1, self.x2))
         y1, y2 = (min(max(y, 0.0), self.frame.height) for y in (self.y1, self.y2))
         return replace(self, x1=x1, y1=y1, x2=x2, y2=y2)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """A region of any form in a frame; two masks are equal when frame, form and label are."""
+
+    pixels: Any  # bool array [height, width], True where the region is
+    frame: Frame
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        height, width = self.frame.height, self.frame.width
+        if str(self.pixels.dtype) != "bool" or tuple(self.pixels.shape) != (height, width):
+            found = f"{self.pixels.dtype} {list(self.pixels.shape)}"
+            raise InputError(f"mask of {found}: expected bool [height, width] = [{height:g}, {width:g}]")
+        if not self.pixels.any():
+            raise InputError("a mask without any pixel: expected at least one")
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over frame, label and pixels, in hexadecimal."""
+        return hashlib.sha256(f"{_size(self.frame)} {self.label} ".encode() + self.pixels.tobytes()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mask) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    @property
+    def box(self) -> Box:
+        """The box around it."""
+        columns, rows = (self.pixels.any(axis).nonzero()[0] for axis in (0, 1))
+        corners = float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+        return Box(*corners, self.frame, self.label)
 
 
 Place = TypeVar("Place", Box, Point)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import PIL.Image
 
-from .geometry import Box, Point
+from .geometry import Box, Mask, Point
 
 Role = Literal["system", "user", "assistant"]
 
@@ -75,7 +75,7 @@ class Audio:
 class Region:
     """A place in an image of the same conversation, referred to or answered with."""
 
-    shape: Box | Point
+    shape: Box | Point | Mask
     image: int = 0  # which image of the conversation, counted from 0
 
 
@@ -105,8 +105,8 @@ class Piece:
     control: bool = False
 
 
-def ask(question: str, *images: Image, answer: str | None = None) -> Conversation:
-    """The conversation of one question about some images, with its answer when it is known."""
+def ask(question: str, *images: Image | Video, answer: str | None = None) -> Conversation:
+    """The conversation of one question about some images or films, with its answer when it is known."""
     user = Message("user", (*images, Text(question)))
     return (user,) if answer is None else (user, Message("assistant", (Text(answer),)))
 
@@ -126,3 +126,8 @@ def images_of(conversation: Conversation) -> tuple[Image, ...]:
             elif isinstance(part, Video):
                 found.extend(part.frames)
     return tuple(found)
+
+
+def sounds_of(conversation: Conversation) -> tuple[Audio, ...]:
+    """Every sound of a conversation, in order."""
+    return tuple(part for message in conversation for part in message.parts if isinstance(part, Audio))

@@ -9,9 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..core.errors import InputError
 from ..core.geometry import Transform
 from ..core.layout import Layout
 from ..core.patches import Patches, Tiling, join, patchify, patchify_film
+from ..encoders.audio import Sounds
+from ..grounding.heads import PlaceTargets
+from ..grounding.sampler import Regions
 
 IGNORE = -100  # a label that teaches nothing
 
@@ -28,6 +32,7 @@ class Example:
     model lays its views out itself.
     instruction: int64 [words], what a fusion that reads text is given with each of the pictures.
     source: what an encoder of text reads, with the pictures, where this is what is written beside it.
+    sounds, regions: what else tokens are made of, and where these go in this sequence. places: those to be written.
     """
 
     ids: Tensor
@@ -45,6 +50,9 @@ class Example:
     extra: dict[str, Any] = field(default_factory=dict)
     instruction: Tensor | None = None
     source: "Example | None" = None
+    sounds: Sounds | None = None
+    regions: Regions | None = None
+    places: PlaceTargets | None = None
 
     @property
     def length(self) -> int:
@@ -64,7 +72,8 @@ class Batch:
     instruction: [pictures, ids], -1 where padded, for a fusion that reads text with each picture.
     owners: [pictures, 3], the row, document and number of each picture for cross-attention, sorted by row; without them
     the slots say so. looks: [batch, length, number of pictures], which of its row's each token looks at; without them
-    the layout says so.
+    the layout says so. sounds, regions: what else tokens are made of, and where these go. places: those of the answers,
+    for a head that reads them; slots are flat indices, as those of pictures.
     source: what an encoder of text reads, with the pictures, where this is what is written beside it.
     """
 
@@ -78,6 +87,9 @@ class Batch:
     owners: Tensor | None = None
     looks: Tensor | None = None
     source: "Batch | None" = None
+    sounds: Sounds | None = None
+    regions: Regions | None = None
+    places: PlaceTargets | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         return replace(
@@ -91,6 +103,9 @@ class Batch:
             owners=None if self.owners is None else self.owners.to(device),
             looks=None if self.looks is None else self.looks.to(device),
             source=None if self.source is None else self.source.to(device),
+            sounds=None if self.sounds is None else self.sounds.to(device),
+            regions=None if self.regions is None else self.regions.to(device),
+            places=None if self.places is None else self.places.to(device),
         )
 
 
@@ -180,7 +195,8 @@ def _beside(row: Sequence[tuple[Example, int]]) -> list[tuple[Example, int]]:
 def branched(examples: Sequence[Example]) -> Example:
     """Several continuations of one prompt as one example: the tokens all begin with are the trunk, the rest branches.
 
-    The trunk must hold every picture; each branch goes on from the trunk's positions and sees nothing of the others.
+    The trunk must hold every picture and sound; each branch goes on from the trunk's positions and sees nothing of the
+    others. InputError for a question that refers to a region.
     """
     first = examples[0]
     if len(examples) == 1:
@@ -191,6 +207,10 @@ def branched(examples: Sequence[Example]) -> Example:
     trunk = int((same == same[:1]).all(0).long().cumprod(0).sum())
     if len(first.slots) and int(first.slots.max()) >= trunk:
         raise ValueError(f"the examples differ from token {trunk} on, before the end of their pictures")
+    if first.sounds is not None and int(first.sounds.slots.max()) >= trunk:
+        raise ValueError(f"the examples differ from token {trunk} on, before the end of their sounds")
+    if any(example.regions is not None for example in examples):
+        raise InputError("questions that refer to a region are learned one at a time")
 
     def column(name: str) -> Tensor:
         parts = [getattr(first, name)[:trunk], *(getattr(example, name)[trunk:] for example in examples)]
@@ -201,7 +221,9 @@ def branched(examples: Sequence[Example]) -> Example:
     # the label after the trunk's last token belongs to one branch only, and none of them to the trunk
     columns["labels"][:trunk] = IGNORE
     columns["branch"] = torch.arange(len(lengths)).repeat_interleave(lengths)
-    return replace(first, **columns, causal=False)
+    starts = accumulate((example.length - trunk for example in examples), initial=0)
+    places = [e.places.moved(start) for e, start in zip(examples, starts, strict=False) if e.places is not None]
+    return replace(first, **columns, causal=False, places=PlaceTargets.joined(places) if places else None)
 
 
 def _assemble(rows: list[list[tuple[Example, int]]], length: int, patch: int, pad_id: int, causal: bool) -> Batch:
@@ -211,6 +233,9 @@ def _assemble(rows: list[list[tuple[Example, int]]], length: int, patch: int, pa
     axes = next((example.position.shape[1:] for row in rows for example, _ in row), torch.Size())
     columns["position"] = torch.zeros((len(rows), length, *axes), dtype=torch.int64)
     slots, patches, tilings, instructions = [], [], [], []
+    sounds: list[Sounds] = []
+    regions: list[Regions] = []
+    places: list[PlaceTargets] = []
     for r, row in enumerate(rows):
         for document, (example, offset) in enumerate(row):
             span = slice(offset, offset + example.length)
@@ -219,6 +244,12 @@ def _assemble(rows: list[list[tuple[Example, int]]], length: int, patch: int, pa
             for name in COLUMNS:
                 columns[name][r, span] = getattr(example, name)
             slots.append(example.slots + r * length + offset)
+            if example.sounds is not None:
+                sounds.append(example.sounds.moved(r * length + offset))
+            if example.regions is not None:
+                regions.append(example.regions.moved(r * length + offset, len(patches)))
+            if example.places is not None:
+                places.append(example.places.moved(r * length + offset))
             patches += [_cut(pixels, patch) for pixels in example.pixels]
             tilings += example.tilings
             if example.instruction is not None:
@@ -232,6 +263,9 @@ def _assemble(rows: list[list[tuple[Example, int]]], length: int, patch: int, pa
         labels=labels,
         extra={"examples": [[example.extra for example, _ in row] for row in rows]},
         instruction=pad_sequence(instructions, True, -1) if instructions else None,
+        sounds=Sounds.joined(sounds) if sounds else None,
+        regions=Regions.joined(regions) if regions else None,
+        places=PlaceTargets.joined(places) if places else None,
     )
 
 

@@ -152,11 +152,15 @@ class CenterCrop(OneView):
 
 @config
 class PadSquare(OneView):
-    """Pad to a square in the mean colour, the picture in the middle, then resize (LLaVA-1.5's own processor)."""
+    """Pad to a square in the mean colour, the picture in the middle, then resize (LLaVA-1.5's own processor).
+
+    fill: another colour to pad with, red, green and blue from 0 to 255.
+    """
 
     size: int
     scaling: Scaling = field(default_factory=lambda: Scaling(CLIP_MEAN, CLIP_STD))
     kind: Literal["pad-square"] = "pad-square"
+    fill: tuple[int, int, int] | None = None
 
     def __call__(self, picture: PIL.Image.Image) -> tuple[Tensor, Transform]:
         width, height = picture.size
@@ -166,7 +170,7 @@ class PadSquare(OneView):
         padded = geometry.pad(frame, left, top, side, side)
         way = Transform(frame, (padded, geometry.resize(padded.target, self.size, self.size)))
         if width != height:
-            red, green, blue = (int(m * 255) for m in self.scaling.mean)
+            red, green, blue = self.fill or (int(m * 255) for m in self.scaling.mean)
             wide, length = width > height, side
             if side * side > _LARGEST:  # the longer side takes its final length before the shorter one is padded
                 length = self.size

@@ -9,16 +9,21 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from ..core.errors import CapacityError, InputError
-from ..core.geometry import Transform
+from ..core.errors import CapacityError, ConfigError, InputError
+from ..core.geometry import Mask, Transform
 from ..core.layout import Axes, Medium, framed
-from ..core.patches import Grid
-from ..core.sequence import Conversation, Image, Message, Video, images_of, media_of
-from ..grounding.codecs import Codec, Grounded
+from ..core.patches import Grid, Patches
+from ..core.sequence import Audio, Conversation, Image, Message, Piece, Video, images_of, media_of, sounds_of
+from ..encoders.audio import AudioConfig, Sounds, heard
+from ..grounding.codecs import Codec, FerretNumbers, Grounded, LocationTokens
+from ..grounding.codecs.base import Place
+from ..grounding.codecs.ferret import REGION
+from ..grounding.heads import BOX, POINT, PlaceTargets, shares_of
+from ..grounding.sampler import Regions, SamplerConfig, points_of
 from ..language.tokenizer import Tokenizer
 from .batch import IGNORE, Example, branched
 from .images import Seen
-from .template import End, Places, Segment, Slot, Template, Words
+from .template import End, Places, Segment, Slot, Sound, Template, Words
 
 
 class ImagePipeline(Protocol):
@@ -65,6 +70,10 @@ class _Columns:
     counts: list[int] = field(default_factory=list)  # slots of each picture
     # first token of each view, grid of its patches, seconds of a step of time
     media: list[tuple[int, Grid, float]] = field(default_factory=list)
+    sounds: list[int] = field(default_factory=list)  # slots of sounds
+    frames: list[Tensor] = field(default_factory=list)  # of each sound
+    regions: list[Regions] = field(default_factory=list)
+    places: list[PlaceTargets] = field(default_factory=list)
 
     def add(self, ids: Sequence[int], block: int, step: int, learned: bool, medium: Medium, item: int) -> int:
         """Append tokens whose block goes up by `step` each, from `block` on; return the next block."""
@@ -89,7 +98,9 @@ class Processor:
     as in `core.layout.framed`. expand: what stands in the place of a picture. start: the id that begins what is
     written, where that is a sequence beside what is read. instruct: the ids of what is asked, at most
     `instruction_length`, for a fusion that reads it with each picture. axes: how tokens are placed on three axes, where
-    the decoder knows them. video_token: fills a film's slots, where films are one item and not so many pictures.
+    the decoder knows them. video_token: fills a film's slots, where films are one item and not so many pictures. audio:
+    the encoder of sounds, where there is one. regions: the sampler that makes tokens of what a user refers to.
+    box_head: whether a head reads the places of answers, in this project's own convention.
     """
 
     def __init__(
@@ -110,6 +121,9 @@ class Processor:
         instruction_length: int = 512,
         axes: Axes | None = None,
         video_token: str | None = None,
+        audio: AudioConfig | None = None,
+        regions: SamplerConfig | None = None,
+        box_head: bool = False,
     ) -> None:
         self.tokenizer, self.template, self.pixels = tokenizer, template, pixels
         self.num_tokens, self.patch, self.codec = num_tokens, patch, codec
@@ -117,6 +131,11 @@ class Processor:
         self.look, self.max_length, self.framed, self.expand = look, max_length, framed, expand
         self.start, self.instruct, self.instruction_length = start, instruct, instruction_length
         self.axes, self.video_id = axes, None if video_token is None else tokenizer.control(video_token)
+        self.audio, self.regions, self.box_head = audio, regions, box_head
+        if box_head and not isinstance(codec, LocationTokens):
+            raise ConfigError("a head reads places at the tokens that begin them, which location-tokens have")
+        if regions is not None and not isinstance(codec, FerretNumbers):
+            raise ConfigError("a region sampler's tokens have a place in Ferret's convention only")
 
     @property
     def apart(self) -> bool:
@@ -139,7 +158,8 @@ class Processor:
         known = {} if known is None else known
         seen = self.see(conversation, known)
         while True:
-            example = self._write(self.template(conversation), seen[: len(self.media(conversation))])
+            pictures, sounds = seen[: len(self.media(conversation))], sounds_of(conversation)
+            example = self._write(self.template(conversation), pictures, sounds)
             length = max(example.length, example.read.length)
             if length <= self.max_length:
                 return example
@@ -192,28 +212,30 @@ class Processor:
         seen = self.see(conversation, {})
         before = [message for message in conversation if message.role == "system"]
         talk = [message for message in conversation if message.role != "system"]
-        pictures = tuple(part for message in talk for part in message.parts if isinstance(part, (Image, Video)))
+        media = (Image, Video, Audio)
+        pictures = tuple(part for message in talk for part in message.parts if isinstance(part, media))
         examples = []
         for question, answer in zip(talk[::2], talk[1::2], strict=True):
-            words = tuple(part for part in question.parts if not isinstance(part, (Image, Video)))
+            words = tuple(part for part in question.parts if not isinstance(part, media))
             turn = (*before, Message("user", (*pictures, *words)), answer)
-            examples.append(self._write(self.template(turn), seen))
+            examples.append(self._write(self.template(turn), seen, sounds_of(turn)))
         example = branched(examples)
         if example.length > self.max_length:
             raise InputError(f"{example.length} tokens of {len(examples)} questions for a context of {self.max_length}")
         return example
 
-    def _write(self, segments: list[Segment], seen: list[Seen]) -> Example:
-        found = sum(isinstance(segment, Slot) for segment in segments)
-        if found != len(seen):
-            raise InputError(f"{len(seen)} images for {found} places in the conversation")
+    def _write(self, segments: list[Segment], seen: list[Seen], sounds: Sequence[Audio] = ()) -> Example:
+        for kind, given in ((Slot, seen), (Sound, sounds)):
+            if (found := sum(isinstance(segment, kind) for segment in segments)) != len(given):
+                what = "images" if kind is Slot else "sounds"
+                raise InputError(f"{len(given)} {what} for {found} places in the conversation")
         cut = len(segments)
         while cut and _is_learned(segments[cut - 1]):
             cut -= 1
         asked = self._instruction(segments[:cut]) if seen else None
         if self.start is None:
-            return replace(self._sequence(_Columns(), segments, seen), instruction=asked)
-        source = self._sequence(_Columns(), segments[:cut], seen)
+            return replace(self._sequence(_Columns(), segments, seen, sounds), instruction=asked)
+        source = self._sequence(_Columns(), segments[:cut], seen, sounds)
         source = replace(source, labels=torch.full_like(source.labels, IGNORE), instruction=asked)
         written = _Columns()
         written.add([self.start], 0, 1, False, Medium.TEXT, 0)
@@ -229,7 +251,9 @@ class Processor:
             raise CapacityError(f"a question of {len(ids)} tokens, what reads it with the picture takes {most}")
         return torch.tensor(ids, dtype=torch.int64)
 
-    def _sequence(self, out: _Columns, segments: list[Segment], seen: list[Seen]) -> Example:
+    def _sequence(
+        self, out: _Columns, segments: list[Segment], seen: list[Seen], sounds: Sequence[Audio] = ()
+    ) -> Example:
         """The example of some segments after those that the columns hold."""
         prefix = self.look == "prefix"
         block, item = len(out.ids), 0
@@ -238,7 +262,15 @@ class Processor:
                 item += 1
                 block = self._picture(out, seen[segment.index], block, 0 if prefix else 1, item)
                 continue
+            if isinstance(segment, Sound):
+                item += 1
+                block = self._sound(out, sounds[segment.index], block, 0 if prefix else 1, item)
+                continue
             ids, learned = self._ids(segment, _ways(seen))
+            if self.regions is not None and isinstance(segment, Places) and not learned:
+                self._refer(out, segment, ids, seen)
+            if self.box_head and isinstance(segment, Places) and learned and seen:
+                self._place(out, segment, ids, seen)
             if prefix and learned and not (out.learned and out.learned[-1]):
                 block += 1  # an answer begins after all of its question, which must not see what it is to predict
             block = out.add(ids, block, 0 if prefix and not learned else 1, learned, Medium.TEXT, item)
@@ -271,6 +303,34 @@ class Processor:
         frames = pixels.shape[0] if pixels.dim() > 3 else 1
         return frames, pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch
 
+    def _sound(self, out: _Columns, sound: Audio, block: int, step: int, item: int) -> int:
+        """Write the tokens of a sound; return the next block."""
+        if self.audio is None:
+            raise InputError("this model reads text and images, not audio")
+        frames = heard(torch.as_tensor(sound.samples), sound.rate, self.audio.bins)
+        pieces = frames.split(2 * self.audio.positions)  # what is longer is heard piece by piece
+        count = sum(self.audio.num_tokens(len(piece)) for piece in pieces)
+        out.sounds += range(len(out.ids), len(out.ids) + count)
+        out.frames += pieces
+        return out.add([self.image_id] * count, block, step, False, Medium.AUDIO, item)
+
+    def _refer(self, out: _Columns, segment: Places, ids: Sequence[int], seen: list[Seen]) -> None:
+        """Note where the tokens of regions go that are written next, and of which points they are made."""
+        assert self.regions is not None
+        if not seen or len(seen[segment.image].pixels) != 1:
+            raise InputError("a region is referred to in a picture that is seen in one view, here there is none")
+        way, count = seen[segment.image].way, self.regions.points
+        item = sum(len(each.pixels) for each in seen[: segment.image])
+        marks = [len(out.ids) + i for i, index in enumerate(ids) if index == self.tokenizer.control(REGION)]
+        points = torch.stack([points_of(place, way, count) for place in segment.places])
+        out.regions.append(Regions(torch.tensor(marks), torch.full((len(marks),), item), points))
+
+    def _place(self, out: _Columns, segment: Places, ids: Sequence[int], seen: list[Seen]) -> None:
+        """Note which tokens begin the places that are written next, and what they are."""
+        begins = {self.tokenizer.control(name) for name in (BOX, POINT)}
+        slots = [len(out.ids) + i for i, index in enumerate(ids) if index in begins]
+        out.places.append(PlaceTargets(torch.tensor(slots), *shares_of(_boxed(segment), seen[segment.image].way)))
+
     def _ids(self, segment: Segment, ways: Sequence[Transform]) -> tuple[list[int], bool]:
         if isinstance(segment, Places):
             if self.codec is None:
@@ -279,9 +339,15 @@ class Processor:
                 raise InputError(f"a place in image {segment.image + 1} of a conversation with {len(ways)}")
             # a scene told in words has no picture: its places are shares of the frame they are given in
             way = ways[segment.image] if ways else Transform(segment.places[0].frame)
-            return self.tokenizer.ids(self.codec.write(segment.places, way)), segment.learned
+            places = _boxed(segment)
+            if self.regions is not None and not segment.learned:
+                assert isinstance(self.codec, FerretNumbers)
+                parts = ((*_comma(i), *self.codec.refer(place, way)) for i, place in enumerate(places))
+                return self.tokenizer.ids(piece for part in parts for piece in part), False
+            return self.tokenizer.ids(self.codec.write(places, way)), segment.learned
         if isinstance(segment, Words):
             return self.tokenizer.encode(segment.text), segment.learned
+        assert not isinstance(segment, Slot | Sound)
         return [self.tokenizer.control(segment.name)], isinstance(segment, End)
 
     def _example(self, out: _Columns, seen: list[Seen]) -> Example:
@@ -309,6 +375,9 @@ class Processor:
             transforms=tuple(_ways(seen)),
             tilings=tuple(each.tiling for each in seen if each.tiling is not None),
             causal=self.look == "causal",
+            sounds=_sounds(out),
+            regions=Regions.joined(out.regions) if out.regions else None,
+            places=PlaceTargets.joined(out.places) if out.places else None,
         )
 
     def read(self, ids: Sequence[int], transforms: Sequence[Transform]) -> Grounded:
@@ -322,3 +391,21 @@ class Processor:
 def _ways(seen: Sequence[Seen]) -> list[Transform]:
     """How coordinates go into each picture, and each frame of a film."""
     return [each.way for each in seen for _ in range(each.frames)]
+
+
+def _boxed(segment: Places) -> list[Place]:
+    """Places as words have a form for them: of a mask the box around it."""
+    return [place.box if isinstance(place, Mask) else place for place in segment.places]
+
+
+def _comma(place: int) -> list[Piece]:
+    """What stands between a place and the one before it."""
+    return [Piece(", ")] if place else []
+
+
+def _sounds(out: _Columns) -> Sounds | None:
+    """The sounds that were written."""
+    if not out.frames:
+        return None
+    grids = tuple((len(frames), 1, 1) for frames in out.frames)
+    return Sounds(torch.tensor(out.sounds), Patches(torch.cat(out.frames), grids))

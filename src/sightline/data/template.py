@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ..core.errors import InputError
+from ..core.geometry import Mask
 from ..core.sequence import Conversation, Image, Message, Region, Text, Video
 from ..grounding.codecs import Place
 
@@ -31,7 +32,7 @@ class Words:
 class Places:
     """Regions that the model is to write, or that a user refers to, of one image of the conversation."""
 
-    places: tuple[Place, ...]
+    places: tuple[Place | Mask, ...]
     image: int
     learned: bool = False
 
@@ -44,22 +45,31 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class Sound:
+    """Where the tokens of one sound go."""
+
+    index: int
+
+
+@dataclass(frozen=True)
 class End:
     """The token that ends an answer; learned."""
 
     name: str
 
 
-Segment = Control | Words | Places | Slot | End
+Segment = Control | Words | Places | Slot | Sound | End
 Template = Callable[[Conversation], list[Segment]]
 
 
 @dataclass
 class Writer:
-    """Segments in the making, images counted as they come."""
+    """Segments in the making, images and sounds counted as they come; hears: whether a sound has a place in them."""
 
     segments: list[Segment] = field(default_factory=list)
     images: int = 0
+    sounds: int = 0
+    hears: bool = False
 
     def control(self, name: str) -> None:
         self.segments.append(Control(name))
@@ -74,6 +84,10 @@ class Writer:
     def image(self) -> None:
         self.segments.append(Slot(self.images))
         self.images += 1
+
+    def sound(self) -> None:
+        self.segments.append(Sound(self.sounds))
+        self.sounds += 1
 
     def frames(self, count: int) -> None:
         """A film's frames, numbered, each in a line of its own (InternVL)."""
@@ -99,6 +113,8 @@ class Writer:
                     self.segments[-1] = joined
                 else:
                     self.segments.append(Places((part.shape,), part.image, learned))
+            elif self.hears:
+                self.sound()
             else:
                 raise InputError(f"this model reads text and images, not {type(part).__name__.lower()}")
 
@@ -142,6 +158,40 @@ def sightline_template(conversation: Conversation) -> list[Segment]:
     if talk[-1].role == "user":
         out.control("<assistant>")
     return out.segments
+
+
+def interleaved_template(conversation: Conversation) -> list[Segment]:
+    """All that is said, shown or heard where it stands, each frame of a film after its time.
+
+    `<bos>`, then `<user>` question `<assistant>` answer `<eos>` in turn.
+    """
+    out = Writer(hears=True)
+    out.control("<bos>")
+    talk = turns(conversation)
+    for message in conversation:
+        if message.role == "system":
+            out.parts(message)
+    for message in talk:
+        user = message.role == "user"
+        out.control("<user>" if user else "<assistant>")
+        for part in message.parts:
+            if isinstance(part, Video):
+                for frame, time in zip(part.frames, part.times, strict=True):
+                    out.words(f" {clock(time)} ")
+                    out.parts(Message("user", (frame,)))
+            else:
+                out.parts(Message(message.role, (part,)), learned=not user)
+        if not user:
+            out.segments.append(End("<eos>"))
+    if talk[-1].role == "user":
+        out.control("<assistant>")
+    return out.segments
+
+
+def clock(seconds: float) -> str:
+    """A time in minutes and seconds to the tenth: 01:05.5."""
+    tenths = round(seconds * 10)
+    return f"{tenths // 600:02d}:{tenths % 600 // 10:02d}.{tenths % 10}"
 
 
 VICUNA_SYSTEM = (
@@ -292,6 +342,7 @@ def idefics_template(conversation: Conversation) -> list[Segment]:
 
 TEMPLATES: dict[str, Template] = {
     "sightline": sightline_template,
+    "interleaved": interleaved_template,
     "llava-v1": vicuna_template(),
     "llava-hf": vicuna_template(system=""),
     "llava-plain": llava_plain_template,

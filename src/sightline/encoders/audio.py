@@ -1,6 +1,8 @@
 """An encoder of sound: the log-mel spectrogram and the transformer of Whisper (arXiv:2212.04356)."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +10,7 @@ from torch.nn import functional as F
 
 from ..core.config import config
 from ..core.errors import ConfigError
-from ..core.patches import Patches
+from ..core.patches import Patches, join
 from ..layers.attention import Attention
 from ..layers.feedforward import FeedForward
 from ..layers.linear import working_precision
@@ -47,6 +49,47 @@ def log_mel(samples: Tensor, bins: int = 80, seconds: int = SECONDS) -> Tensor:
     return (torch.maximum(logs, logs.amax((1, 2), keepdim=True) - 8) + 4) / 4
 
 
+def resampled(samples: Tensor, rate: int) -> Tensor:
+    """Samples [n] at `rate` a second to RATE a second; what no sampling at both rates can hold is left out."""
+    if rate == RATE:
+        return samples
+    length = max(1, round(len(samples) * RATE / rate))
+    waves = torch.fft.rfft(samples.float())
+    kept = waves[: length // 2 + 1]
+    kept = F.pad(kept, (0, length // 2 + 1 - len(kept)))
+    return torch.fft.irfft(kept, length) * (length / len(samples))
+
+
+def heard(samples: Tensor, rate: int, bins: int) -> Tensor:
+    """Samples [n] in [-1, 1] as frames [100 a second, bins] of a log-mel spectrogram, filled up to a whole second."""
+    samples = resampled(samples, rate)
+    seconds = max(1, -(-len(samples) // RATE))
+    return log_mel(samples[None], bins, seconds)[0].T
+
+
+@dataclass(frozen=True)
+class Sounds:
+    """Spectrograms that tokens are made of.
+
+    slots: int64 [n], where the tokens go, in order. frames: [n, bins], those of each sound on a grid (frames, 1, 1).
+    """
+
+    slots: Tensor
+    frames: Patches
+
+    def moved(self, slots: int) -> "Sounds":
+        """The same in a sequence whose beginning lies so many tokens further."""
+        return Sounds(self.slots + slots, self.frames)
+
+    @staticmethod
+    def joined(parts: "Sequence[Sounds]") -> "Sounds":
+        """Several as one."""
+        return Sounds(torch.cat([part.slots for part in parts]), join([part.frames for part in parts]))
+
+    def to(self, device: torch.device | str) -> "Sounds":
+        return Sounds(self.slots.to(device), self.frames.to(device))
+
+
 @config
 class AudioConfig:
     """Sizes of an audio encoder."""
@@ -59,6 +102,13 @@ class AudioConfig:
     activation: str = "gelu"
     eps: float = 1e-5
     positions: int = 1500  # the most tokens of one sound; one token is two frames of the spectrogram
+
+    def num_tokens(self, frames: int) -> int:
+        """Tokens of a sound of so many frames; ConfigError where there are fewer positions."""
+        tokens = (frames + 1) // 2
+        if tokens > self.positions:
+            raise ConfigError(f"a sound of {frames} frames, this encoder reads at most {2 * self.positions}")
+        return tokens
 
 
 class AudioBlock(nn.Module):
@@ -109,6 +159,15 @@ class AudioEncoder(nn.Module):
         for block in self.blocks:
             x = block(x)
         return Patches(self.norm(x).flatten(0, 1), ((tokens, 1, 1),) * items)
+
+    def listen(self, frames: Patches) -> Patches:
+        """Frames [n, bins] of sounds of any lengths to their features in order; those of one length go together."""
+        parts, done = frames.items(), {}
+        for length in dict.fromkeys(grid[0] for grid in frames.grids):
+            where = [i for i, grid in enumerate(frames.grids) if grid[0] == length]
+            out: Patches = self(torch.stack([parts[i].T for i in where]))
+            done |= {i: Patches(item, out.grids[:1]) for i, item in zip(where, out.items(), strict=True)}
+        return join([done[i] for i in range(len(parts))])
 
 
 def sinusoids(count: int, width: int) -> Tensor:

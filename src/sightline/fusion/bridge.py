@@ -19,7 +19,7 @@ class Bridge:
     memory: the vectors of each item that cross-attention blocks look at; an item then has one slot, which says where
     in the sequence it stands. latest: whether a token looks at the latest item only, as in `core.memory`; adjacent:
     whether items whose slots are side by side are looked at together. ids: [n], words of the decoder's vocabulary that
-    stand for the items, instead of tokens.
+    stand for the items, instead of tokens. features: those of the pictures, where regions of them may be asked for.
     """
 
     tokens: Tensor | None = None
@@ -27,6 +27,7 @@ class Bridge:
     memory: Patches | None = None
     latest: bool = True
     adjacent: bool = False
+    features: Patches | None = None
 
 
 class Fusion(Protocol):

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError, SightlineError
+from ..core.geometry import Box, Point
 from ..core.sequence import Conversation, images_of
 from ..data.batch import COLUMNS, Batch, Example, collate
 from ..data.processor import Processor, Seen
 from ..fusion.bridge import Bridge
 from ..grounding.codecs import Grounded
+from ..grounding.heads import BOX, POINT, places_of
 from ..language.cache import Cache
 from ..model import VLM
 from .sampling import Chooser, Sampling
@@ -46,6 +48,7 @@ class _Row:
     stopped: list[int] = field(default_factory=list)  # the ids with the stop text that ended them
     done: bool = False
     first: float = 0.0
+    begun: list[tuple[Tensor, bool]] = field(default_factory=list)  # what a head read where a place began; a box or not
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ class Engine:
 
     def _reply(self, row: _Row, began: float) -> Reply:
         example = row.example
-        grounded = self.processor.read(row.ids, example.transforms)
+        grounded = self._measured(self.processor.read(row.ids, example.transforms), row)
         if row.stopped:
             text = self.processor.read(row.stopped, example.transforms).text
             cut = found(text, row.choose.sampling.stop)  # none where reading took away the space it begins with
@@ -191,7 +194,31 @@ class Engine:
             ids = torch.tensor([[rows[index].ids[-1]] for index in alive])
             assert cache.layout is not None
             step = Batch(ids, cache.layout.next(), torch.zeros(0, dtype=torch.int64))
-            logits = self.model.logits(self.model(step.to(self.model.device), cache)[:, -1])
+            hidden = self.model(step.to(self.model.device), cache)[:, -1]
+            if self.model.box_head is not None:
+                self._note([rows[index] for index in alive], hidden)
+            logits = self.model.logits(hidden)
+
+    def _note(self, rows: list[_Row], hidden: Tensor) -> None:
+        """Keep what a head reads at those last tokens [rows, width] that begin a place."""
+        begins = {self.processor.tokenizer.control(name): name == BOX for name in (BOX, POINT)}
+        for row, state in zip(rows, hidden, strict=True):
+            if row.ids[-1] in begins:
+                row.begun.append((self.model.places(state), begins[row.ids[-1]]))
+
+    def _measured(self, grounded: Grounded, row: _Row) -> Grounded:
+        """The places of an answer as a head read them, unless some were begun that are none."""
+        if not row.begun or len(row.begun) != len(grounded.boxes) + len(grounded.points):
+            return grounded
+        shares, boxes = torch.stack([shares for shares, _ in row.begun]), torch.tensor([box for _, box in row.begun])
+        measured = places_of(shares.cpu(), boxes, row.example.transforms[-1])
+        sized = (place for place in measured if isinstance(place, Box))
+        dots = (place for place in measured if isinstance(place, Point))
+        return replace(
+            grounded,
+            boxes=tuple(replace(new, label=old.label) for new, old in zip(sized, grounded.boxes, strict=True)),
+            points=tuple(replace(new, label=old.label) for new, old in zip(dots, grounded.points, strict=True)),
+        )
 
     def _advance(self, row: _Row, logits: Tensor) -> None:
         index, sure = row.choose(logits)
@@ -244,6 +271,8 @@ class Engine:
             return 0
         first = examples[0]
         if any(len(e.pixels) != len(first.pixels) or e.tilings != first.tilings for e in examples):
+            return 0
+        if any(e.sounds is not None or e.regions is not None for e in examples):
             return 0
         pairs = (pair for e in examples[1:] for pair in zip(first.pixels, e.pixels, strict=True))
         if not all(a is b or torch.equal(a, b) for a, b in pairs):

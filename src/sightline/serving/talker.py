@@ -11,11 +11,11 @@ import PIL.Image
 
 from ..core.errors import InputError, SightlineError
 from ..core.geometry import Box, Point
-from ..core.sequence import Conversation, Image, Message, Text, ask
-from ..data.media import open_image
+from ..core.sequence import Conversation, Image, Message, Text, Video, ask
+from ..data.media import open_media
 from .sampling import Sampling
 
-Picture = str | Path | bytes | PIL.Image.Image | np.ndarray | Image
+Picture = str | Path | bytes | PIL.Image.Image | np.ndarray | Image | Video
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,9 @@ class Talker(ABC):
     def ask(self, image: Picture | Sequence[Picture] | None, question: str, **sampling: Any) -> Answer:
         """Answer one question about a picture, several, or none.
 
-        Pictures are paths, encoded bytes, Pillow pictures or arrays [height, width, 3] of uint8. `sampling` are the
-        fields of `Sampling`. Raises InputError and CapacityError for what cannot be read.
+        Pictures are paths, encoded bytes, Pillow pictures or arrays [height, width, 3] of uint8; a film, such as an
+        animated GIF or a folder of frames, is some of its frames. `sampling` are the fields of `Sampling`. Raises
+        InputError and CapacityError for what cannot be read.
         """
         return self.chat(conversation(image, question), **sampling)
 
@@ -144,10 +145,9 @@ def conversation(image: Picture | Sequence[Picture] | None, question: str) -> Co
     return ask(question, *pictures(image))
 
 
-def pictures(image: Picture | Sequence[Picture] | None) -> tuple[Image, ...]:
-    """Whatever pictures come as, decoded and upright."""
+def pictures(image: Picture | Sequence[Picture] | None) -> tuple[Image | Video, ...]:
+    """Whatever pictures and films come as, decoded and upright."""
     if image is None:
         return ()
-    if isinstance(image, (list, tuple)):
-        return tuple(open_image(each) for each in image)
-    return (open_image(image),)  # type: ignore[arg-type]  # a str is a sequence too, but of no pictures
+    given = image if isinstance(image, (list, tuple)) else (image,)
+    return tuple(each if isinstance(each, Video) else open_media(each) for each in given)

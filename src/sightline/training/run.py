@@ -25,6 +25,7 @@ from .answers import Reference
 from .boxes import Boxes
 from .contrast import CLIP, Matching
 from .distill import DINO
+from .located import Located
 from .objectives import Dense, NextToken, Objective, SigLIP, Total
 from .policy import GRPO, PPO
 from .preferring import DPO, KTO, ORPO, DenseDPO, Reward
@@ -111,6 +112,7 @@ def objective_of(stage: Stage, recipe: Recipe, tokenizer: Tokenizer, model: VLM)
         "dino": lambda: DINO(model.encoder, stage.settings("dino")),
         "dense": lambda: Dense(features, {name: len(values) for name, values in VALUES.items()}),
         "boxes": lambda: Boxes(features, stage.settings("boxes")),
+        "box-head": Located,
         "words": lambda: Words(words_of(tokenizer, VALUES), first, LocationTokens().bins),
         "dpo": lambda: DPO(stage.settings("dpo"), reference()),
         "dense-dpo": lambda: DenseDPO(stage.settings("dense-dpo"), reference()),

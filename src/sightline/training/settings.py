@@ -145,7 +145,7 @@ DEFAULTS: dict[str, Any] = {made.kind: made for made in (kind() for kind in get_
 # what a batch of each objective holds: pictures alone, conversations, or prompts with answers of known worth, which
 # come as pairs of a better and a worse one, each judged alone, or as prompts that the model answers itself
 READS = {
-    **dict.fromkeys(("next-token", "answers"), "conversations"),
+    **dict.fromkeys(("next-token", "answers", "box-head"), "conversations"),
     **dict.fromkeys(("siglip", "clip", "itm", "dino", "dense", "words", "boxes"), "pictures"),
     **dict.fromkeys(("dpo", "dense-dpo", "orpo", "reward"), "pairs"),
     "kto": "judged",

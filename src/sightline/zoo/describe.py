@@ -90,6 +90,7 @@ def describe(name: str, config: VLMConfig, stages: Mapping[str, tuple[str, ...]]
         model = VLM(config)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     total = sum(sizes.values())
+    parts = dict.fromkeys(("encoder", "fusion", "decoder", *(name.split(".")[0] for name in sizes)))
     trained = {stage: _matched(sizes, patterns) for stage, patterns in (stages or {}).items()}
     pipeline, visual, flops = _run(model)
     decoder = config.decoder
@@ -98,7 +99,7 @@ def describe(name: str, config: VLMConfig, stages: Mapping[str, tuple[str, ...]]
         name=name,
         pipeline=pipeline,
         visual_tokens=visual,
-        parameters={part: _matched(sizes, (f"{part}.*",)) for part in ("encoder", "fusion", "decoder")},
+        parameters={part: _matched(sizes, (f"{part}.*",)) for part in parts},
         trained=trained,
         memory={kind: total * size for kind, size in BYTES.items()},
         cache=keys * BYTES["bf16"],

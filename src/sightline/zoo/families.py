@@ -15,8 +15,10 @@ from . import (
     blip2,
     chameleon,
     cogvlm,
+    ferret,
     flamingo,
     fuyu,
+    gemini,
     gpt4v,
     idefics,
     internvl,
@@ -30,6 +32,7 @@ from . import (
     paligemma,
     qwen2_vl,
     qwen_vl,
+    shikra,
     t5,
 )
 from .backbones import Json
@@ -113,6 +116,9 @@ WHOLE = (
     cogvlm,
     fuyu,
     chameleon,
+    shikra,
+    ferret,
+    gemini,
 )
 FAMILIES: dict[str, Family] = ENCODERS | LANGUAGES
 for module in WHOLE:

@@ -62,6 +62,9 @@ class ProcessorConfig:
             instruct=tokenizer.encode if model.config.instruction_length else None,
             instruction_length=model.config.instruction_length,
             axes=model.config.axes,
+            audio=model.config.audio,
+            regions=model.config.regions,
+            box_head=model.config.box_head is not None,
             max_length=self.max_length,
         )
 

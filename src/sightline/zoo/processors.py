@@ -42,6 +42,9 @@ def load_processor(published: Published) -> Processor | None:
         instruction_length=model.config.instruction_length,
         axes=model.config.axes,
         video_token=habits.video,
+        audio=model.config.audio,
+        regions=model.config.regions,
+        box_head=model.config.box_head is not None,
         max_length=model.config.decoder.max_length,
     )
 

@@ -18,11 +18,10 @@ import numpy as np
 
 from ...core.errors import CapacityError, ConfigError, DataError, InputError
 from ...core.sequence import Conversation, Image, Message, Part, Role, Text, Video
-from ..media import MAX_BYTES, open_image
+from ..media import MAX_BYTES, frame_files, open_image, taken
 
 T = TypeVar("T")
 WORTH_KEEPING = 1 << 20  # bytes of a file from which on its index is kept in the user's cache
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -121,8 +120,7 @@ class Reader(ABC):
             folder = self.inside(source)
             if not folder.is_dir():
                 raise DataError(f"{source:.60}: no folder of frames")
-            found = [p for p in folder.iterdir() if p.suffix.lower() in PICTURES]
-            paths = [f"{source}/{p.name}" for p in sorted(found, key=_counted)]
+            paths = [f"{source}/{path.name}" for path in frame_files(folder)]
         else:
             paths = checked(source, list, "frames")
         if times is None:
@@ -132,15 +130,8 @@ class Reader(ABC):
         seconds = [number(time, "a time") for time in times]
         if any(b <= a for a, b in pairwise(seconds)):
             raise DataError("the times of a video do not rise")
-        count = min(len(paths), self.files.frames)
-        taken = [round(i * (len(paths) - 1) / max(1, count - 1)) for i in range(count)]
-        return Video(tuple(self.picture(paths[i]) for i in taken), tuple(seconds[i] for i in taken))
-
-
-def _counted(path: Path) -> tuple[int, str]:
-    """Files in the order of the last number in their names: frame 10 comes after frame 9."""
-    numbers = re.findall(r"\d+", path.stem)
-    return (int(numbers[-1][:18]) if numbers else -1, path.name)
+        which = taken(seconds, self.files.frames)
+        return Video(tuple(self.picture(paths[i]) for i in which), tuple(seconds[i] for i in which))
 
 
 # ------------------------------------------------------------------------------------------------------ parts of a row

@@ -8,8 +8,8 @@ import numpy as np
 
 from ...core.errors import DataError
 from ...core.sequence import Text
-from ..media import open_image
-from .base import PICTURES, Files, Reader, Record, asked, indexed, read_span, take, text
+from ..media import PICTURES, open_image
+from .base import Files, Reader, Record, asked, indexed, read_span, take, text
 
 NAME = 100  # bytes of the name in a member's header
 
