@@ -16,6 +16,7 @@ from torch import Tensor
 from sightline.core.config import override
 from sightline.core.errors import CheckpointError, ConfigError, SightlineError
 from sightline.data.batch import Batch
+from sightline.grounding.heads import BoxHeadConfig
 from sightline.language.tokenizer import Tokenizer
 from sightline.training import checkpoints
 from sightline.training.export import export
@@ -333,6 +334,8 @@ def test_every_objective_trains(recipe: Recipe, folder: Path, name: str, precisi
     if name in ("ppo", "grpo"):
         objective = replace(DEFAULTS[name], max_new_tokens=4)
     stage = replace(recipe.stages[0], name=name, learn={f"{part}.*": 1e-3}, data={source: 1.0}, steps=2)
-    chosen = replace(recipe, stages=(replace(stage, objective=objective, precision=precision),))
+    head = BoxHeadConfig(recipe.model.decoder.width, hidden=16) if name == "box-head" else None
+    model = replace(recipe.model, box_head=head)
+    chosen = replace(recipe, model=model, stages=(replace(stage, objective=objective, precision=precision),))
     done = list(run(chosen, folder, workers=0))
     assert len(done) == 2 and all(step.applied and math.isfinite(step.loss) for step in done)
