@@ -41,14 +41,20 @@ def load_processor(published: Published) -> Processor | None:
 
 def load_template(folder: Path, tokenizer: Tokenizer, habits: Habits) -> Template:
     """The folder's own chat template, or without one as the family always lays out a conversation."""
+    source = chat_template(folder)
+    if source is None:
+        return habits.template
+    return ChatTemplate(source, tuple(tokenizer.controls), habits.image, tokenizer.bos, tokenizer.eos)
+
+
+def chat_template(folder: Path) -> str | None:
+    """The Jinja source that a folder brings; None without one, or of several by name, none of which is said to be it."""
     path = folder / "chat_template.jinja"
     source = path.read_text(encoding="utf-8") if path.exists() else None
     for name in ("chat_template.json", "tokenizer_config.json"):
         if source is None and (folder / name).exists():
             source = read_json(folder / name).get("chat_template")
-    if not isinstance(source, str):  # none, or several by name, of which none is said to be the one to use
-        return habits.template
-    return ChatTemplate(source, tuple(tokenizer.controls), habits.image, tokenizer.bos, tokenizer.eos)
+    return source if isinstance(source, str) else None
 
 
 def load_pipeline(folder: Path, habits: Habits, side: int) -> ImagePipeline:
