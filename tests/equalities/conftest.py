@@ -1,7 +1,8 @@
 """Tiny vision-language models with random weights and the processor that writes for them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -16,7 +17,9 @@ from sightline.data.processor import Processor
 from sightline.encoders.vit import ViTConfig
 from sightline.fusion.cross_attention import CrossAttentionConfig
 from sightline.fusion.glu import GLUConfig
+from sightline.fusion.pooling import LatentPoolConfig, PositionPoolConfig, SizedPoolConfig
 from sightline.fusion.projector import ProjectorConfig
+from sightline.fusion.qformer import QFormerConfig
 from sightline.fusion.resampler import ResamplerConfig
 from sightline.fusion.visual_expert import VisualExpertConfig
 from sightline.language.decoder import DecoderConfig
@@ -26,8 +29,19 @@ from sightline.zoo.own import ProcessorConfig
 
 CONTROLS = ("<pad>", "<bos>", "<eos>", "<image>", "<user>", "<assistant>")
 SETTINGS = ProcessorConfig(Square(32), codec=None, max_length=256)
-CROSS = {"inputs": 24, "width": 32, "heads": 4, "mlp": 48}
+SIZES: Any = {"inputs": 24, "width": 32}
+CROSS: Any = {**SIZES, "heads": 4, "mlp": 48}
+QFORMER: Any = {**SIZES, "queries": 3, "hidden": 16, "depth": 2, "heads": 2, "mlp": 24}
 FUSIONS: dict[str, FusionConfig] = {
+    "linear": ProjectorConfig(**SIZES, layers=1),
+    "mlp": ProjectorConfig(**SIZES),
+    "glu": GLUConfig(**SIZES, hidden=24),
+    "qformer": QFormerConfig(**QFORMER),
+    "asked qformer": QFormerConfig(**QFORMER, vocab_size=300, max_length=40),
+    "perceiver": ResamplerConfig(**SIZES, latents=3, depth=2, heads=2, head_dim=8),
+    "position pool": PositionPoolConfig(**SIZES, heads=2, side=2),
+    "latent pool": LatentPoolConfig(**SIZES, heads=2, queries=3),
+    "sized pool": SizedPoolConfig(**SIZES, heads=2, queries={16: 5}),
     "causal": ProjectorConfig(inputs=24, width=32, shuffle=2),
     "prefix": ProjectorConfig(inputs=24, width=32, shuffle=2),
     "flamingo": CrossAttentionConfig(

@@ -60,8 +60,8 @@ def test_pictures_in_another_order_are_another_question(tiny: Any) -> None:
     first, second = tiny.pictures(2)
     examples = [tiny.processor(ask("how?", *seen)) for seen in ((first, second), (second, first), (first, first))]
     one, two, same = (tiny.model.logits(h[-1]) for h in tiny.hidden(*examples))
-    assert float((one - two).abs().max()) > 1e-2
-    assert float((one - same).abs().max()) > 1e-2
+    assert float((one - two).abs().max()) > 1e-3  # numbers that should be alike are so to 1e-6
+    assert float((one - same).abs().max()) > 1e-3
 
 
 @torch.no_grad()

@@ -10,7 +10,8 @@ from sightline.zoo import names
 from sightline.zoo.checkpoint import write
 from sightline.zoo.families import ROWS
 from sightline.zoo.hollow import hollow
-from sightline.zoo.names import describe_named, listed, locate, shipped
+from sightline.zoo.names import COLUMNS, describe_named, listed, locate, shipped
+from sightline.zoo.pull import pullable
 
 
 @pytest.fixture
@@ -58,7 +59,8 @@ def test_an_unknown_name_tells_the_nearest(assets: Path, name: str, message: str
 def test_published_models_are_known_but_not_here(name: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         locate(name)
-    assert str(caught.value) == f"the weights of {name!r} are not here; give the folder that holds {ROWS[name].source}"
+    told = f"the weights of {name!r} are not here; give the folder that holds {ROWS[name].source}"
+    assert str(caught.value) == told + (f", or run: sightline pull {name}" if pullable(ROWS[name]) else "")
 
 
 def test_a_broken_installation_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -75,6 +77,18 @@ def test_every_model_of_the_list_says_what_it_is(assets: Path) -> None:
     for name in ("llava-1.5-7b", "paligemma-3b-pt-224"):
         with hollow():
             assert rows[name].parameters == sum(p.numel() for p in VLM(ROWS[name].model).parameters())
+
+
+def test_the_list_is_read_in_a_hundred_columns(assets: Path) -> None:
+    rows = listed()
+    room = max(len(row.name) for row in rows)
+    for row in rows:
+        lines = row.lines(room)
+        assert max(map(len, lines)) <= COLUMNS == 100
+        told = " ".join(" ".join(lines).split())
+        parts = (row.name, row.family, row.encoder, row.fusion, row.llm, row.licence, row.source, row.proof)
+        assert all(" ".join(part.split()) in told for part in parts)
+        assert ("; here" in told) == row.here == (row.name == "tiny")
 
 
 def test_a_part_alone_is_not_described_as_a_model(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sightline.core.errors import CapacityError, CheckpointError, ConfigError, InputError, RemoteError
-from sightline.zoo import families, pull as pulling
+from sightline.zoo import pull as pulling
 from sightline.zoo.checkpoint import write_json, write_pieces
 from sightline.zoo.families import ROWS
 from sightline.zoo.names import is_here, listed, locate
@@ -88,7 +88,6 @@ class Server(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> Iterator[type[Server]]:
     """A hub with one repository: a model of this project in two pieces, and much that must not be brought."""
-    import torch
     from huggingface_hub import constants
     from safetensors.torch import load_file
 
@@ -105,14 +104,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> I
         (source / name).write_bytes((tiny_folder / name).read_bytes())
     files = {path.name: path.read_bytes() for path in sorted(source.iterdir())}
     files |= {"pytorch_model.bin": b"pickle", "modeling.py": b"import os", "README.md": b"#", "stray.safetensors": b"x"}
-    assert torch.get_num_threads()
 
     class Here(Server):
-        refused: set[str] = set()
-        damaged: set[str] = set()
-        asked: list[str] = []
+        pass
 
-    Here.files = files
+    Here.files, Here.refused, Here.damaged, Here.asked = files, set(), set(), []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Here)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
@@ -146,7 +142,7 @@ def test_what_is_read_is_brought_and_found_by_its_name(hub: type[Server], tmp_pa
     assert pull(NAME) == folder and hub.asked == before  # nothing is asked for again
 
 
-def test_a_pulled_model_answers_by_its_name(hub: type[Server], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pulled_model_answers_by_its_name(hub: type[Server]) -> None:
     import PIL.Image
 
     import sightline
@@ -166,7 +162,7 @@ def test_a_revision_is_pinned(hub: type[Server], monkeypatch: pytest.MonkeyPatch
 def test_a_pull_that_was_stopped_goes_on(hub: type[Server], tmp_path: Path) -> None:
     last = "model-00002-of-00002.safetensors"
     hub.refused = {last}
-    with pytest.raises(RemoteError, match="llava-hf/llava-1.5-7b-hf: "):
+    with pytest.raises(RemoteError, match=r"llava-hf/llava-1\.5-7b-hf: "):
         pull(NAME, tmp_path / "here")
     assert not (tmp_path / "here").exists()
     hub.refused, before = set(), len(hub.asked)
@@ -230,12 +226,11 @@ def test_what_is_there_is_not_overwritten_and_a_full_disk_is_told(
 
 
 def test_names_without_weights_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="no published model 'llava-1.5-7c'; did you mean 'llava-1.5-7b'"):
+    with pytest.raises(ConfigError, match=r"no published model 'llava-1\.5-7c'; did you mean 'llava-1\.5-7b'"):
         pull("llava-1.5-7c")
     monkeypatch.setitem(ROWS, NAME, replace(ROWS[NAME], source="arXiv:2305.18565, whose weights were not published"))
-    with pytest.raises(ConfigError, match="has no weights to pull; its source is arXiv:2305.18565"):
+    with pytest.raises(ConfigError, match=r"has no weights to pull; its source is arXiv:2305\.18565"):
         pull(NAME)
-    assert families.ROWS is ROWS
 
 
 def test_without_the_client_it_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

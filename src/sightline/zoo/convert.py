@@ -135,7 +135,9 @@ def _to_llava(opened: Opened, folder: Path) -> str:
         jinja = jinja.replace("IMAGE", name)
     tensors, c["text_config"]["vocab_size"] = _with_row(tensors, image, tokenizer, model.decoder)
     ends = {key: spec.controls.get(getattr(spec, key)) for key in ("bos", "eos", "pad")}
-    ids = {f"{key}_token_id": index for key, index in ends.items() if index is not None}
+    ids: dict[str, Any] = {f"{key}_token_id": index for key, index in ends.items() if index is not None}
+    if said := opened.published._ends():  # which may be several, and need not be the tokenizer's
+        ids["eos_token_id"] = said if len(said) > 1 else said[0]
     dtype = exact(tensors)
     c |= {
         "image_token_index": image,
@@ -409,14 +411,14 @@ _OURS = (
 def _vicuna(system: str) -> str:
     """LLaVA's "v1", as `vicuna_template` writes it."""
     said = "{% for message in messages if message['role'] == 'system' %}" + _WORDS + "{{ ' ' }}{% endfor %}"
-    default = "{% if messages | selectattr('role', 'equalto', 'system') | list | length == 0 %}{{ '" + system + "' }}"
+    default = "{% if messages | selectattr('role', 'equalto', 'system') | list | length == 0 %}"
     parts = (
         "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
         "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ 'IMAGE' }}"
         "{% if not loop.last %}{{ '\\n' }}{% endif %}{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
     )
     return (
-        "{{ '<s>' }}" + said + default + "{% endif %}"
+        "{{ '<s>' }}" + said + default + '{{ "' + system + '" }}{% endif %}'
         "{% for message in messages if message['role'] != 'system' %}{% if message['role'] == 'user' %}"
         "{{ 'USER: ' }}" + parts + "{{ ' ASSISTANT:' }}{% else %}"
         "{% generation %}{{ ' ' }}" + _WORDS + "{{ '</s>' }}{% endgeneration %}{% endif %}{% endfor %}"

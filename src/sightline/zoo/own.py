@@ -103,10 +103,12 @@ def save(
 ) -> None:
     """Write a model folder whole or not at all; whatever was there stays until the new one is on the disk.
 
-    Weights are written in `dtype`; beside: further files by name. OSError (a full disk, say) leaves the old folder.
+    Weights are written in `dtype`, tables that are not learned as they are; beside: further files by name. OSError (a full disk, say) leaves the old folder.
     """
     with whole(folder) as new:
-        tensors = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
+        fixed = {name for name, _ in model.named_buffers()}  # nothing learned made up for what rounding takes of them
+        state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+        tensors = {name: tensor if name in fixed else tensor.to(dtype) for name, tensor in state.items()}
         write_pieces(new, tensors, piece)
         tokenizer.save(new)
         for name, content in (beside or {}).items():

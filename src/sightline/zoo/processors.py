@@ -48,7 +48,7 @@ def load_template(folder: Path, tokenizer: Tokenizer, habits: Habits) -> Templat
 
 
 def chat_template(folder: Path) -> str | None:
-    """The Jinja source that a folder brings; None without one, or of several by name, none of which is said to be it."""
+    """The Jinja source that a folder brings; None where there is none, or several by name and none said to be it."""
     path = folder / "chat_template.jinja"
     source = path.read_text(encoding="utf-8") if path.exists() else None
     for name in ("chat_template.json", "tokenizer_config.json"):

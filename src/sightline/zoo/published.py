@@ -213,7 +213,10 @@ def load_published(folder: Path, precision: Precision = "fp32") -> Published:
 
 
 def _contradiction(model: nn.Module, keys: KeyMap, found: Mapping[str, Tensor], folder: Path) -> str:
-    """The first tensor, by its published name, that is not as large as the configuration says; "" if all are."""
+    """What is wrong with tensors, by their published names: one that is not as large as the configuration says, or none.
+
+    "" where it is something else.
+    """
     try:
         wanted = keys.save(model.state_dict())
     except (CheckpointError, RuntimeError, ValueError):
@@ -222,7 +225,8 @@ def _contradiction(model: nn.Module, keys: KeyMap, found: Mapping[str, Tensor], 
         if name in wanted and value.shape != wanted[name].shape:
             sizes = f"{list(value.shape)}, its config.json asks for {list(wanted[name].shape)}"
             return f"{folder}: {name} is {sizes}"
-    return ""
+    absent = sorted(set(wanted) - set(found))
+    return f"{folder}: {len(absent)} tensors are missing, such as {absent[0]}" if absent else ""
 
 
 def _first_line(error: Exception) -> str:
