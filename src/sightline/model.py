@@ -1,16 +1,21 @@
-"""A vision-language model: an encoder sees, a fusion bridges, a decoder reads and writes."""
+"""A vision-language model: an encoder sees, a fusion bridges, a decoder reads and writes.
+
+The language model may itself be an encoder that reads and a decoder that writes beside it.
+"""
 
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from .core.config import config
+from .core.errors import ConfigError
 from .core.memory import Memory, arrange
-from .core.patches import Grid, Patches
+from .core.patches import Grid, Patches, Tiling
 from .data.batch import Batch
 from .encoders.vit import ViT, ViTConfig
+from .fusion.anyres import AnyRes, AnyResConfig
 from .fusion.bridge import Bridge
 from .fusion.cross_attention import CrossAttentionConfig
 from .fusion.glu import GLUConfig
@@ -21,9 +26,11 @@ from .fusion.resampler import ResamplerConfig
 from .fusion.visual_expert import VisualExpertConfig
 from .language.cache import Cache
 from .language.decoder import Decoder, DecoderConfig
+from .language.seq2seq import Seq2Seq, Seq2SeqConfig
 
 FusionConfig = (
     ProjectorConfig
+    | AnyResConfig
     | GLUConfig
     | ResamplerConfig
     | PositionPoolConfig
@@ -33,6 +40,10 @@ FusionConfig = (
     | CrossAttentionConfig
     | VisualExpertConfig
 )  # told apart by `kind`
+if TYPE_CHECKING:  # which of both a family has is settled where its configuration is read, out of mypy's sight
+    LanguageConfig = Any
+else:
+    LanguageConfig = DecoderConfig | Seq2SeqConfig  # told apart by `kind`, which only the latter has
 
 
 @config
@@ -44,8 +55,24 @@ class VLMConfig:
 
     image: ViTConfig
     fusion: FusionConfig
-    decoder: DecoderConfig
+    decoder: LanguageConfig
     look: Literal["causal", "prefix"] = "causal"
+
+    def __post_init__(self) -> None:
+        if self.beside and isinstance(self.fusion, CrossAttentionConfig | VisualExpertConfig):
+            raise ConfigError(f"a fusion of kind {self.fusion.kind!r} lives in a decoder, not in an encoder-decoder")
+        if self.beside and self.look != "causal":
+            raise ConfigError(f"look is {self.look!r}, but an encoder-decoder sees all that it reads")
+
+    @property
+    def beside(self) -> bool:
+        """Whether an encoder of text reads, and what is written stands in a sequence of its own."""
+        return isinstance(self.decoder, Seq2SeqConfig)
+
+    @property
+    def start(self) -> int | None:
+        """The id that begins what is written beside what is read; None where it follows what is read."""
+        return self.decoder.start_id if self.beside else None
 
     @property
     def framed(self) -> bool:
@@ -60,14 +87,22 @@ class VLMConfig:
 
 
 class VLM(nn.Module):
-    """Encoder, fusion and decoder; stateless, the caller owns batch and cache."""
+    """Encoder, fusion and decoder; stateless, the caller owns batch and cache.
+
+    Where the decoder is an encoder-decoder, pictures go into what its encoder reads: the `source` of a batch, whose
+    own tokens are those to be written. All else is the same, a cache included: the source comes with the first tokens.
+    """
 
     def __init__(self, cfg: VLMConfig) -> None:
         super().__init__()
         self.config = cfg
         self.encoder = ViT(cfg.image)
         self.fusion = cfg.fusion.build()
-        self.decoder = Decoder(cfg.decoder, self.fusion.blocks(cfg.decoder))
+        self.decoder: Decoder | Seq2Seq
+        if cfg.beside:
+            self.decoder = Seq2Seq(cfg.decoder)
+        else:
+            self.decoder = Decoder(cfg.decoder, self.fusion.blocks(cfg.decoder))
 
     @property
     def device(self) -> torch.device:
@@ -77,16 +112,19 @@ class VLM(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.decoder.dtype
 
-    def num_tokens(self, grid: Grid) -> int:
-        """How many slots of the sequence a picture takes whose pixels have this grid."""
-        return self.fusion.num_tokens(self.config.image.feature_grid(grid))
+    def num_tokens(self, grid: Grid, tiling: Tiling | None = None) -> int:
+        """How many slots of the sequence a picture takes whose pixels, or those of each of its items, have a grid."""
+        seen = self.config.image.feature_grid(grid)
+        if isinstance(self.fusion, AnyRes):
+            return self.fusion.num_tokens(seen, tiling)
+        return self.fusion.num_tokens(seen) * (1 if tiling is None else tiling.items)
 
     def see(self, patches: Patches, instruction: Tensor | None = None) -> Bridge:
         """Pixel patches to what the decoder is given of them.
 
         instruction: ids [items, length] for a fusion that reads text with each picture (`QFormer`).
         """
-        features = self.encoder(patches)
+        features = replace(self.encoder(patches), tilings=patches.tilings)
         bridge: Bridge = self.fusion(features) if instruction is None else self.fusion(features, instruction)
         return bridge
 
@@ -125,10 +163,14 @@ class VLM(nn.Module):
 
         rows: the tokens [n] that are asked for, counted through the batch; then [n, width].
         """
-        if bridge is None and batch.patches is not None:
-            bridge = self.see(batch.patches, batch.instruction)
-        x = self.embed(batch.ids, batch.slots, bridge)
-        memory = None if bridge is None else self.memory(bridge, batch)
+        read = batch if batch.source is None else batch.source
+        if bridge is None and read.patches is not None:
+            bridge = self.see(read.patches, read.instruction)
+        x = self.embed(read.ids, read.slots, bridge)
+        memory = None if bridge is None else self.memory(bridge, read)
+        if batch.source is not None:
+            assert isinstance(self.decoder, Seq2Seq)
+            memory, x = self.decoder.encode(x, read.layout), self.decoder.embed(batch.ids)
         hidden: Tensor = self.decoder(x, batch.layout, memory, cache, rows)
         return hidden
 

@@ -1,9 +1,11 @@
 """Packed patches: pictures cut and put together again, grids that hold what they say."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from sightline.core.patches import Patches, join, patchify, unpatchify
+from sightline.core.patches import Patches, Tiling, join, patchify, unpatchify
 
 
 @pytest.mark.parametrize("size", [(4, 4), (8, 12), (12, 4)])
@@ -63,3 +65,26 @@ def test_features_of_another_number_are_refused() -> None:
 def test_moving_keeps_the_grids() -> None:
     moved = patchify(torch.randn(1, 1, 4, 8), 4).to("meta")
     assert moved.values.device.type == "meta" and moved.grids == ((1, 1, 2),)
+
+
+# ----------------------------------------------------------------------------------------------------------- tilings
+
+
+@pytest.mark.parametrize(
+    ("size", "padding"),
+    [((40, 40), (0, 0)), ((80, 40), (2, 0)), ((40, 80), (0, 2)), ((400, 1), (4, 0)), ((9, 8), (0, 0))],
+)
+def test_padding_follows_from_the_original_s_proportions(size: tuple[int, int], padding: tuple[int, int]) -> None:
+    """Of two by two tiles of 4 x 4 tokens."""
+    assert Tiling(2, 2, *size).padding(4, 4) == padding
+
+
+def test_pictures_of_several_items() -> None:
+    first, second = Tiling(1, 2, 20, 10), Tiling(1, 1, 10, 10)
+    wide, tall = patchify(torch.randn(3, 1, 4, 8), 4), patchify(torch.randn(2, 1, 12, 4), 4)
+    both = join([replace(wide, tilings=(first,)), replace(tall, tilings=(second,))])
+    assert both.pictures() == [((1, 1, 2), first), ((1, 3, 1), second)]
+    assert both.to("meta").pictures() == both.pictures()
+    assert tall.pictures() == [((1, 3, 1), None)] * 2
+    with pytest.raises(ValueError, match="5 items for tilings of 3"):
+        join([replace(wide, tilings=(first,)), tall])

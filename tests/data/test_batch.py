@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sightline.core.layout import Medium, visible
-from sightline.core.patches import patchify
+from sightline.core.patches import Tiling, patchify
 from sightline.data.batch import IGNORE, Batch, Example, branched, collate, pack
 
 PAD = 99
@@ -178,3 +178,15 @@ def test_moving_a_batch_moves_all_of_it() -> None:
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     bare = replace(collate([SHORT], 4, PAD), labels=None).to("meta")
     assert bare.labels is None and bare.patches is None
+
+
+def test_tilings_go_with_their_pictures() -> None:
+    """Of a row of two examples, the longer first, and of rows one by one."""
+    tiling, other = Tiling(1, 1, 8, 4), Tiling(2, 1, 4, 8)
+    view = torch.zeros(3, 4, 8)
+    short = example([6, 7, 8], slots=(1,), pixels=(view,) * 2, tilings=(tiling,))
+    long = example([1, 2, 3, 4, 5], slots=(1,), pixels=(view,) * 3, tilings=(other,))
+    rows, row = collate([short, long], 4, PAD), pack([short, long], 4, PAD, length=8)
+    assert rows.patches is not None and row.patches is not None
+    assert rows.patches.tilings == (tiling, other) and row.patches.tilings == (other, tiling)
+    assert rows.to("meta").patches.tilings == (tiling, other)  # type: ignore[union-attr]

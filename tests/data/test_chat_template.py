@@ -4,7 +4,7 @@ import PIL.Image
 import pytest
 
 from sightline.core.errors import CheckpointError, InputError
-from sightline.core.sequence import Image, Message, Text, ask
+from sightline.core.sequence import Image, Message, Text, Video, ask
 from sightline.data.chat_template import ChatTemplate
 from sightline.data.template import Control, End, Slot, Words
 
@@ -59,6 +59,13 @@ def test_a_bos_that_the_template_writes_is_not_doubled() -> None:
     assert template(ask("hi"))[:2] == [Control("<s>"), Control("<|im_start|>")]
 
 
+def test_a_bos_that_the_tokenizer_does_not_add() -> None:
+    template = ChatTemplate(CHATML, CONTROLS, "<image>", "<s>", "</s>", begins=False)
+    assert template(ask("hi"))[0] == Control("<|im_start|>")
+    template = ChatTemplate("{{ bos_token }}" + CHATML, CONTROLS, "<image>", "<s>", "</s>", begins=False)
+    assert template(ask("hi"))[:2] == [Control("<s>"), Control("<|im_start|>")]
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -81,3 +88,14 @@ def test_a_template_that_is_no_program() -> None:
 def test_a_refusal_is_told() -> None:
     with pytest.raises(InputError, match="the chat template refuses: no systems here"):
         ChatTemplate("{{ raise_exception('no systems here') }}", CONTROLS, "<image>")(ask("hi"))
+
+
+def test_a_film_is_numbered_frames_where_the_template_has_a_name_for_it() -> None:
+    source = (
+        "{% for message in messages %}{% for part in message.content %}{% if part.type == 'text' %}{{ part.text }}"
+        "{% else %}{{ '<' + part.type + '>\n' }}{% endif %}{% endfor %}{% endfor %}"
+    )
+    talk = (Message("user", (Video((RED, RED), (0.0, 1.0)), RED, Text("<video>"))),)
+    wanted = [Words("Frame1: "), Slot(0), Words("\nFrame2: "), Slot(1), Words("\n"), Slot(2), Words("\n<video>")]
+    assert ChatTemplate(source, ("<image>",), "<image>", video="<video>")(talk) == wanted
+    assert ChatTemplate(source, ("<image>",), "<image>")(talk)[:4] == [Slot(0), Words("\n"), Slot(1), Words("\n")]

@@ -13,7 +13,8 @@ from sightline.core.config import from_dict, to_dict
 from sightline.core.errors import ConfigError
 from sightline.core.geometry import Box, Frame
 from sightline.data import images
-from sightline.data.images import CLIP_MEAN, CLIP_STD, CenterCrop, PadSquare, Pipeline, Scaling, Square, Tiles
+from sightline.data.images import CLIP_MEAN, CLIP_STD, CenterCrop, PadSquare, Scaling, Square
+from sightline.data.tiles import Pipeline, Tiles
 
 PLAIN = Scaling(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))  # values stay 0 to 255
 SIZES = [(1, 1), (1, 2000), (2000, 1), (3, 5), (33, 47), (47, 33), (64, 64), (201, 99), (640, 480)]

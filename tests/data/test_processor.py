@@ -149,6 +149,52 @@ def test_a_prefix_sees_itself_whole_and_the_answer_is_causal() -> None:
     assert torch.equal(prompt.ids, example.ids[:answer]) and (prompt.block == 0).all()
 
 
+def test_an_answer_beside_what_is_read_begins_with_its_start() -> None:
+    """An encoder-decoder's: earlier answers are read, the last one is written, places in it as elsewhere."""
+    cat = Message("assistant", (Text("the"), Region(Box(15, 10, 45, 30, FRAME, " cat"))))
+    conversation = (*talk(("how many?", "two")), *ask("where?"), cat)
+    example, prompt = processor(start=0)(conversation), processor(start=0)(conversation[:-1])
+    read = "<bos><image><image><image><image><user>how many?<assistant> two<eos><user>where?<assistant>"
+    assert shown(example.read.ids) == shown(prompt.read.ids) == read
+    written = "<pad> the cat<box><loc016><loc016><loc048><loc048><eos>"
+    assert (shown(example.ids), shown(prompt.ids)) == (written, "<pad>")
+    assert example.position.tolist() == example.block.tolist() == list(range(example.length))
+    assert example.labels.tolist() == [*example.ids[1:].tolist(), IGNORE] and (example.read.labels == IGNORE).all()
+    assert (len(example.pixels), len(example.read.pixels)) == (0, 1) and example.transforms == example.read.transforms
+    assert example.slots.tolist() == [] and example.read.slots.tolist() == [1, 2, 3, 4]
+    whole = processor()(conversation)
+    assert torch.equal(torch.cat([example.read.ids, example.ids[1:]]), whole.ids)
+
+
+def test_either_side_beside_the_other_fits_the_context() -> None:
+    conversation = talk(("how many?", "two"))
+    length = processor(start=0)(conversation).read.length
+    assert processor(start=0, max_length=length)(conversation).read.length == length
+    with pytest.raises(CapacityError, match=f"{length} tokens \\(4 of images\\) for a context of {length - 1}"):
+        processor(start=0, max_length=length - 1)(conversation)
+
+
+def test_a_fusion_that_reads_is_given_what_is_asked() -> None:
+    read = processor(instruct=TOKENIZER.encode)
+    assert read(ask("how many?")).instruction is None
+    example = read(talk(("how many?", "two"), images=(RED, BLUE)))
+    assert example.instruction is not None and shown(example.instruction) == "how many?"
+    other = read(ask("where is the cat?", RED))
+    batch = collate([example, other], 4, 0)
+    assert batch.instruction is not None and len(batch.instruction) == 3  # a row for each picture
+    assert [shown(row[row >= 0]) for row in batch.instruction] == ["how many?", "how many?", "where is the cat?"]
+    with pytest.raises(CapacityError, match="what reads it with the picture takes 2"):
+        processor(instruct=TOKENIZER.encode, instruction_length=2)(ask("where is the cat?", RED))
+
+
+@pytest.mark.parametrize("changes", [{"look": "prefix"}, {"start": 0}, {"instruct": TOKENIZER.encode}])
+def test_questions_that_pictures_depend_on_are_learned_one_at_a_time(changes: dict[str, Any]) -> None:
+    made = processor(**changes)
+    assert torch.equal(made.branches(talk(("how many?", "two"))).ids, made(talk(("how many?", "two"))).ids)
+    with pytest.raises(InputError, match="learns one question at a time"):
+        made.branches(talk(("how many?", "two"), ("where?", "here")))
+
+
 def test_branches_are_the_turns_as_if_each_were_the_only_one() -> None:
     turns = [("how many?", "two"), ("where is the cat?", "here and there"), ("how many red?", "two two")]
     joined = processor().branches(talk(*turns))

@@ -1,7 +1,7 @@
 """Tiny vision-language models with random weights and the processor that writes for them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np

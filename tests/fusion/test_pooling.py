@@ -48,11 +48,12 @@ def test_places_are_saved_but_never_learned() -> None:
     assert "positions" in pool.state_dict() and "positions" not in dict(pool.named_parameters())
 
 
-def test_a_number_of_patches_without_queries_is_refused() -> None:
+def test_a_picture_has_the_queries_of_the_square_around_it() -> None:
     pool = SizedPool(SizedPoolConfig(**{**SIZES, "heads": 3}, queries={4: 2, 9: 3}))
-    assert pool.num_tokens((1, 2, 2)) == 2 and pool.num_tokens((1, 1, 9)) == 3 and len(pool.queries) == 3
-    with pytest.raises(ConfigError, match="a picture of 6 patches, this pool knows 4, 9"):
-        pool(Patches(torch.randn(6, 6), ((1, 2, 3),)))
+    assert pool.num_tokens((1, 2, 2)) == 2 and pool.num_tokens((1, 2, 1)) == 2 and len(pool.queries) == 3
+    assert pool.num_tokens((1, 3, 3)) == pool.num_tokens((1, 1, 3)) == 3
+    with pytest.raises(ConfigError, match="a picture in a square of 25 patches, this pool knows 4, 9"):
+        pool(Patches(torch.randn(10, 6), ((1, 2, 5),)))
 
 
 def test_sizes_that_cannot_be() -> None:

@@ -10,7 +10,8 @@ from hypothesis import given, settings, strategies as st
 from sightline.core.errors import InputError
 from sightline.core.geometry import Box, Frame, Point, Transform, orient, resize
 from sightline.core.sequence import Piece
-from sightline.data.images import CenterCrop, PadSquare, Pipeline, Square
+from sightline.data.images import CenterCrop, PadSquare, Square
+from sightline.data.tiles import Pipeline
 from sightline.grounding.codecs import (
     CODECS,
     Codec,

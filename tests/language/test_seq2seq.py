@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sightline.core.errors import ConfigError
 from sightline.core.layout import causal_layout
-from sightline.language.seq2seq import DistanceBias, Memory, Seq2Seq, Seq2SeqConfig
+from sightline.core.memory import Memory
+from sightline.language.seq2seq import DistanceBias, Seq2Seq, Seq2SeqConfig
 from sightline.zoo.prepared import prepared
 
 CONFIG = Seq2SeqConfig(
@@ -42,7 +43,7 @@ def test_word_by_word_with_a_cache_as_in_one(model: Seq2Seq) -> None:
     layout, cache = causal_layout(2, 12), model.new_cache()
     whole = model(model.embed(ids), layout, memory)
     pieces = [(0, 4), *((n, n + 1) for n in range(4, 12))]
-    out = [model(model.embed(ids[:, a:b]), layout.span(a, b), memory, cache) for a, b in pieces]
+    out = [model(model.embed(ids[:, a:b]), layout.span(a, b), None if a else memory, cache) for a, b in pieces]
     torch.testing.assert_close(torch.cat(out, dim=1), whole, **CLOSE)
 
 
@@ -52,9 +53,9 @@ def test_keys_of_the_memory_are_made_once(model: Seq2Seq) -> None:
     for block in model.blocks:
         block.cross.k.register_forward_hook(lambda *_: calls.append(1))
     for n in range(3):
-        model(model.embed(ids[:, n : n + 1]), causal_layout(2, 3).span(n, n + 1), memory, cache)
+        model(model.embed(ids[:, n : n + 1]), causal_layout(2, 3).span(n, n + 1), None if n else memory, cache)
     assert len(calls) == 3
-    assert [layer.length for layer in cache.crossed] == [9, 9, 9]
+    assert [layer.length for layer in cache.layers] == [3, 9] * 3
 
 
 @torch.no_grad()
@@ -64,10 +65,9 @@ def test_rows_that_are_kept_go_on_as_themselves(model: Seq2Seq) -> None:
     model(model.embed(ids[:, :5]), layout.span(0, 5), memory, cache)
     whole = model(model.embed(ids), layout, memory)[:, 5]
     swapped = torch.tensor([1, 0])
-    other = Memory(memory.values[swapped], memory.layout)
-    out = model(model.embed(ids[swapped, 5:]), layout.span(5, 6), other, cache.keep(swapped))
+    out = model(model.embed(ids[swapped, 5:]), layout.span(5, 6), cache=cache.keep(swapped))
     torch.testing.assert_close(out[:, 0], whole[swapped], **CLOSE)
-    again = model(model.embed(ids[:, 4:5]), layout.span(4, 5), memory, cache.cut(4))
+    again = model(model.embed(ids[:, 4:5]), layout.span(4, 5), cache=cache.cut(4))
     torch.testing.assert_close(again, model(model.embed(ids[:, :5]), layout.span(0, 5), memory)[:, 4:], **CLOSE)
 
 
@@ -123,7 +123,20 @@ def test_prepared_for_inference_it_writes_the_same(model: Seq2Seq) -> None:
     assert float((rounded - found).norm() / found.norm()) < 0.05
 
 
-@pytest.mark.parametrize("wrong", [{"heads": 0}, {"buckets": 6}, {"farthest": 3}])
+@torch.no_grad()
+def test_tokens_that_are_asked_for_are_those_of_the_whole(model: Seq2Seq) -> None:
+    memory, ids, rows = seen(model, words(9)), words(6), torch.tensor([2, 5, 7])
+    whole = model(model.embed(ids), causal_layout(2, 6), memory)
+    found = model(model.embed(ids), causal_layout(2, 6), memory, rows=rows)
+    torch.testing.assert_close(found, whole.flatten(0, 1)[rows], **CLOSE)
+
+
+def test_nothing_is_written_about_nothing(model: Seq2Seq) -> None:
+    with pytest.raises(ValueError, match="it has read nothing"):
+        model(model.embed(words(3)), causal_layout(2, 3), cache=model.new_cache())
+
+
+@pytest.mark.parametrize("wrong", [{"heads": 0}, {"buckets": 6}, {"farthest": 3}, {"start_id": 50}])
 def test_sizes_that_make_no_sense_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ConfigError):
         replace(CONFIG, **wrong)

@@ -1,4 +1,4 @@
-"""Packed products against the maps they stand for, with what they do on the way and where torch has no such products."""
+"""Packed products against the maps they stand for, what they do on the way, and where torch has no such products."""
 
 import pytest
 import torch

@@ -91,6 +91,12 @@ def test_scaling_long_waves_only() -> None:
     torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
 
 
+def test_scaling_from_one_length_of_waves_on() -> None:
+    """Llama 4: nothing is blended."""
+    found = angles(RopeScaling("llama3", 4.0, original=20, low=1.0, high=1.0))
+    torch.testing.assert_close(found, PLAIN / torch.tensor([1, 1, 4, 4]), atol=1e-6, rtol=1e-6)
+
+
 @pytest.mark.parametrize("kind, grown", [("dynamic", 3 * 50 / 20 - 2), ("ntk", 7.0)])
 def test_a_base_that_grows_with_the_row(kind: str, grown: float) -> None:
     scaling = RopeScaling(kind, 3.0, original=20)  # type: ignore[arg-type]
@@ -108,7 +114,7 @@ def test_each_row_has_a_base_of_its_own() -> None:
     assert not torch.allclose(both[0], both[1])
 
 
-@pytest.mark.parametrize("wrong", [{"factor": 0.5}, {"low": 4.0}, {"original": 0}])
+@pytest.mark.parametrize("wrong", [{"factor": 0.5}, {"low": 5.0}, {"original": 0}])
 def test_a_scaling_that_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="expected"):
         RopeScaling("llama3", **wrong)  # type: ignore[arg-type]

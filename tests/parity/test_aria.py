@@ -112,6 +112,23 @@ def test_left_padded_batch(pair: tuple[Any, Published]) -> None:
     torch.testing.assert_close(ours.logits(**given)[real], logits(theirs, **given)[real], **TOLERANCE)
 
 
+@pytest.mark.parametrize("side", QUERIES)
+def test_what_only_fills_a_picture_up_is_not_seen(pair: tuple[Any, Published], side: int) -> None:
+    """Pictures that fill part of their square, not all in whole patches, beside one that fills it."""
+    theirs, ours = pair
+    given = inputs(1, 2, side=side)
+    mask = torch.zeros(3, side, side, dtype=torch.bool)
+    mask[0, :9], mask[1, :, :15], mask[2] = True, True, True
+    given["pixel_mask"] = mask
+    wanted = logits(theirs, **given)
+    torch.testing.assert_close(ours.logits(**given), wanted, **TOLERANCE)
+    with torch.no_grad():
+        greedy = theirs.generate(**given, max_new_tokens=16, do_sample=False)[:, given["input_ids"].shape[1] :]
+    assert torch.equal(ours.generate_ids(**given, max_new_tokens=16), greedy)
+    del given["pixel_mask"]
+    assert (ours.logits(**given) - wanted).abs().max() > 0.01
+
+
 def test_what_we_save_loads_in_transformers(pair: tuple[Any, Published], tmp_path: Path) -> None:
     theirs, ours = pair
     ours.save(tmp_path)
@@ -125,8 +142,16 @@ def test_inputs_that_contradict_each_other_are_told(pair: tuple[Any, Published])
     given = inputs(1)
     with pytest.raises(InputError, match=r"^5 image tokens in input_ids, the pictures need 3$"):
         pair[1].logits(**given | {"pixel_values": pixels(1, 21)})
-    with pytest.raises(ConfigError, match=r"^a picture of 16 patches, this pool knows 9, 36$"):
+    with pytest.raises(ConfigError, match=r"^a picture in a square of 16 patches, this pool knows 9, 36$"):
         pair[1].logits(**given | {"pixel_values": pixels(1, 28)})
+    with pytest.raises(InputError, match=r"^pixel_mask is \[1, 4\], expected \[1, 42, 42\]$"):
+        pair[1].logits(**given, pixel_mask=torch.ones(1, 4))
+    with pytest.raises(InputError, match=r"^pixel_mask is \[1, 4\], expected pixel_values with it$"):
+        pair[1].logits(input_ids=given["input_ids"], pixel_mask=torch.ones(1, 4))
+    hole = torch.ones(1, 42, 42)
+    hole[0, 0, 3] = 0
+    with pytest.raises(InputError, match="a picture must fill one rectangle"):
+        pair[1].logits(**given, pixel_mask=hole)
     with pytest.raises(ConfigError, match="vision_feature_layer is -2, expected -1"):
         family.config({"vision_feature_layer": -2})
 

@@ -1,8 +1,10 @@
 """InternVL in both its layouts against transformers; every picture, and every tile of one, is an item."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 import torch
 import transformers as hf
@@ -20,7 +22,9 @@ from published_folders import (
 )
 from torch import Tensor
 
-from sightline.core.errors import ConfigError
+from sightline.core.errors import ConfigError, InputError
+from sightline.core.sequence import Image, Message, Text, Video, ask
+from sightline.data.template import End, Words
 from sightline.zoo import internvl as family
 from sightline.zoo.published import load_published
 
@@ -257,3 +261,49 @@ def test_what_transformers_does_not_run_is_refused(change: dict[str, Any], messa
 def test_other_languages_of_the_original_layout_are_refused() -> None:
     with pytest.raises(ConfigError, match="llm_config of type 'llama', expected 'internlm2' or 'qwen2'"):
         family.original_config({"vision_config": VISION, "llm_config": {"model_type": "llama", **TEXT}})
+
+
+def test_the_slot_s_id_is_the_tokenizer_s(tmp_path: Path) -> None:
+    """Published ids of the original layout, by either file that names it; the model saved alone keeps it."""
+    theirs = internvl()
+    given = inputs(2)
+    with torch.no_grad():
+        wanted = theirs(**given).logits
+    files = {
+        "tokenizer.json": {"added_tokens": [{"id": IMAGE_TOKEN, "content": "<IMG_CONTEXT>"}]},
+        "added_tokens.json": {"<IMG_CONTEXT>": IMAGE_TOKEN},
+    }
+    for name, content in files.items():
+        folder = original(theirs, tmp_path / name.split(".")[0], ps_version="v2")
+        (folder / name).write_text(json.dumps(content))
+        ours = load_published(folder)
+        torch.testing.assert_close(ours.logits(**given), wanted, **TOLERANCE)
+        with pytest.raises(InputError, match="0 image tokens in input_ids, the pictures need 8"):
+            ours.logits(**placed(given))
+    ours.save(tmp_path / "alone")
+    torch.testing.assert_close(load_published(tmp_path / "alone").logits(**given), wanted, **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "begins", "between"),
+    [
+        ("internlm2-chat", "internlm2", "<s><|im_start|>system\n你是由上海", "<|im_end|><|im_start|>"),
+        ("Hermes-2", "qwen2", "<|im_start|>system\n你是由上海", "<|im_end|><|im_start|>"),
+        ("internvl2_5", "qwen2", "<|im_start|>system\n你是书生", "<|im_end|>\n<|im_start|>"),
+    ],
+)
+def test_conversations_of_the_original_layout(name: str, kind: str, begins: str, between: str) -> None:
+    habits = family.original_habits({"template": name, "llm_config": {"model_type": kind}})
+    image = Image(PIL.Image.new("RGB", (8, 8)))
+    film = Video((image, image), (0.0, 1.0))
+    talk = (Message("user", (image, film, Text("how?"))), Message("assistant", (Text("so"),)))
+    segments = habits.template((*talk, *ask("why?")))
+    shown = "".join(getattr(s, "text", getattr(s, "name", "#")) for s in segments)
+    asked = f"{between}user\n#\nFrame1: #\nFrame2: #\nhow?{between}assistant\nso{between}user\nwhy?{between}assistant\n"
+    assert shown.startswith(begins) and shown.endswith(asked)
+    assert [s for s in segments if getattr(s, "learned", False) or isinstance(s, End)] == [
+        Words("so", learned=True),
+        End("<|im_end|>"),
+    ]
+    with pytest.raises(ConfigError, match="template 'phi3-chat'"):
+        family.original_habits({"template": "phi3-chat", "llm_config": {"model_type": kind}})

@@ -11,7 +11,8 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
     get_optimal_tiled_canvas,
 )
 
-from sightline.data.images import IMAGENET_MEAN, IMAGENET_STD, Scaling, Tiles
+from sightline.data.images import IMAGENET_MEAN, IMAGENET_STD, Scaling
+from sightline.data.tiles import Tiles
 
 
 def sizes(count: int) -> list[tuple[int, int]]:

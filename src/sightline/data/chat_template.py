@@ -26,11 +26,23 @@ class ChatTemplate:
     """A template by its Jinja source.
 
     controls: names that are control tokens where the template itself writes them; image: the one that stands for a
-    picture; bos begins a conversation whose template does not write it; eos ends an answer.
+    picture; bos begins a conversation whose template does not write it; eos ends an answer. video: the name that stands
+    for a film, whose frames are then numbered in lines of their own; without one each frame is a picture. begins:
+    whether the tokenizer puts bos before a text.
     """
 
-    def __init__(self, source: str, controls: Sequence[str], image: str, bos: str = "", eos: str = "") -> None:
-        self.controls, self.image, self.bos, self.eos = tuple(controls), image, bos, eos
+    def __init__(
+        self,
+        source: str,
+        controls: Sequence[str],
+        image: str,
+        bos: str = "",
+        eos: str = "",
+        video: str = "",
+        begins: bool = True,
+    ) -> None:
+        self.controls, self.image, self.video = tuple(controls), image, video
+        self.bos, self.eos, self.begins = bos, eos, begins
         self.in_parts = re.search(r"""\[['"]type['"]\]|\.type\b|['"]type['"]""", source) is not None
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation])
         environment.globals["raise_exception"] = _refuse
@@ -38,7 +50,7 @@ class ChatTemplate:
             self.program = environment.from_string(source)
         except TemplateError as error:
             raise CheckpointError(f"the chat template cannot be read: {error}") from None
-        names = sorted((name for name in self.controls if name), key=len, reverse=True)
+        names = sorted((name for name in {*self.controls, video} if name), key=len, reverse=True)
         self.names = re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
     def __call__(self, conversation: Conversation) -> list[Segment]:
@@ -46,6 +58,7 @@ class ChatTemplate:
         talk = turns(conversation)
         said: list[str] = []
         messages = [self._message(message, said) for message in conversation]
+        films = [len(part.frames) for message in conversation for part in message.parts if isinstance(part, Video)]
         try:
             text = self.program.render(
                 messages=messages,
@@ -57,9 +70,9 @@ class ChatTemplate:
             raise
         except Exception as error:  # a program of others may fail in any way; the sandbox refuses in several
             raise CheckpointError(f"the chat template fails: {error}") from None
-        found = self._segments(text, said)
+        found = self._segments(text, said, films)
         starts = isinstance(found[0], Control) and found[0].name == self.bos if found else False
-        return [Control(self.bos), *found] if self.bos and not starts else found
+        return [Control(self.bos), *found] if self.bos and self.begins and not starts else found
 
     def _message(self, message: Message, said: list[str]) -> dict[str, Any]:
         """A message as templates know it, its words replaced by stand-ins."""
@@ -68,18 +81,20 @@ class ChatTemplate:
             if isinstance(part, Text):
                 said.append(part.text)
                 parts.append({"type": "text", "text": f"{_OPEN}{len(said) - 1}{_CLOSE}"})
+            elif isinstance(part, Video) and self.video:
+                parts.append({"type": "video"})
             elif isinstance(part, (Image, Video)):
                 parts += [{"type": "image"}] * (len(part.frames) if isinstance(part, Video) else 1)
             else:
                 raise InputError(f"this model's chat template has no form for a {type(part).__name__.lower()}")
         if self.in_parts:
             return {"role": message.role, "content": parts}
-        if any(part["type"] == "image" for part in parts):
+        if any(part["type"] != "text" for part in parts):
             raise InputError("this model's chat template has no place for pictures")
         return {"role": message.role, "content": "".join(part["text"] for part in parts)}
 
-    def _segments(self, text: str, said: list[str]) -> list[Segment]:
-        out = Writer()
+    def _segments(self, text: str, said: list[str], films: list[int]) -> list[Segment]:
+        out, frames = Writer(), iter(films)
         learned, start = False, 0
         for mark in [*_MARKS.finditer(text), None]:
             stop = len(text) if mark is None else mark.start()
@@ -89,6 +104,8 @@ class ChatTemplate:
                 place = name.end()
                 if name[0] == self.image:
                     out.image()
+                elif name[0] == self.video:
+                    out.frames(next(frames, 0))
                 elif name[0] == self.eos and out.segments and getattr(out.segments[-1], "learned", False):
                     out.segments.append(End(name[0]))
                 else:

@@ -5,19 +5,18 @@ exact against the published processors, and torch's antialiased uint8 interpolat
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import PIL.Image
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..core import geometry
 from ..core.config import config
-from ..core.errors import ConfigError
 from ..core.geometry import Frame, Transform
+from ..core.patches import Tiling
 
 Resample = Literal["bicubic", "bilinear"]
 Triple = tuple[float, float, float]
@@ -46,10 +45,10 @@ class Scaling:
     def resized(self, picture: PIL.Image.Image, width: int, height: int) -> Tensor:
         """uint8 [3, height, width]."""
         if picture.size == (width, height):
-            return _bytes(picture)
+            return as_bytes(picture)
         if self.exact:
-            return _bytes(picture.resize((width, height), _FILTERS[self.resample]))
-        pixels = _bytes(picture)[None]
+            return as_bytes(picture.resize((width, height), _FILTERS[self.resample]))
+        pixels = as_bytes(picture)[None]
         # channels last: torch's uint8 path vectorises over the channels of a pixel
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         sizes = [(height, width)]
@@ -73,12 +72,13 @@ class Seen:
     """A picture as a model sees it: one view, or several tiles and maybe the whole beside them.
 
     pixels: a float tensor [3, height, width] per view. way: how coordinates go from the original to what places are
-    counted in. tiles: rows and columns of the tiles.
+    counted in. tiles: rows and columns of the tiles. tiling: where the model is told how they lie.
     """
 
     pixels: tuple[Tensor, ...]
     way: Transform
     tiles: tuple[int, int] = (1, 1)
+    tiling: Tiling | None = None
 
 
 class OneView:
@@ -92,6 +92,10 @@ class OneView:
         """The picture's only view."""
         pixels, way = self(picture)
         return Seen((pixels,), way)
+
+    def frame(self, picture: PIL.Image.Image) -> Seen:
+        """A film's frame, which is seen like any picture."""
+        return self.seen(picture)
 
 
 @config
@@ -135,7 +139,7 @@ class CenterCrop(OneView):
         x1, y1 = min(left + self.crop, new[0]), min(top + self.crop, new[1])
         box = (x0 * width / new[0], y0 * height / new[1], x1 * width / new[0], y1 * height / new[1])
         seen = picture.resize((x1 - x0, y1 - y0), _FILTERS[self.scaling.resample], box)
-        return self.scaling.normalised(_window(_bytes(seen), left - x0, top - y0, self.crop)), way
+        return self.scaling.normalised(_window(as_bytes(seen), left - x0, top - y0, self.crop)), way
 
 
 @config
@@ -165,64 +169,7 @@ class PadSquare(OneView):
         return self.scaling.normalised(self.scaling.resized(picture, self.size, self.size)), way
 
 
-@config
-class Tiles:
-    """Squares cut from the picture, and after several of them the whole picture as one more (InternVL).
-
-    The picture is stretched to the grid of squares whose proportions are nearest its own (arXiv:2404.16821, section
-    3.3). Each view is an item of its own; places are counted in shares of the whole picture.
-    """
-
-    size: int
-    min_tiles: int = 1
-    max_tiles: int = 12
-    thumbnail: bool = True
-    scaling: Scaling = field(default_factory=lambda: Scaling(IMAGENET_MEAN, IMAGENET_STD))
-    kind: Literal["tiles"] = "tiles"
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.min_tiles <= self.max_tiles:
-            raise ConfigError(f"from {self.min_tiles} to {self.max_tiles} tiles, expected 1 or more, the larger last")
-
-    def grid(self, width: int, height: int) -> tuple[int, int]:
-        """Columns and rows for a picture of this size; of equally near grids the larger, if the picture is too."""
-        sides = range(1, self.max_tiles + 1)
-        grids = [(c, r) for c in sides for r in sides if self.min_tiles <= c * r <= self.max_tiles]
-        best, least = (1, 1), float("inf")
-        for columns, rows in sorted(grids, key=lambda grid: grid[0] * grid[1]):
-            away = abs(width / height - columns / rows)
-            large = width * height > 0.5 * self.size**2 * columns * rows
-            if away < least or (away == least and large):
-                best, least = (columns, rows), away
-        return best
-
-    def __call__(self, picture: PIL.Image.Image) -> tuple[tuple[Tensor, Transform], ...]:
-        """Pixels [3, size, size] of each item and the way coordinates went into it, row by row, the whole one last."""
-        columns, rows = self.grid(*picture.size)
-        frame, side = Frame(*picture.size), self.size
-        step = geometry.resize(frame, columns * side, rows * side)
-        pixels = self.scaling.resized(picture, columns * side, rows * side)
-        items = []
-        for top in range(0, rows * side, side):
-            for left in range(0, columns * side, side):
-                way = Transform(frame, (step, geometry.crop(step.target, left, top, side, side)))
-                items.append((self.scaling.normalised(pixels[:, top : top + side, left : left + side]), way))
-        if self.thumbnail and len(items) > 1:
-            items.append(Square(side, self.scaling)(picture))
-        return tuple(items)
-
-    def seen(self, picture: PIL.Image.Image) -> Seen:
-        """All views."""
-        columns, rows = self.grid(*picture.size)
-        frame = Frame(*picture.size)
-        way = Transform(frame, (geometry.resize(frame, self.size, self.size),))
-        return Seen(tuple(pixels for pixels, _ in self(picture)), way, (rows, columns))
-
-
-Pipeline = Annotated[Square | CenterCrop | PadSquare | Tiles, Field(discriminator="kind")]
-
-
-def _bytes(picture: PIL.Image.Image) -> Tensor:
+def as_bytes(picture: PIL.Image.Image) -> Tensor:
     """uint8 [3, height, width] of an RGB picture."""
     return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
 

@@ -1,16 +1,16 @@
 """A conversation to an Example: segments to ids, images to pixels and slots, places to text; and answers back."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import PIL.Image
 import torch
+from torch import Tensor
 
 from ..core.errors import CapacityError, InputError
 from ..core.geometry import Transform
 from ..core.layout import Medium, framed
-from ..core.patches import Grid
 from ..core.sequence import Conversation, Image, Message, Video, images_of
 from ..grounding.codecs import Codec, Grounded
 from ..language.tokenizer import Tokenizer
@@ -26,9 +26,13 @@ class ImagePipeline(Protocol):
         """The views of an upright RGB picture."""
         ...
 
+    def frame(self, picture: PIL.Image.Image) -> Seen:
+        """The view of a film's frame."""
+        ...
 
-# What stands in the place of a picture, given its views and the tokens of each: numbers are so many image tokens of it,
-# names are control tokens before, between and after them.
+
+# What stands in the place of a picture, given its views and the tokens of each, or of all that the model lays out:
+# numbers are so many image tokens of it, names are control tokens before, between and after them.
 Expand = Callable[[Seen, Sequence[int]], Sequence[int | str]]
 
 
@@ -41,13 +45,13 @@ def whole(seen: Seen, counts: Sequence[int]) -> Sequence[int | str]:
 class _Columns:
     """The columns of an example while it is written."""
 
-    ids: list[int]
-    block: list[int]
-    learned: list[bool]
-    medium: list[int]
-    item: list[int]
-    slots: list[int]
-    counts: list[int]  # slots of each picture
+    ids: list[int] = field(default_factory=list)
+    block: list[int] = field(default_factory=list)
+    learned: list[bool] = field(default_factory=list)
+    medium: list[int] = field(default_factory=list)
+    item: list[int] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)  # slots of each picture
 
     def add(self, ids: Sequence[int], block: int, step: int, learned: bool, medium: Medium, item: int) -> int:
         """Append tokens whose block goes up by `step` each, from `block` on; return the next block."""
@@ -59,11 +63,19 @@ class _Columns:
         return block + step * len(ids)
 
 
+def _is_learned(segment: Segment) -> bool:
+    """Whether the model is to write it."""
+    return isinstance(segment, End) or (isinstance(segment, Words | Places) and segment.learned)
+
+
 class Processor:
     """Everything between a person's conversation and a model's numbers, for one checkpoint.
 
-    num_tokens(grid) is the fusion's own count of slots; patch is the encoder's. `image_token` fills the slots' ids,
-    which the model replaces. framed: as in `core.layout.framed`. expand: what stands in the place of a picture.
+    num_tokens(grid) is the fusion's own count of slots, num_tokens(grid, tiling) that of a picture whose views the
+    model lays out itself; patch is the encoder's. `image_token` fills the slots' ids, which the model replaces. framed:
+    as in `core.layout.framed`. expand: what stands in the place of a picture. start: the id that begins what is
+    written, where that is a sequence beside what is read. instruct: the ids of what is asked, at most
+    `instruction_length`, for a fusion that reads it with each picture.
     """
 
     def __init__(
@@ -71,7 +83,7 @@ class Processor:
         tokenizer: Tokenizer,
         template: Template,
         pixels: ImagePipeline,
-        num_tokens: Callable[[Grid], int],
+        num_tokens: Callable[..., int],
         patch: int,
         image_token: str,
         codec: Codec | None = None,
@@ -79,11 +91,27 @@ class Processor:
         max_length: int = 2048,
         framed: bool = False,
         expand: Expand = whole,
+        start: int | None = None,
+        instruct: Callable[[str], Sequence[int]] | None = None,
+        instruction_length: int = 512,
     ) -> None:
         self.tokenizer, self.template, self.pixels = tokenizer, template, pixels
         self.num_tokens, self.patch, self.codec = num_tokens, patch, codec
         self.image_id = tokenizer.control(image_token)
         self.look, self.max_length, self.framed, self.expand = look, max_length, framed, expand
+        self.start, self.instruct, self.instruction_length = start, instruct, instruction_length
+
+    @property
+    def apart(self) -> bool:
+        """Whether what is made of a picture depends on what is asked, so that questions share nothing of it."""
+        return self.look == "prefix" or self.start is not None or self.instruct is not None
+
+    @property
+    def end(self) -> int:
+        """The id that ends an answer: a control token, or words that are one token, such as a line break."""
+        name = self.tokenizer.eos
+        ids = [] if name in self.tokenizer.controls else self.tokenizer.encode(name)
+        return ids[0] if len(ids) == 1 else self.tokenizer.control(name)
 
     def __call__(self, conversation: Conversation, known: dict[str, Seen] | None = None) -> Example:
         """A prompt when the conversation ends with the user, a training example when it ends with an answer.
@@ -92,24 +120,31 @@ class Processor:
         Raises CapacityError when a prompt is longer than the context; a training example loses its last turns.
         """
         known = {} if known is None else known
-        seen = [self.see(image, known) for image in images_of(conversation)]
+        seen = self.see(conversation, known)
         while True:
             example = self._write(self.template(conversation), seen[: len(images_of(conversation))])
-            if example.length <= self.max_length:
+            length = max(example.length, example.read.length)
+            if length <= self.max_length:
                 return example
             said = sum(message.role != "system" for message in conversation)
             if conversation[-1].role == "user" or said <= 2:
-                slots = len(example.slots)
+                slots = len(example.read.slots)
                 raise CapacityError(
-                    f"{example.length} tokens ({slots} of images) for a context of {self.max_length}; shorten the text"
+                    f"{length} tokens ({slots} of images) for a context of {self.max_length}; shorten the text"
                 )
             conversation = conversation[:-2]
 
-    def see(self, image: Image, known: dict[str, Seen]) -> Seen:
-        """The views of a picture, looked up in what is known."""
-        if image.digest not in known:
-            known[image.digest] = self.pixels.seen(image.picture)
-        return known[image.digest]
+    def see(self, conversation: Conversation, known: dict[str, Seen]) -> list[Seen]:
+        """The views of every picture and every frame of a film, in order, looked up in what is known."""
+        seen = []
+        for part in (part for message in conversation for part in message.parts):
+            film = isinstance(part, Video)
+            for image in part.frames if isinstance(part, Video) else [part] if isinstance(part, Image) else []:
+                key = f"{image.digest} frame" if film else image.digest
+                if key not in known:
+                    known[key] = (self.pixels.frame if film else self.pixels.seen)(image.picture)
+                seen.append(known[key])
+        return seen
 
     def branches(self, conversation: Conversation) -> Example:
         """A training example whose turns each follow the pictures directly and do not see one another.
@@ -117,9 +152,11 @@ class Processor:
         One pass through the model then learns many questions, and each looks like the first and only one.
         Raises InputError where the turns together are longer than the context, of which none may be lost.
         """
-        if self.look == "prefix":
+        if self.apart and sum(message.role == "user" for message in conversation) == 1:
+            return self(conversation)
+        if self.apart:
             raise InputError("a model whose pictures see the question learns one question at a time")
-        seen = [self.pixels.seen(image.picture) for image in images_of(conversation)]
+        seen = self.see(conversation, {})
         before = [message for message in conversation if message.role == "system"]
         talk = [message for message in conversation if message.role != "system"]
         pictures = tuple(part for message in talk for part in message.parts if isinstance(part, (Image, Video)))
@@ -137,9 +174,32 @@ class Processor:
         found = sum(isinstance(segment, Slot) for segment in segments)
         if found != len(seen):
             raise InputError(f"{len(seen)} images for {found} places in the conversation")
-        out = _Columns([], [], [], [], [], [], [])
+        cut = len(segments)
+        while cut and _is_learned(segments[cut - 1]):
+            cut -= 1
+        asked = self._instruction(segments[:cut]) if seen else None
+        if self.start is None:
+            return replace(self._sequence(_Columns(), segments, seen), instruction=asked)
+        source = self._sequence(_Columns(), segments[:cut], seen)
+        source = replace(source, labels=torch.full_like(source.labels, IGNORE), instruction=asked)
+        written = _Columns()
+        written.add([self.start], 0, 1, False, Medium.TEXT, 0)
+        return replace(self._sequence(written, segments[cut:], seen), pixels=(), source=source)
+
+    def _instruction(self, segments: list[Segment]) -> Tensor | None:
+        """The ids of all that is said before the answer, in the vocabulary of a fusion that reads it."""
+        if self.instruct is None:
+            return None
+        ids = self.instruct("".join(segment.text for segment in segments if isinstance(segment, Words)))
+        if len(ids) > self.instruction_length:
+            most = self.instruction_length
+            raise CapacityError(f"a question of {len(ids)} tokens, what reads it with the picture takes {most}")
+        return torch.tensor(ids, dtype=torch.int64)
+
+    def _sequence(self, out: _Columns, segments: list[Segment], seen: list[Seen]) -> Example:
+        """The example of some segments after those that the columns hold."""
         prefix = self.look == "prefix"
-        block, item = 0, 0
+        block, item = len(out.ids), 0
         for segment in segments:
             if isinstance(segment, Slot):
                 item += 1
@@ -154,8 +214,11 @@ class Processor:
     def _picture(self, out: _Columns, seen: Seen, block: int, step: int, item: int) -> int:
         """Write what stands in the place of a picture; return the next block."""
         grids = [(1, pixels.shape[1] // self.patch, pixels.shape[2] // self.patch) for pixels in seen.pixels]
+        counts = [self.num_tokens(grid) for grid in grids]
+        if seen.tiling is not None:
+            counts = [self.num_tokens(grids[0], seen.tiling)]
         count = 0
-        for part in self.expand(seen, [self.num_tokens(grid) for grid in grids]):
+        for part in self.expand(seen, counts):
             if isinstance(part, str):
                 block = out.add([self.tokenizer.control(part)], block, step, False, Medium.TEXT, item)
                 continue
@@ -199,6 +262,7 @@ class Processor:
             slots=slots,
             pixels=tuple(pixels for each in seen for pixels in each.pixels),
             transforms=tuple(each.way for each in seen),
+            tilings=tuple(each.tiling for each in seen if each.tiling is not None),
             causal=self.look == "causal",
         )
 

@@ -75,6 +75,12 @@ class Writer:
         self.segments.append(Slot(self.images))
         self.images += 1
 
+    def frames(self, count: int) -> None:
+        """A film's frames, numbered, each in a line of its own (InternVL)."""
+        for number in range(1, count + 1):
+            self.words(("\n" if number > 1 else "") + f"Frame{number}: ")
+            self.image()
+
     def parts(self, message: Message, learned: bool = False, before: str = "") -> None:
         """All parts of a message; `before` precedes its first words."""
         for part in message.parts:
@@ -173,6 +179,44 @@ def _user(out: Writer, message: Message, newline: bool) -> None:
         out.parts(Message("user", (part,)))
         if newline and isinstance(part, Image) and i + 1 < len(parts):
             out.words("\n")
+
+
+def chatml(user: Callable[[Writer, Message], None], system: str = "", after: str = "\n", bos: str = "") -> Template:
+    """Turns between `<|im_start|>` and `<|im_end|>`, with the text `after` each; `user` writes what a user says.
+
+    system: what is said before a conversation that begins without it; nothing where it is empty.
+    """
+
+    def begin(out: Writer, role: str) -> None:
+        out.control("<|im_start|>")
+        out.words(f"{role}\n")
+
+    def end(out: Writer, segment: Segment) -> None:
+        out.segments.append(segment)
+        out.words(after)
+
+    def template(conversation: Conversation) -> list[Segment]:
+        out, stop = Writer(), "<|im_end|>"
+        if bos:
+            out.control(bos)
+        if said := "".join(message.text for message in conversation if message.role == "system") or system:
+            begin(out, "system")
+            out.words(said)
+            end(out, Control(stop))
+        talk = turns(conversation)
+        for message in talk:
+            begin(out, message.role)
+            if message.role == "user":
+                user(out, message)
+                end(out, Control(stop))
+            else:
+                out.parts(message, learned=True)
+                end(out, End(stop))
+        if talk[-1].role == "user":
+            begin(out, "assistant")
+        return out.segments
+
+    return template
 
 
 def _no_system(conversation: Conversation) -> None:

@@ -17,10 +17,9 @@ from ..core.errors import ConfigError
 from ..core.patches import Grid, Patches
 from ..language.cache import LayerCache
 from ..language.decoder import Context, DecoderConfig, plain_blocks
-from ..layers.attention import attend, chosen
-from ..layers.cross_attention import CrossAttention
+from ..layers.attention import chosen
+from ..layers.cross_attention import MemoryAttention
 from ..layers.feedforward import FeedForward, GatedFeedForward
-from ..layers.linear import together
 from ..layers.norms import RMSNorm
 from .bridge import Bridge
 from .projector import ProjectorConfig
@@ -80,31 +79,6 @@ class CrossAttentionConfig:
         return CrossAttentionFusion(self)
 
 
-class MemoryAttention(CrossAttention):
-    """Queries of tokens, keys and values of a memory; the cache holds the latter, so that they are made once."""
-
-    def __init__(self, cfg: CrossAttentionConfig) -> None:
-        norm = partial(RMSNorm, eps=cfg.eps) if cfg.qk_norm else None
-        super().__init__(cfg.width, cfg.heads, cfg.head_dim, cfg.memory_width, bias=False, qk_norm=norm)
-
-    def forward(self, x: Tensor, values: Tensor | None, looks: Tensor | None, cache: LayerCache | None) -> Tensor:
-        """x [batch, queries, width]; values [batch, keys, memory width], the new ones where there is a cache.
-
-        looks: [batch, 1, queries, all keys], True where one is looked at.
-        """
-        q = self.heads(self.q(x), self.q_norm)
-        if values is not None:
-            k, v = together(values.to(x.dtype), (self.k, self.v))
-            k, v = self.heads(k, self.k_norm).to(v.dtype), self.heads(v)  # a norm under autocast gives float32
-            if cache is not None:
-                cache.extend(k, v)
-        if cache is not None:
-            assert cache.key is not None and cache.value is not None
-            k, v = cache.key, cache.value
-        out = attend(q.to(k.dtype), k, v, looks, False).to(x.dtype)
-        return self.o(out.transpose(1, 2).flatten(2))
-
-
 class CrossBlock(nn.Module):
     """Cross-attention and feed-forward, each behind a gate that is closed at the start.
 
@@ -117,7 +91,9 @@ class CrossBlock(nn.Module):
         feedforward = GatedFeedForward if cfg.gated_mlp else FeedForward
         gate = cfg.width if cfg.gate == "vector" else 1
         self.cross_norm1 = norm(cfg.width, cfg.eps)
-        self.cross_attention = MemoryAttention(cfg)
+        qk_norm = partial(RMSNorm, eps=cfg.eps) if cfg.qk_norm else None
+        sizes = cfg.width, cfg.heads, cfg.head_dim, cfg.memory_width
+        self.cross_attention = MemoryAttention(*sizes, bias=False, qk_norm=qk_norm)
         self.cross_gate1 = nn.Parameter(torch.zeros(gate))
         self.cross_norm2 = norm(cfg.width, cfg.eps)
         self.cross_feedforward = feedforward(cfg.width, cfg.mlp, cfg.activation, bias=False)

@@ -151,7 +151,7 @@ class SizedPoolConfig:
     inputs: int  # width of the features
     width: int  # width of the decoder
     heads: int
-    queries: dict[int, int]  # how many are used, by an item's number of patches
+    queries: dict[int, int]  # how many are used, by the patches of the square around an item
     kind: Literal["sized-pool"] = "sized-pool"
     activation: str = "gelu_tanh"
 
@@ -169,7 +169,10 @@ class SizedPoolConfig:
 
 
 class SizedPool(TokenFusion):
-    """Aria's projector (arXiv:2410.05993): queries, keys and values are each projected twice, then an MLP."""
+    """Aria's projector (arXiv:2410.05993): queries, keys and values are each projected twice, then an MLP.
+
+    A picture that is not square is looked at without the padding that makes it so, and has the square's queries.
+    """
 
     def __init__(self, cfg: SizedPoolConfig) -> None:
         super().__init__()
@@ -188,13 +191,14 @@ class SizedPool(TokenFusion):
     def num_tokens(self, grid: Grid) -> int:
         """How many slots of the sequence an item with this grid takes."""
         frames, rows, columns = grid
-        known, patches = self.config.queries, frames * rows * columns
+        known, patches = self.config.queries, frames * max(rows, columns) ** 2
         if patches not in known:
-            raise ConfigError(f"a picture of {patches} patches, this pool knows {', '.join(map(str, known))}")
+            known_too = ", ".join(map(str, known))
+            raise ConfigError(f"a picture in a square of {patches} patches, this pool knows {known_too}")
         return known[patches]
 
     def forward(self, features: Patches) -> Bridge:
-        """Features [n, inputs] to tokens [m, width]; ConfigError for a number of patches that has no queries."""
+        """Features [n, inputs] to tokens [m, width]; ConfigError for a size that has no queries."""
         return Bridge(tokens=by_grid(features, self.pool))
 
     def pool(self, features: Tensor, grid: Grid, _: list[int]) -> Tensor:

@@ -1,11 +1,14 @@
-"""An encoder and a decoder of text that looks at it: T5 (arXiv:1910.10683) and FlanT5 (arXiv:2210.11416).
+"""An encoder and a decoder of text that looks at it.
 
-RMSNorm before each branch, no biases, products of queries and keys as they are, and in their place of positions a bias
-by distance that all blocks of a side share.
+- T5 (arXiv:1910.10683): RMSNorm before each branch, no biases, products of queries and keys as they are, and in the
+  place of positions a bias by distance that all blocks of a side share; ReLU, the head is the table.
+- FlanT5 (arXiv:2210.11416): a tanh-GELU gate, a head of its own.
+- UL2 (arXiv:2205.05131), and PaLI-X, which begins from a larger one: the same with a SiLU gate.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +17,9 @@ from torch.nn import functional as F
 from ..core.config import config
 from ..core.errors import ConfigError
 from ..core.layout import Layout, visible
-from ..layers.attention import Attention, attend
-from ..layers.cross_attention import CrossAttention
+from ..core.memory import Memory
+from ..layers.attention import Attention, chosen
+from ..layers.cross_attention import MemoryAttention
 from ..layers.feedforward import FeedForward, GatedFeedForward
 from ..layers.linear import working_precision
 from ..layers.norms import RMSNorm
@@ -34,46 +38,38 @@ class Seq2SeqConfig:
     heads: int
     head_dim: int
     mlp: int
+    kind: Literal["seq2seq"] = "seq2seq"
     activation: str = "gelu_tanh"
     gated: bool = True  # gate, up, down instead of up, down
     eps: float = 1e-6
     buckets: int = 32  # distances that are told apart
     farthest: int = 128  # from here on all are one
     tied: bool = False  # the head is the embedding table, and reads hidden states times 1 / sqrt(width)
+    start_id: int = 0  # what is written begins with it
+    max_length: int = 512  # tokens that either side was trained for
 
     def __post_init__(self) -> None:
-        if min(self.vocab_size, self.width, self.heads, self.head_dim, self.mlp) < 1:
+        if min(self.vocab_size, self.width, self.heads, self.head_dim, self.mlp, self.max_length) < 1:
             raise ConfigError("the sizes of an encoder and a decoder are at least 1")
         if self.buckets % 4 or not 0 < self.buckets // 2 < self.farthest:
             raise ConfigError(f"{self.buckets} buckets of distances up to {self.farthest}, expected 4, 8, 12, ...")
+        if not 0 <= self.start_id < self.vocab_size:
+            raise ConfigError(f"start_id is {self.start_id}, expected an id from 0 to {self.vocab_size - 1}")
 
+    @property
+    def depth(self) -> int:
+        """Blocks of the side that writes."""
+        return self.decoder_depth
 
-@dataclass(frozen=True)
-class Memory:
-    """What a decoder looks at: vectors [batch, length, width] and the layout of their tokens."""
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.heads
 
-    values: Tensor
-    layout: Layout
-
-
-class MemoryCache(Cache):
-    """A cache that also holds keys and values of a memory, which are made once."""
-
-    def __init__(self, depth: int, capacity: int = 0, dtype: torch.dtype | None = None) -> None:
-        super().__init__(depth, capacity, dtype)
-        self.crossed = [LayerCache(0, dtype) for _ in range(depth)]
-
-    def keep(self, rows: Tensor) -> "MemoryCache":
-        kept, out = super().keep(rows), MemoryCache(0)
-        out.layers, out.layout, out.first = kept.layers, kept.layout, kept.first
-        out.crossed = [layer.rows(rows) for layer in self.crossed]
-        return out
-
-    def cut(self, length: int) -> "MemoryCache":
-        short, out = super().cut(length), MemoryCache(0)
-        out.layers, out.layout, out.first = short.layers, short.layout, short.first
-        out.crossed = self.crossed
-        return out
+    @property
+    def head_size(self) -> int:
+        """Numbers of one head."""
+        return self.head_dim
 
 
 class DistanceBias(nn.Module):
@@ -105,21 +101,6 @@ class DistanceBias(nn.Module):
         return self.table(self.buckets(distance)).permute(0, 3, 1, 2).masked_fill(~seen[:, None], HIDDEN)
 
 
-class MemoryAttention(CrossAttention):
-    """Attention of tokens to a memory, whose keys and values the cache holds; products are not scaled."""
-
-    def forward(self, x: Tensor, memory: Tensor, mask: Tensor, cache: LayerCache | None) -> Tensor:
-        """x [batch, length, width]; mask [batch, 1, length or 1, memory length], True where it is seen."""
-        if cache is not None and cache.key is not None and cache.value is not None:
-            k, v = cache.key, cache.value
-        else:
-            k, v = self.heads(self.k(memory)), self.heads(self.v(memory))
-            if cache is not None:
-                k, v = cache.append(k, v)
-        out = attend(self.heads(self.q(x)).to(k.dtype), k, v, mask, False, scale=1.0)
-        return self.o(out.transpose(1, 2).flatten(2).to(x.dtype))
-
-
 class TextBlock(nn.Module):
     """Self-attention, in a decoder a look at the memory, and feed-forward, a norm before each."""
 
@@ -129,7 +110,7 @@ class TextBlock(nn.Module):
         sizes = cfg.width, cfg.heads, cfg.heads, cfg.head_dim
         self.attention = Attention(*sizes, qkv_bias=False, out_bias=False, scores=Scores(scale=1.0))
         self.norm_cross = RMSNorm(cfg.width, cfg.eps) if looks else None
-        self.cross = MemoryAttention(cfg.width, cfg.heads, cfg.head_dim, bias=False) if looks else None
+        self.cross = MemoryAttention(cfg.width, cfg.heads, cfg.head_dim, bias=False, scale=1.0) if looks else None
         self.norm2 = RMSNorm(cfg.width, cfg.eps)
         branch = GatedFeedForward if cfg.gated else FeedForward
         self.feedforward = branch(cfg.width, cfg.mlp, cfg.activation, bias=False)
@@ -139,14 +120,19 @@ class TextBlock(nn.Module):
         x: Tensor,
         bias: Tensor,
         memory: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: LayerCache | None = None,
-        looked: LayerCache | None = None,
+        looks: Tensor | None = None,
+        caches: tuple[LayerCache | None, LayerCache | None] = (None, None),
+        rows: Tensor | None = None,
     ) -> Tensor:
-        x = x + self.attention(self.norm1(x), bias, cache=cache)
+        """x [batch, length, width] to the same shape; memory and looks as in `MemoryAttention`.
+
+        caches: of tokens and of the memory. rows: the tokens [n] that are asked for, counted through the batch; then
+        [n, width].
+        """
+        x = x + self.attention(self.norm1(x), bias, cache=caches[0])
         if self.cross is not None and self.norm_cross is not None:
-            assert memory is not None and mask is not None
-            x = x + self.cross(self.norm_cross(x), memory, mask, looked)
+            x = x + self.cross(self.norm_cross(x), memory, looks, caches[1])
+        x = chosen(x, rows)
         return x + self.feedforward(self.norm2(x))
 
 
@@ -184,9 +170,9 @@ class Seq2Seq(nn.Module):
         out: Tensor = self.embedding(ids)
         return out
 
-    def new_cache(self, capacity: int = 0) -> MemoryCache:
-        """An empty cache."""
-        return MemoryCache(len(self.blocks), capacity)
+    def new_cache(self, capacity: int = 0) -> Cache:
+        """An empty cache; of each block's two the second is for the memory."""
+        return Cache(2 * len(self.blocks), capacity)
 
     def encode(self, x: Tensor, layout: Layout) -> Memory:
         """Vectors [batch, length, width] as a memory; every token of a document sees all of it."""
@@ -195,18 +181,33 @@ class Seq2Seq(nn.Module):
         bias = self.encoder_bias(whole, whole, visible(whole, whole)).to(x.dtype)
         for block in self.encoder_blocks:
             x = block(x, bias)
-        return Memory(self.encoder_norm(x), layout)
+        return Memory(layout.document, torch.zeros_like(layout.item), self.encoder_norm(x), latest=False)
 
-    def forward(self, x: Tensor, layout: Layout, memory: Memory, cache: MemoryCache | None = None) -> Tensor:
-        """Vectors [batch, length, width] of text to be written to normed hidden states of the same shape."""
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout,
+        memory: Memory | None = None,
+        cache: Cache | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Vectors [batch, length, width] of what is written to normed hidden states of the same shape.
+
+        memory: what was read; with a cache it comes once, with the first tokens. rows: the tokens [n] that are asked
+        for, counted through the batch; then [n, width].
+        """
         x = working_precision(x)
         keys = cache.read(layout) if cache else layout
+        memory = cache.remember(memory, layout) if cache else memory
+        if memory is None:
+            raise ValueError("an encoder-decoder writes about what it has read, and it has read nothing")
         bias = self.bias(layout, keys, visible(layout, keys)).to(x.dtype)
-        theirs = memory.layout.document[:, None, :]
-        mask = ((layout.document[:, :, None] == theirs) & (theirs >= 0))[:, None]
+        looks = memory.looks(layout)
+        looks = (looks | ~looks.any(dim=2, keepdim=True))[:, None]  # a softmax over nothing is not a number
+        last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
-            kept = (cache.layers[i], cache.crossed[i]) if cache else (None, None)
-            x = block(x, bias, memory.values, mask, *kept)
+            caches = (cache.layers[2 * i], cache.layers[2 * i + 1]) if cache else (None, None)
+            x = block(x, bias, memory.values, looks, caches, rows if i == last else None)
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class RopeScaling:
     def __post_init__(self) -> None:
         if self.factor < 1 or self.original < 1:
             raise ConfigError(f"frequencies lowered by {self.factor} from {self.original} tokens, expected at least 1")
-        if self.low >= self.high:
+        if self.low > self.high:
             raise ConfigError(f"waves from {self.low} up to {self.high} in {self.original} tokens, expected a range")
 
     @property
@@ -43,7 +43,7 @@ class RopeScaling:
             return frequency / self.factor
         if self.kind == "llama3":
             waves = self.original * frequency / (2 * math.pi)  # that fit into the original context
-            kept = ((waves - self.low) / (self.high - self.low)).clamp(0, 1)
+            kept = ((waves - self.low) / max(self.high - self.low, 1e-9)).clamp(0, 1)  # a step where both are equal
             return frequency * (kept + (1 - kept) / self.factor)
         assert length is not None
         times = length[:, None, None].float() / self.original

@@ -48,13 +48,32 @@ class _Row:
     first: float = 0.0
 
 
+@dataclass(frozen=True)
+class _Chunk:
+    """Requests by their numbers that are read together, those about the same pictures in a group.
+
+    shared: how many first tokens the requests of each group have in common; 0 where every request is read whole.
+    """
+
+    groups: list[list[tuple[int, Example]]]
+    shared: int = 0
+
+    @property
+    def members(self) -> list[tuple[int, Example]]:
+        return [member for group in self.groups for member in group]
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(group) for group in self.groups]
+
+
 class Engine:
     """Answers conversations with one model; stateless between calls."""
 
     def __init__(self, model: VLM, processor: Processor, batch: int = 32) -> None:
         self.model, self.processor, self.batch = model.eval(), processor, batch
-        self.end = processor.tokenizer.control(processor.tokenizer.eos)
-        self.pad = processor.tokenizer.control(processor.tokenizer.pad or processor.tokenizer.eos)
+        self.end = processor.end
+        self.pad = processor.tokenizer.controls.get(processor.tokenizer.pad, self.end)
 
     # ------------------------------------------------------------------------------------------------------- answers
 
@@ -77,27 +96,38 @@ class Engine:
             key = tuple(image.digest for image in images_of(conversation))
             groups.setdefault(key, []).append((i, example))
         for chunk in self._chunks(groups):
-            rows = [_Row(example, Chooser(settings[i])) for i, example in chunk]
-            for (i, _), reply in zip(chunk, self._run(rows), strict=True):
+            rows = [_Row(example, Chooser(settings[i])) for i, example in chunk.members]
+            for (i, _), reply in zip(chunk.members, self._run(rows, chunk), strict=True):
                 replies[i] = reply
         return replies
 
-    def _chunks(self, groups: dict[tuple[str, ...], list[tuple[int, Example]]]) -> Iterator[list[tuple[int, Example]]]:
-        """Questions about the same pictures together; single ones in batches of like length."""
+    def _chunks(self, groups: dict[tuple[str, ...], list[tuple[int, Example]]]) -> Iterator[_Chunk]:
+        """Questions about the same pictures together, several such groups at once; single ones by like length."""
         single: list[tuple[int, Example]] = []
+        alike: dict[int, list[list[tuple[int, Example]]]] = {}
         for members in groups.values():
-            if len(members) == 1 or self.processor.look == "prefix":
-                single += members
-                continue
             for start in range(0, len(members), self.batch):
-                yield members[start : start + self.batch]
-        single.sort(key=lambda each: each[1].length)
+                part = members[start : start + self.batch]
+                shared = self._shared([example for _, example in part])
+                if shared:
+                    alike.setdefault(shared, []).append(part)
+                else:
+                    single += part
+        for shared, parts in alike.items():
+            chunk: list[list[tuple[int, Example]]] = []
+            for part in parts:
+                if chunk and sum(map(len, chunk)) + len(part) > self.batch:
+                    yield _Chunk(chunk, shared)
+                    chunk = []
+                chunk.append(part)
+            yield _Chunk(chunk, shared)
+        single.sort(key=lambda each: each[1].read.length)
         for start in range(0, len(single), self.batch):
-            yield single[start : start + self.batch]
+            yield _Chunk([[each] for each in single[start : start + self.batch]])
 
-    def _run(self, rows: list[_Row]) -> list[Reply]:
+    def _run(self, rows: list[_Row], chunk: _Chunk) -> list[Reply]:
         began = time.perf_counter()
-        for _ in self._tokens(rows, began):
+        for _ in self._tokens(rows, chunk.sizes, chunk.shared):
             pass
         return [self._reply(row, began) for row in rows]
 
@@ -105,7 +135,7 @@ class Engine:
         """The answer's text as it comes, then the whole reply; control tokens are not shown."""
         row = _Row(self.processor(conversation), Chooser(sampling))
         began, shown = time.perf_counter(), ""
-        for _ in self._tokens([row], began):
+        for _ in self._tokens([row], [1], 0):
             text = self.processor.read(row.ids, row.example.transforms).text
             text = text[: len(text) - begun(text, sampling.stop)].rstrip()
             half = text.endswith("�")  # the rest of a letter is still to come
@@ -132,8 +162,8 @@ class Engine:
             cut = found(text, row.choose.sampling.stop)  # none where reading took away the space it begins with
             grounded = grounded if cut is None else replace(grounded, text=text[:cut].rstrip())
         usage = {
-            "image_tokens": len(example.slots),
-            "prompt_tokens": example.length,
+            "image_tokens": len(example.read.slots),
+            "prompt_tokens": example.read.length,
             "completion_tokens": len(row.ids),
         }
         timing = {"first_token": round(row.first - began, 6), "total": round(time.perf_counter() - began, 6)}
@@ -143,9 +173,9 @@ class Engine:
     # ---------------------------------------------------------------------------------------------------- generation
 
     @torch.inference_mode()  # on while a token is made, off while the caller has it
-    def _tokens(self, rows: list[_Row], began: float) -> Iterator[None]:
+    def _tokens(self, rows: list[_Row], sizes: list[int], shared: int) -> Iterator[None]:
         """Read the prompts, then one token per unfinished row and turn."""
-        cache, hidden = self._prefill(rows)
+        cache, hidden = self._prefill(rows, sizes, shared)
         logits = self.model.logits(hidden)
         alive = list(range(len(rows)))
         while True:
@@ -189,19 +219,16 @@ class Engine:
             while row.ids and len(self._text(row)) > kept and len(self._words(row.ids[:-1])) >= kept:
                 row.ids.pop()
 
-    def _prefill(self, rows: list[_Row]) -> tuple[Cache, Tensor]:
+    def _prefill(self, rows: list[_Row], sizes: list[int], shared: int) -> tuple[Cache, Tensor]:
         """Read all prompts; the hidden state [rows, width] of each one's last token."""
         examples = [row.example for row in rows]
-        shared = self._shared(examples)
         room = max(example.length for example in examples) + max(row.choose.sampling.max_new_tokens for row in rows)
-        room = min(room, self.model.config.decoder.max_length)
+        cache = self.model.new_cache(min(room, self.model.config.decoder.max_length))
         if not shared:
-            cache = self.model.new_cache(room)
             return cache, self._read(examples, cache, None)
-        cache = self.model.new_cache(room)
-        first = examples[0]
-        self._read([_part(first, 0, shared)], cache, None)
-        cache = cache.copy(len(examples))
+        each = torch.tensor(sizes)
+        self._read([_part(examples[i], 0, shared) for i in (each.cumsum(0) - each).tolist()], cache, None)
+        cache = cache.keep(torch.arange(len(sizes)).repeat_interleave(each))
         return cache, self._read([_part(example, shared, example.length) for example in examples], cache, None)
 
     def _read(self, examples: list[Example], cache: Cache, bridge: Bridge | None) -> Tensor:
@@ -213,13 +240,13 @@ class Engine:
 
     def _shared(self, examples: list[Example]) -> int:
         """How many first tokens all prompts have in common, if these hold every picture; 0 where nothing is gained."""
-        if len(examples) < 2 or self.processor.look == "prefix" or not all(len(e.slots) for e in examples):
+        if len(examples) < 2 or self.processor.apart or not all(len(e.slots) for e in examples):
             return 0
         first = examples[0]
-        if any(len(e.pixels) != len(first.pixels) for e in examples):
+        if any(len(e.pixels) != len(first.pixels) or e.tilings != first.tilings for e in examples):
             return 0
-        alike = all(torch.equal(a, b) for e in examples[1:] for a, b in zip(first.pixels, e.pixels, strict=True))
-        if not alike:
+        pairs = (pair for e in examples[1:] for pair in zip(first.pixels, e.pixels, strict=True))
+        if not all(a is b or torch.equal(a, b) for a, b in pairs):
             return 0
         shortest = min(e.length for e in examples) - 1  # every row keeps a token of its own to answer from
         ids = torch.stack([e.ids[:shortest] for e in examples])
@@ -243,5 +270,6 @@ def _part(example: Example, start: int, stop: int) -> Example:
     """Some tokens of an example; its pictures go with the part that holds their slots."""
     columns = {name: getattr(example, name)[start:stop] for name in ("ids", *COLUMNS)}
     inside = (example.slots >= start) & (example.slots < stop)
-    pixels = example.pixels if bool(inside.any()) else ()
-    return replace(example, **columns, slots=example.slots[inside] - start, pixels=pixels)
+    kept = bool(inside.any())
+    pixels, tilings = (example.pixels, example.tilings) if kept else ((), ())
+    return replace(example, **columns, slots=example.slots[inside] - start, pixels=pixels, tilings=tilings)

@@ -2,14 +2,14 @@
 
 import random
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..core.errors import CapacityError, ConfigError, DataError, InputError, SightlineError
-from ..data.batch import Batch, Example, collate, pack, row_length
+from ..data.batch import Batch, Example, collate, pack, row_length, sizes_of
 from ..data.mix import Mixture, permuted
 from ..data.processor import Processor
 from .recipe import Stage, check_sources
@@ -124,8 +124,8 @@ def assemble(made: Sequence[Made], processor: Processor, packing: int = 0) -> Ba
     examples, samples = [each.example for each in made], [each.sample for each in made]
     pad = processor.tokenizer.control(processor.tokenizer.pad)
     if packing:
-        lengths = [example.length for example in examples]
-        batch = pack(examples, processor.patch, pad, row_length(lengths, max(packing, *lengths)))
+        sizes = sizes_of(examples)
+        batch = pack(examples, processor.patch, pad, row_length(sizes, max(packing, *map(max, sizes))))
     else:
         batch = collate(examples, processor.patch, pad)
     extra = {"names": [sample.name for sample in samples], "passed": [line for each in made for line in each.passed]}
@@ -133,7 +133,7 @@ def assemble(made: Sequence[Made], processor: Processor, packing: int = 0) -> Ba
         extra["dense"] = {k: torch.from_numpy(np.stack([s.dense[k] for s in samples])) for k in samples[0].dense}
     if samples[0].caption:
         extra["captions"] = _captions([s.caption for s in samples], processor)
-    return Batch(batch.ids, batch.layout, batch.slots, batch.patches, batch.labels, extra)
+    return replace(batch, extra=extra)
 
 
 def _picture(sample: Sample, processor: Processor) -> Example:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..core.config import config, nearest
 from ..core.errors import ConfigError
-from ..data.images import Pipeline
+from ..data.tiles import Pipeline
 from ..model import VLMConfig
 from .sources import Source
 

@@ -77,7 +77,7 @@ class Trainer:
         self.parameters = learned | own
         self.optimizers = Optimizers(self.parameters, rates | dict.fromkeys(own, max(stage.learn.values())), stage)
         self.step, self.refused, self.checked = 0, 0, False
-        scaling = model.config.decoder.rope_scaling
+        scaling = getattr(model.config.decoder, "rope_scaling", None)
         if stage.packing and scaling is not None and scaling.by_length:
             raise ConfigError(f"stage {stage.name!r} packs rows, but its model stretches with a row's length")
         if stage.recompute:

@@ -4,13 +4,25 @@ Its files are laid out as llava-hf's, but for `vision_model.`, which is left out
 """
 
 from dataclasses import replace
+from functools import partial
 
+from torch import Tensor
+
+from ..core.errors import InputError
+from ..core.patches import Patches, join
+from ..core.sequence import Image, Message, Video, images_of
+from ..data.batch import Batch
+from ..data.images import Scaling
+from ..data.processor import ImagePipeline
+from ..data.template import Writer, chatml
+from ..data.tiles import Fitted
 from ..fusion.pooling import SizedPoolConfig
 from ..model import VLM, VLMConfig
 from . import llava
 from .backbones import Json, language_config, siglip_config, siglip_keys
 from .checkpoint import read_tensors
-from .family import LOGITS, Family, Row
+from .family import Family, Habits, Row, scaling
+from .inputs import checked, cut, filled, is_image
 from .keymap import KeyMap, rule, stacked
 from .language_names import aria_keys
 from .languages import expect
@@ -70,7 +82,85 @@ def pool_keys() -> KeyMap:
     )
 
 
-FAMILIES = {"aria": Family(lambda c, f: VLM(config(c)), keys, lambda c, f: llava.bare_tower(read_tensors(f)))}
+def inputs(
+    model: VLM,
+    c: Json,
+    input_ids: Tensor | None = None,
+    pixel_values: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    pixel_mask: Tensor | None = None,
+) -> Batch:
+    """Pictures [n, 3, height, width]; the mask [n, height, width] is 1 in the upper left part that a picture fills."""
+    ids = checked(input_ids, attention_mask=attention_mask)
+    patches = cut(model, pixel_values) if pixel_mask is None else filling(model, pixel_values, pixel_mask)
+    return filled(model, ids, is_image(c, ids), patches, attention_mask)
+
+
+def filling(model: VLM, pixel_values: Tensor | None, pixel_mask: Tensor) -> Patches:
+    """The patches that a picture fills, wholly or in part; those that are all padding, which nothing sees, left out."""
+    wanted = None if pixel_values is None else [len(pixel_values), *pixel_values.shape[2:]]
+    if pixel_values is None or list(pixel_mask.shape) != wanted:
+        raise InputError(f"pixel_mask is {list(pixel_mask.shape)}, expected {wanted or 'pixel_values with it'}")
+    mask, patch = pixel_mask.bool(), model.config.image.patch_size
+    parts = []
+    for pixels, real in zip(pixel_values, mask, strict=True):
+        height, width = int(real.any(1).sum()), int(real.any(0).sum())
+        if int(real.sum()) != height * width or not bool(real[:height, :width].all()):
+            raise InputError("pixel_mask: a picture must fill one rectangle in the upper left corner")
+        down, across = (-(-side // patch) * patch for side in (height, width))
+        part = cut(model, pixels[None, :, :down, :across])
+        assert part is not None
+        parts.append(part)
+    return join(parts)
+
+
+# ------------------------------------------------------------------------------------------------------- processors
+
+# rows and columns of the canvases that pictures are cut on, of equally good ones the first
+GRIDS = (*((1, n) for n in range(2, 9)), (2, 4), (2, 3), (2, 2), (2, 1), (3, 1), (3, 2), (4, 1), (4, 2))
+GRIDS = (*GRIDS, *((n, 1) for n in range(5, 9)))
+UNIT = 490  # what its grids are squares of
+
+
+def _said(out: Writer, message: Message) -> None:
+    """What a user says, each picture between two tags."""
+    for part in message.parts:
+        alone = Message("user", (part,))
+        for _ in images_of((alone,)):
+            out.control("<fim_prefix>")
+            out.image()
+            out.control("<fim_suffix>")
+        if not isinstance(part, (Image, Video)):
+            out.parts(alone)
+
+
+def habits(c: Json) -> Habits:
+    """Its processor, which fits pictures into the larger of two squares unless the file says otherwise."""
+    patch = (c.get("vision_config") or {}).get("patch_size", 32)
+    return Habits(chatml(_said), "<|img|>", end="<|im_end|>", bos="", pixels=partial(_fitted, patch))
+
+
+def _fitted(patch: int, c: Json, side: int) -> ImagePipeline:
+    pixels = [tuple(size) for size in c.get("split_resolutions") or ()]
+    grids = tuple((height // UNIT, width // UNIT) for height, width in pixels) or GRIDS
+    return Fitted(
+        size=c.get("max_image_size", side),
+        patch=patch,
+        min_size=c.get("min_image_size", 336),
+        grids=grids if c.get("split_image", False) else (),
+        scaling=scaling(c, Scaling()),
+    )
+
+
+FAMILIES = {
+    "aria": Family(
+        lambda c, f: VLM(config(c)),
+        keys,
+        lambda c, f: llava.bare_tower(read_tensors(f)),
+        inputs,
+        habits=lambda c, f, t: habits(c),
+    )
+}
 
 # arXiv:2410.05993, table 1 and section 2
 ARIA_VISION = {"hidden_size": 1152, "num_hidden_layers": 27, "num_attention_heads": 16, "intermediate_size": 4304}
@@ -89,7 +179,6 @@ ARIA = Row(
         "vision_config": {**ARIA_VISION, "patch_size": 14, "image_size": 980},
         "text_config": {**ARIA_TEXT, "max_position_embeddings": 65536, "rope_theta": 5e6},
     },
-    proof=LOGITS,
 )
 
 ROWS = (ARIA,)

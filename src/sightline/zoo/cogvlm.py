@@ -20,9 +20,9 @@ from ..data.template import End, Segment, Template, Writer, turns
 from ..fusion.glu import GLUConfig
 from ..fusion.visual_expert import VisualExpertConfig
 from ..language.decoder import DecoderConfig
+from ..language.tokenizer import Tokenizer
 from ..model import VLM, VLMConfig
 from .backbones import Json, eva2_clip_config, eva2_clip_keys
-from .checkpoint import read_json
 from .family import Family, Habits, Row, Stages, llama, scaling
 from .inputs import checked, cut, filled
 from .keymap import KeyMap, Reshape, leading, rule
@@ -174,9 +174,8 @@ def _stretched(c: Json, side: int) -> ImagePipeline:
     return Square(side, scaling(c, Scaling(CLIP_MEAN, CLIP_STD)))
 
 
-def habits(folder: Path) -> Habits:
-    """As the folder's `config.json` says; the words are Vicuna's, or Llama 3's in CogVLM2."""
-    c = read_json(folder / "config.json")
+def habits(c: Json, folder: Path, tokenizer: Tokenizer) -> Habits:
+    """As its `config.json` says; the words are Vicuna's, or Llama 3's in CogVLM2."""
     image, bos, eos = "<unk>", "<s>", "</s>"
     if newer(c):
         image, bos, eos = "<|reserved_special_token_0|>", "<|begin_of_text|>", "<|end_of_text|>"

@@ -109,8 +109,9 @@ def exact(tensors: Mapping[str, Tensor]) -> torch.dtype:
 def _to_own(opened: Opened, folder: Path) -> str:
     """Write our layout; the small files that the model came with are kept as they are, and used."""
     published, source = opened.published, opened.published.folder
-    small = [path for path in sorted(source.iterdir()) if path.is_file() and path.suffix in SMALL]
-    beside = {f"{own.PUBLISHED}/{path.name}": path.read_bytes() for path in small if path.name != INDEX}
+    files = [*sorted(source.glob("*")), *sorted(source.glob("*/*"))]  # a second tokenizer has a folder of its own
+    small = [path for path in files if path.is_file() and path.suffix in SMALL and path.name != INDEX]
+    beside = {f"{own.PUBLISHED}/{path.relative_to(source)}": path.read_bytes() for path in small}
     if (source / "generation_config.json").exists():
         beside["generation_config.json"] = (source / "generation_config.json").read_bytes()
     dtype = exact(opened.model.state_dict())

@@ -14,7 +14,7 @@ import torch
 
 from ..core.errors import InputError
 from ..core.layout import Medium, causal_layout
-from ..core.patches import Grid, Patches
+from ..core.patches import Grid, Patches, Tiling
 from ..data.batch import Batch
 from ..data.media import MAX_PIXELS
 from ..data.processor import Expand, ImagePipeline, whole
@@ -36,13 +36,16 @@ class Station:
 
 @dataclass(frozen=True)
 class Sight:
-    """How a picture of some size is seen: its views by their patches, and the control tokens that stand around them.
+    """How a picture of some size is seen: its views by their patches, and the tokens that it takes.
 
-    size: width and height of the picture.
+    size: width and height of the picture. tiling: where the model is told how the views lie. around: control tokens
+    before, between and after the picture's own.
     """
 
     size: tuple[int, int]
     grids: tuple[Grid, ...]
+    tokens: int
+    tiling: Tiling | None = None
     around: int = 0
 
     def note(self, patch: int) -> str:
@@ -60,9 +63,12 @@ def sight(cfg: VLMConfig, pixels: ImagePipeline, size: tuple[int, int], expand: 
     patch = cfg.image.patch_size
     grids = tuple((1, view.shape[-2] // patch, view.shape[-1] // patch) for view in seen.pixels)
     with hollow():
-        fusion = cfg.fusion.build()
-    counts = [fusion.num_tokens(cfg.image.feature_grid(grid)) for grid in grids]
-    return Sight(size, grids, sum(isinstance(part, str) for part in expand(seen, counts)))
+        model = VLM(cfg)
+    tiling = seen.tiling
+    counts = [model.num_tokens(grid) for grid in grids] if tiling is None else [model.num_tokens(grids[0], tiling)]
+    parts = expand(seen, counts)
+    tokens = sum(part for part in parts if not isinstance(part, str))
+    return Sight(size, grids, tokens, tiling, sum(isinstance(part, str) for part in parts))
 
 
 @dataclass(frozen=True)
@@ -164,14 +170,15 @@ def _run(model: VLM, seen: Sight | None) -> tuple[tuple[Station, ...], int, dict
     grids = ((1, image.grid, image.grid),) if seen is None else seen.grids
     around = 0 if seen is None else seen.around
     with torch.device("meta"):
-        pixels = Patches(torch.empty(sum(t * h * w for t, h, w in grids), image.patch_dim), grids)
+        values = torch.empty(sum(t * h * w for t, h, w in grids), image.patch_dim)
+        pixels = Patches(values, grids, () if seen is None or seen.tiling is None else (seen.tiling,))
         # a fusion that reads an instruction is counted with one as long as the question
         words = min(QUESTION, model.config.instruction_length)
         asked = [torch.zeros(len(grids), words, dtype=torch.int64)] if words else []
         with Operations() as seeing:
-            features = model.encoder(pixels)
+            features = replace(model.encoder(pixels), tilings=pixels.tilings)
             bridge = model.fusion(features, *asked)
-        visual = sum(model.num_tokens(grid) for grid in grids)
+        visual = sum(model.num_tokens(grid) for grid in grids) if seen is None else seen.tokens
         length = visual + around + QUESTION
         cache = model.new_cache(length + 1)
         # what tokens carry decides which weights they take, and whose a picture is where its memory goes: both are real
@@ -179,18 +186,24 @@ def _run(model: VLM, seen: Sight | None) -> tuple[tuple[Station, ...], int, dict
         layout = replace(causal_layout(1, length, "meta"), medium=carried)
         owners = torch.tensor([[0, 0, 1]] * len(grids), device="cpu")
         prompt = Batch(torch.zeros(1, length, dtype=torch.int64), layout, torch.arange(visual), owners=owners)
+        layout = replace(causal_layout(1, 1, "meta"), medium=carried[:, -1:])
+        step = Batch(torch.zeros(1, 1, dtype=torch.int64), layout, torch.zeros(0, dtype=torch.int64))
+        if model.config.beside:  # what is written begins with a token of its own
+            prompt = replace(step, source=prompt)
         with Operations() as reading:
             hidden = model(prompt, cache, bridge)
             scores = model.logits(hidden[:, -1:])
-        layout = replace(causal_layout(1, 1, "meta"), medium=carried[:, -1:])
-        step = Batch(torch.zeros(1, 1, dtype=torch.int64), layout, torch.zeros(0, dtype=torch.int64))
         with Operations() as writing:
             model.logits(model(step, cache))
     kv_heads = decoder.kv_heads or decoder.heads
+    look = model.config.look
+    looked = f"read whole by {decoder.encoder_depth} blocks of their own" if model.config.beside else look
     bridged = bridge.tokens if bridge.memory is None else bridge.memory.values
     width, height = (image.image_size, image.image_size) if seen is None else seen.size
     cut = f"{image.grid}x{image.grid} of {image.patch_size}x{image.patch_size} pixels"
-    controls = f" {around} control," if around else ""
+    kinds = (
+        f"{visual} visual, {around} control and {QUESTION} text" if around else f"{visual} visual and {QUESTION} text"
+    )
     stations = (
         Station("picture", (image.channels, height, width)),
         Station("patches", tuple(pixels.values.shape), cut if seen is None else seen.note(image.patch_size)),
@@ -200,11 +213,7 @@ def _run(model: VLM, seen: Sight | None) -> tuple[tuple[Station, ...], int, dict
             f"{image.used_depth} blocks, {image.heads} heads, {image.activation}",
         ),
         Station("fusion", tuple(bridged.shape), model.config.fusion.note),
-        Station(
-            "sequence",
-            tuple(hidden.shape[1:]),
-            f"{visual} visual,{controls} and {QUESTION} text tokens, {model.config.look}".replace(", and", " and"),
-        ),
+        Station("sequence", (length, hidden.shape[2]), f"{kinds} tokens, {looked}"),
         Station(
             "decoder",
             tuple(hidden.shape[1:]),

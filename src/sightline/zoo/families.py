@@ -9,8 +9,23 @@ from ..core.config import nearest
 from ..core.errors import ConfigError
 from ..encoders.vit import ViT
 from ..language.decoder import Decoder
-from ..language.seq2seq import Seq2Seq
-from . import aria, backbones, blip2, cogvlm, idefics, internvl, kosmos2, languages, llava, paligemma, qwen_vl, t5
+from . import (
+    aria,
+    backbones,
+    blip2,
+    cogvlm,
+    idefics,
+    internvl,
+    kosmos2,
+    languages,
+    llama4,
+    llava,
+    llava_next,
+    pali,
+    paligemma,
+    qwen_vl,
+    t5,
+)
 from .backbones import Json
 from .checkpoint import read_tensors
 from .family import Family, Row
@@ -70,19 +85,23 @@ LANGUAGES = {
     name: Family(lambda c, f: Decoder(languages.language_config(c)), language.keys, _text, words)
     for name, language in languages.LANGUAGES.items()
 }
-LANGUAGES["t5"] = Family(lambda c, f: Seq2Seq(t5.config(c)), t5.keys, inputs=words)
+LANGUAGES |= t5.FAMILIES
 
+# a file each; its rows are listed in this order
 WHOLE = (
     llava,
+    llava_next,
     blip2,
     internvl,
     kosmos2,
     aria,
+    llama4,
     idefics,
     paligemma,
+    pali,
     qwen_vl,
     cogvlm,
-)  # a file each; its rows are listed in this order
+)
 FAMILIES: dict[str, Family] = ENCODERS | LANGUAGES
 for module in WHOLE:
     FAMILIES |= module.FAMILIES

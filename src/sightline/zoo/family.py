@@ -29,6 +29,11 @@ EQUAL = "logits, greedy tokens and pixels equal transformers' on a random checkp
 _FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which the files use
 
 
+def as_read(c: Json, folder: Path) -> Json:
+    """A configuration that says all by itself."""
+    return c
+
+
 def as_written(c: Json, folder: Path) -> Mapping[str, Tensor]:
     """Tensors of a folder under the names they have there."""
     return read_tensors(folder)
@@ -50,6 +55,11 @@ def clip_crop(c: Json, side: int) -> ImagePipeline:
     )
 
 
+def side_of(size: Any) -> int:
+    """The side of a square that a `preprocessor_config.json` writes in any of three ways."""
+    return int(size if isinstance(size, int) else size["height"] if "height" in size else size["shortest_edge"])
+
+
 def tokenizer_json(folder: Path) -> Tokenizer | None:
     """The tokenizer of a folder that has a `tokenizer.json`."""
     return Tokenizer.from_folder(folder) if (folder / "tokenizer.json").exists() else None
@@ -62,8 +72,9 @@ class Habits:
     template: how a conversation is laid out, unless the folder has a chat template. image: the token that fills a
     picture's places. codec: the name of its convention for places. end: what ends an answer, where that is not the
     tokenizer's own end. pixels: the picture pipeline from a `preprocessor_config.json`, {} without one, and the
-    encoder's side. expand: what stands in the place of a picture, as `data.processor.Expand`. tokenizer: that of a
-    folder, or None where it lies without one.
+    encoder's side. expand: what stands in the place of a picture, as `data.processor.Expand`. picture, video: the
+    names that stand for a picture, if not `image`, and for a film in the folder's chat template. instruct: from the
+    folder what turns a question into the ids that a fusion reads with each picture.
     """
 
     template: Template
@@ -74,7 +85,9 @@ class Habits:
     end: str = ""
     pixels: Callable[[Json, int], ImagePipeline] = clip_crop
     expand: Expand = whole
-    tokenizer: Callable[[Path], Tokenizer | None] = tokenizer_json
+    picture: str = ""
+    video: str = ""
+    instruct: Callable[[Path], Callable[[str], list[int]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,15 +96,18 @@ class Family:
 
     build: a configuration and its folder to a model without weights. keys: the map of its names, for that model's
     settings. tensors: those of a folder in the map's layout. inputs: its published keyword inputs as a batch, given the
-    model and its configuration first (`zoo.inputs`); None for a part that reads no text. habits: or, where a family's
-    models differ in them, what tells them of a folder.
+    model and its configuration first (`zoo.inputs`); None for a part that reads no text. tokenizer: that of a folder,
+    or None where it lies without one. habits: of its processor, or what tells them from configuration, folder and
+    tokenizer. complete: a configuration with what only the files beside it say.
     """
 
     build: Callable[[Json, Path], nn.Module]
     keys: Callable[[Any], KeyMap]
     tensors: Callable[[Json, Path], Mapping[str, Tensor]] = as_written
     inputs: Callable[..., Batch] | None = pictures
-    habits: Habits | Callable[[Path], Habits] | None = None
+    tokenizer: Callable[[Path], Tokenizer | None] = tokenizer_json
+    habits: Habits | Callable[[Json, Path, Tokenizer], Habits] | None = None
+    complete: Callable[[Json, Path], Json] = as_read
 
 
 @dataclass(frozen=True)

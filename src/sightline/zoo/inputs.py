@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import InputError
-from ..core.layout import Layout, Medium, framed
+from ..core.layout import Layout, Medium, causal_layout, framed
 from ..core.patches import Patches, patchify
 from ..data.batch import Batch
 from ..fusion.cross_attention import CrossAttentionFusion
 from ..language.decoder import Decoder
-from ..language.seq2seq import Seq2Seq
+from ..language.seq2seq import Seq2Seq, Seq2SeqConfig
 from ..model import VLM
 from .backbones import Json
 
@@ -41,8 +41,24 @@ def pictures(
     pixel_values: Tensor | None = None,
     attention_mask: Tensor | None = None,
     token_type_ids: Tensor | None = None,
+    decoder_input_ids: Tensor | None = None,
 ) -> Batch:
-    """Ids among which an id of its own stands for every image token, and pictures [n, 3, height, width]."""
+    """Ids among which an id of its own stands for every image token, and pictures [n, 3, height, width].
+
+    decoder_input_ids: what an encoder-decoder has written so far; its start token where there are none.
+    """
+    return written(model, shown(model, c, input_ids, pixel_values, attention_mask, token_type_ids), decoder_input_ids)
+
+
+def shown(
+    model: VLM,
+    c: Json,
+    input_ids: Tensor | None,
+    pixel_values: Tensor | None,
+    attention_mask: Tensor | None,
+    token_type_ids: Tensor | None = None,
+) -> Batch:
+    """Ids and pictures that are read."""
     ids = checked(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
     patches = cut(model, pixel_values)
     batch = filled(model, ids, is_image(c, ids), patches, attention_mask, token_type_ids)
@@ -62,14 +78,31 @@ def looks(model: nn.Module) -> bool:
     return isinstance(model, VLM) and isinstance(model.fusion, CrossAttentionFusion)
 
 
-def checked(input_ids: Tensor | None, **beside: Tensor | None) -> Tensor:
+def written(model: nn.Module, batch: Batch, decoder_input_ids: Tensor | None) -> Batch:
+    """A batch as the source of what an encoder-decoder writes: the ids given, or its start token; else as it is."""
+    cfg = model.config.decoder if isinstance(model, VLM) else model.config
+    if not isinstance(cfg, Seq2SeqConfig):
+        if decoder_input_ids is not None:
+            raise InputError("decoder_input_ids are for a model that writes beside what it reads, this one does not")
+        return batch
+    rows = len(batch.ids)
+    if decoder_input_ids is None:
+        decoder_input_ids = torch.full((rows, 1), cfg.start_id)
+    ids = checked(decoder_input_ids, "decoder_input_ids")
+    if len(ids) != rows:
+        raise InputError(f"decoder_input_ids: found {len(ids)} rows, expected {rows} as in input_ids")
+    within(model, ids, "decoder_input_ids")
+    return Batch(ids, causal_layout(*ids.shape), NO_SLOTS, source=batch)
+
+
+def checked(input_ids: Tensor | None, name: str = "input_ids", **beside: Tensor | None) -> Tensor:
     """The ids, when they are ids and all that has one number per token has their shape."""
     if input_ids is None or input_ids.dim() != 2 or input_ids.is_floating_point() or not input_ids.numel():
         shape = "none" if input_ids is None else f"{input_ids.dtype} {list(input_ids.shape)}"
-        raise InputError(f"input_ids: found {shape}, expected whole numbers [batch, length]")
-    for name, given in beside.items():
+        raise InputError(f"{name}: found {shape}, expected whole numbers [batch, length]")
+    for other, given in beside.items():
         if given is not None and given.shape != input_ids.shape:
-            raise InputError(f"{name} is {list(given.shape)}, expected {list(input_ids.shape)} as input_ids")
+            raise InputError(f"{other} is {list(given.shape)}, expected {list(input_ids.shape)} as input_ids")
     return input_ids
 
 
@@ -96,7 +129,7 @@ def filled(
     told: what the slots are called where they are not as many as the pictures need.
     """
     if isinstance(model, VLM) and patches is not None:
-        wanted = sum(model.num_tokens(grid) for grid in patches.grids)
+        wanted = sum(model.num_tokens(*picture) for picture in patches.pictures())
         if int(is_slot.sum()) != wanted:
             raise InputError(f"{int(is_slot.sum())} {told}, the pictures need {wanted}")
     elif bool(is_slot.any()):
@@ -111,7 +144,7 @@ def filled(
         written = torch.zeros_like(real) if token_type_ids is None else token_type_ids.long()
         layout = replace(layout, block=(written * real).cumsum(1), causal=False)
     if isinstance(model, VLM) and model.config.framed and patches is not None:
-        still, last = framed(slots, [model.num_tokens(grid) for grid in patches.grids])
+        still, last = framed(slots, [model.num_tokens(*picture) for picture in patches.pictures()])
         moves = real.flatten().index_fill(0, still, 0).view_as(real)
         medium = layout.medium.flatten().index_fill(0, last, Medium.TEXT).view_as(real)
         layout = replace(layout, position=(moves.cumsum(1) - 1).clamp(min=0), medium=medium)
@@ -132,10 +165,10 @@ def left_to_right(real: Tensor, is_slot: Tensor) -> Layout:
     )
 
 
-def within(model: nn.Module, ids: Tensor) -> None:
+def within(model: nn.Module, ids: Tensor, name: str = "input_ids") -> None:
     """InputError where ids are not all in the model's vocabulary."""
     text = model.decoder if isinstance(model, VLM) else model
     assert isinstance(text, (Decoder, Seq2Seq))
     most = text.config.vocab_size + getattr(text.config, "extra_vocab", 0)
     if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= most):
-        raise InputError(f"input_ids from {int(ids.min())} to {int(ids.max())}, expected 0 to {most - 1}")
+        raise InputError(f"{name} from {int(ids.min())} to {int(ids.max())}, expected 0 to {most - 1}")

@@ -4,12 +4,19 @@ A picture is cut into tiles, each of which is an item of its own. Two layouts ar
 LLaMA text half, and that of the original code, whose text half is an InternLM2 or a Qwen2.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ..core.errors import ConfigError
+from ..core.sequence import Image, Message, Video
+from ..data.images import IMAGENET_MEAN, IMAGENET_STD, Scaling, Seen, Square
+from ..data.processor import ImagePipeline
+from ..data.template import Writer, chatml
+from ..data.tiles import Tiles
 from ..fusion.projector import ProjectorConfig
 from ..model import VLM, VLMConfig
 from . import llava
@@ -23,8 +30,8 @@ from .backbones import (
     internvl_vision_keys,
     language_config,
 )
-from .checkpoint import read_tensors
-from .family import LOGITS, Family, Row
+from .checkpoint import read_json, read_tensors
+from .family import Family, Habits, Row, scaling, side_of
 from .keymap import KeyMap, rule
 from .language_names import internlm2_keys
 
@@ -122,11 +129,105 @@ def original_projector_keys() -> KeyMap:
     return KeyMap((rule("0.{p}", "norm.{p}"), rule("1.{p}", "layers.0.{p}"), rule("3.{p}", "layers.1.{p}")))
 
 
+# ------------------------------------------------------------------------------------------------------- processors
+
+SLOT, PLACE_ENDS = "<IMG_CONTEXT>", ("<img>", "</img>")
+
+# what the original code says before a conversation, and between its turns, by the name that `config.json` has for it
+# (OpenGVLab/InternVL, internvl_chat/internvl/conversation.py)
+FIRST = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
+LATER = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+CHATS = {"internlm2-chat": (FIRST, ""), "Hermes-2": (FIRST, ""), "internvl2_5": (LATER, "\n")}
+
+
+def tagged(seen: Seen, counts: Sequence[int]) -> Sequence[int | str]:
+    """All tokens of a picture's tiles between two tags."""
+    return [PLACE_ENDS[0], sum(counts), PLACE_ENDS[1]]
+
+
+def said(out: Writer, message: Message) -> None:
+    """What a user says: a line for each picture and for each frame of a film."""
+    for part in message.parts:
+        if isinstance(part, Video):
+            out.frames(len(part.frames))
+        else:
+            out.parts(Message("user", (part,)))
+        if isinstance(part, (Image, Video)):
+            out.words("\n")
+
+
+def _tiles(c: Json, side: int) -> ImagePipeline:
+    """By a `preprocessor_config.json` of transformers, whose processor always cuts pictures."""
+    return Tiles(
+        size=side_of(c.get("size", side)),
+        min_tiles=c.get("min_patches", 1),
+        max_tiles=c.get("max_patches", 12),
+        scaling=scaling(c, Scaling(IMAGENET_MEAN, IMAGENET_STD)),
+    )
+
+
+def _original_tiles(model: Json, c: Json, side: int) -> ImagePipeline:
+    """By a `config.json` of the original code, which says how pictures are cut, if they are."""
+    size = model.get("force_image_size") or side
+    ways = scaling(c, Scaling(IMAGENET_MEAN, IMAGENET_STD))
+    if not model.get("dynamic_image_size", False):
+        return Square(size, ways)
+    least, most = model.get("min_dynamic_patch", 1), model.get("max_dynamic_patch", 6)
+    return Tiles(size, least, most, model.get("use_thumbnail", False), ways)
+
+
+def original_habits(c: Json) -> Habits:
+    """By a `config.json` of the original code; InternLM2 begins with a token of its own."""
+    name = c.get("template", "internlm2-chat")
+    if name not in CHATS:
+        raise ConfigError(f"template {name!r}, expected one of {', '.join(CHATS)}")
+    bos = "<s>" if c["llm_config"].get("model_type") == "internlm2" else ""
+    system, after = CHATS[name]
+    return Habits(
+        template=chatml(said, system, after, bos),
+        image=SLOT,
+        codec="internvl",
+        bos=bos,
+        end="<|im_end|>",
+        pixels=partial(_original_tiles, c),
+        expand=tagged,
+    )
+
+
+def with_slot(c: Json, folder: Path) -> Json:
+    """The original configuration with the id of its image token, which only the files of a tokenizer tell."""
+    names: dict[str, Any] = {}
+    if (path := folder / "added_tokens.json").exists():
+        names = dict(read_json(path))
+    if (path := folder / "tokenizer.json").exists():
+        names |= {token["content"]: token["id"] for token in read_json(path).get("added_tokens") or []}
+    return {**c, "image_token_id": names[SLOT]} if SLOT in names else c
+
+
 # ------------------------------------------------------------------------------------------------- families and rows
 
 FAMILIES = {
-    "internvl": Family(lambda c, f: VLM(config(c)), keys, tensors),
-    "internvl_chat": Family(lambda c, f: VLM(original_config(c)), original_keys),
+    "internvl": Family(
+        lambda c, f: VLM(config(c)),
+        keys,
+        tensors,
+        habits=Habits(
+            template=chatml(said),
+            image=SLOT,
+            codec="internvl",
+            bos="",
+            end="<|im_end|>",
+            pixels=_tiles,
+            expand=tagged,
+            video="<video>",
+        ),
+    ),
+    "internvl_chat": Family(
+        lambda c, f: VLM(original_config(c)),
+        original_keys,
+        habits=lambda c, f, t: original_habits(c),
+        complete=with_slot,
+    ),
 }
 
 # the 6B without its last three blocks; arXiv:2404.16821 sections 3 and 4.1
@@ -166,7 +267,6 @@ INTERNVL_3 = Row(
     read=config,
     config={"vision_config": INTERN_VIT_300M, "text_config": QWEN2_HALF, "image_token_id": 151_667},
     stages={"pretrain": ("*",), "instruct": ("*",)},
-    proof=LOGITS,
 )
 
 ROWS = (INTERNVL_15, INTERNVL_3)

@@ -3,14 +3,21 @@
 A mask tells which tokens are replaced by a picture's; the ids there are ids of words.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from ..core.errors import InputError
+from ..core.sequence import Conversation, Image, Message, Text
 from ..data.batch import Batch
+from ..data.images import CLIP_MEAN, CLIP_STD, Scaling, Seen, Square
+from ..data.processor import ImagePipeline
+from ..data.template import End, Segment, Writer, turns
 from ..fusion.pooling import LatentPoolConfig
 from ..model import VLM, VLMConfig
 from .backbones import Json, clip_keys, kosmos2_vision_config, language_config
-from .family import LOGITS, Family, Row
+from .family import Family, Habits, Row, scaling, side_of
 from .inputs import checked, cut, filled
 from .keymap import KeyMap, rule
 from .language_names import magneto_keys
@@ -71,7 +78,47 @@ def inputs(
     return filled(model, ids, slots.bool(), cut(model, pixel_values), attention_mask, told=told)
 
 
-FAMILIES = {"kosmos-2": Family(lambda c, f: VLM(config(c)), keys, inputs=inputs)}
+def template(conversation: Conversation) -> list[Segment]:
+    """`<s>`, the picture, `<grounding>`, then the words, which the model goes on with and names places in.
+
+    It was not taught to talk: a question is asked as "Question: ... Answer:" (microsoft/unilm, kosmos-2).
+    """
+    out = Writer()
+    out.control("<s>")
+    talk = turns(conversation)
+    if any(message.role == "system" for message in conversation):
+        raise InputError("this model's form of a conversation has no place for a system message")
+    for message in talk:
+        if message.role == "user":
+            for _ in (part for part in message.parts if isinstance(part, Image)):
+                out.image()
+            out.control("<grounding>")
+            rest = tuple(part for part in message.parts if not isinstance(part, Image))
+            out.parts(Message("user", rest), before=" " if rest and isinstance(rest[0], Text) else "")
+        else:
+            out.parts(message, learned=True, before=" ")
+            out.segments.append(End("</s>"))
+    return out.segments
+
+
+def _tagged(seen: Seen, counts: Sequence[int]) -> Sequence[int | str]:
+    """All tokens of a picture between two tags."""
+    return ["<image>", sum(counts), "</image>"]
+
+
+def _stretched(c: Json, side: int) -> ImagePipeline:
+    """By a `preprocessor_config.json`: a square, also where the file names its side as that of the shorter edge."""
+    return Square(side_of(c.get("size", side)), scaling(c, Scaling(CLIP_MEAN, CLIP_STD)))
+
+
+FAMILIES = {
+    "kosmos-2": Family(
+        lambda c, f: VLM(config(c)),
+        keys,
+        inputs=inputs,
+        habits=Habits(template, "<image>", "kosmos-2", pixels=_stretched, expand=_tagged),
+    )
+}
 
 KOSMOS_2 = Row(
     name="kosmos-2-patch14-224",
@@ -84,7 +131,6 @@ KOSMOS_2 = Row(
     read=config,
     config={"latent_query_num": 64, "vision_config": clip_l(224), "text_config": {"embed_dim": 2048, "layers": 24}},
     stages={"pretrain": ("encoder.blocks.23.*", "fusion.*", "decoder.*")},
-    proof=LOGITS,
 )
 
 ROWS = (KOSMOS_2,)

@@ -61,16 +61,16 @@ def _layer(found: Any) -> int | tuple[int, ...]:
     return tuple(layers) if isinstance(found, list) else layers[0]
 
 
-def keys(cfg: VLMConfig) -> KeyMap:
-    """The published llava-hf names."""
+def keys(cfg: VLMConfig, projector: str = "fusion.") -> KeyMap:
+    """The published llava-hf names; `projector` is where its layers lie here."""
     tower = clip_keys(cfg.image) if cfg.image.class_token else siglip_keys(cfg.image)
     return (
         tower.under("vision_tower.vision_model.", "encoder.")
         + decoder_keys(cfg.decoder, "language_model.model.", "language_model.lm_head.").under("", "decoder.")
         + KeyMap(
             (
-                rule("multi_modal_projector.linear_1.{p}", "fusion.layers.0.{p}"),
-                rule("multi_modal_projector.linear_2.{p}", "fusion.layers.1.{p}"),
+                rule("multi_modal_projector.linear_1.{p}", f"{projector}layers.0.{{p}}"),
+                rule("multi_modal_projector.linear_2.{p}", f"{projector}layers.1.{{p}}"),
             )
         )
     )
@@ -93,7 +93,7 @@ def published_name(key: str) -> str:
         key = "language_model.model." + key.removeprefix("model.language_model.")
     elif key.startswith("lm_head."):
         key = "language_model." + key
-    elif key.startswith(("model.vision_tower.", "model.multi_modal_projector.")):
+    elif key.startswith(("model.vision_tower.", "model.multi_modal_projector.", "model.image_newline")):
         key = key.removeprefix("model.")
     return re.sub(r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", key)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..core.config import from_dict, nearest
 from ..core.errors import CheckpointError, ConfigError
+from ..language.tokenizer import Tokenizer
 from ..model import VLM, VLMConfig
 from . import own
 from .checkpoint import read_json
@@ -18,6 +19,7 @@ from .pull import cache, pullable
 ASSETS = Path(__file__).parent.parent / "assets"
 DEFAULT = "sightline-mini"
 COLUMNS = 100  # of what is listed for people
+WORDLESS: dict[str, Any] = {"model": {"type": "BPE", "vocab": {}, "merges": []}}  # pictures are seen without words
 
 
 def shipped() -> list[str]:
@@ -67,15 +69,15 @@ def describe_named(name: str | Path | None = None, size: tuple[int, int] | None 
     wanted = str(name or DEFAULT)
     if wanted in ROWS and not _is_folder(wanted):
         row = ROWS[wanted]
-        seen = None if size is None else _published_sight(wanted, kind_of(row), Path(), row.model, size)
+        seen = None if size is None else _published_sight(wanted, kind_of(row), row.config, Path(), row.model, size)
         return describe(wanted, row.model, row.stages, seen)
     folder = locate(name)
     if own.is_own(folder):
         card, files = own.read_card(folder), folder / own.PUBLISHED
         seen = None
         if size is not None and files.is_dir():
-            family = family_of(read_json(files / "config.json"))
-            seen = _published_sight(str(folder), family, files, card.model, size)
+            c = read_json(files / "config.json")
+            seen = _published_sight(str(folder), family_of(c), c, files, card.model, size)
         elif size is not None:
             settings = from_dict(own.ProcessorConfig, read_json(folder / "processor.json"), f"{folder}/processor.json")
             seen = sight(card.model, settings.pixels, size)
@@ -85,14 +87,16 @@ def describe_named(name: str | Path | None = None, size: tuple[int, int] | None 
     model = build(family, config, folder)
     if not isinstance(model, VLM):
         raise ConfigError(f"{folder} is a {family} alone; expected a model that reads pictures and writes text")
-    seen = None if size is None else _published_sight(str(folder), family, folder, model.config, size)
+    seen = None if size is None else _published_sight(str(folder), family, config, folder, model.config, size)
     return describe(folder.name, model.config, None, seen)
 
 
-def _published_sight(name: str, family: str, folder: Path, model: VLMConfig, size: tuple[int, int]) -> Sight:
+def _published_sight(
+    name: str, family: str, c: Mapping[str, Any], folder: Path, model: VLMConfig, size: tuple[int, int]
+) -> Sight:
     """How a published model sees a picture of this size, by its family's habits and the files of its folder."""
     found = FAMILIES[family].habits
-    habits = found(folder) if callable(found) else found
+    habits = found(c, folder, Tokenizer(WORDLESS)) if callable(found) else found
     if habits is None:
         raise ConfigError(f"how {name} prepares pictures is not known here, expected no size")
     return sight(model, load_pipeline(folder, habits, model.image.image_size), size, habits.expand)

@@ -9,16 +9,16 @@ published/             of a model that was published by others: its own small fi
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..core.config import config, from_dict, nearest, to_dict
 from ..core.errors import CheckpointError, ConfigError
-from ..data.images import Pipeline
 from ..data.processor import Processor
 from ..data.template import TEMPLATES
+from ..data.tiles import Pipeline
 from ..grounding.codecs import CODECS
 from ..language.tokenizer import Tokenizer
 from ..layers.packed import Precision
@@ -58,6 +58,9 @@ class ProcessorConfig:
             codec=None if self.codec is None else CODECS[self.codec],
             look=model.config.look,
             framed=model.config.framed,
+            start=model.config.start,
+            instruct=tokenizer.encode if model.config.instruction_length else None,
+            instruction_length=model.config.instruction_length,
             max_length=self.max_length,
         )
 
@@ -103,7 +106,8 @@ def save(
 ) -> None:
     """Write a model folder whole or not at all; whatever was there stays until the new one is on the disk.
 
-    Weights are written in `dtype`, tables that are not learned as they are; beside: further files by name. OSError (a full disk, say) leaves the old folder.
+    Weights are written in `dtype`, tables that are not learned as they are. beside: further files by name.
+    OSError (a full disk, say) leaves the old folder as it was.
     """
     with whole(folder) as new:
         fixed = {name for name, _ in model.named_buffers()}  # nothing learned made up for what rounding takes of them
@@ -112,7 +116,7 @@ def save(
         write_pieces(new, tensors, piece)
         tokenizer.save(new)
         for name, content in (beside or {}).items():
-            (new / name).parent.mkdir(exist_ok=True)
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
             (new / name).write_bytes(content)
         write_json(new / "processor.json", to_dict(processor))
         weights = {path.name: _identity(path) for path in sorted(new.glob("*.safetensors"))}
@@ -155,8 +159,8 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> VLM:
 def load_processor(folder: Path, model: VLM) -> Processor:
     """The processor of a folder, for its model."""
     if (folder / PUBLISHED).is_dir():
-        family, files = _published(folder).family, folder / PUBLISHED
-        found = processors.load_processor(Published(model, read_json(files / "config.json"), family, files))
+        (family, c), files = _published(folder), folder / PUBLISHED
+        found = processors.load_processor(Published(model, c, family, files))
         if found is None:
             raise CheckpointError(f"{files}: no files of a tokenizer, expected those of a {family}")
         return found
@@ -164,13 +168,13 @@ def load_processor(folder: Path, model: VLM) -> Processor:
     return settings.build(Tokenizer.from_folder(folder), model)
 
 
-def _published(folder: Path) -> PublishedProcessor:
+def _published(folder: Path) -> tuple[str, Mapping[str, Any]]:
+    """The family of a model that was published by others, and its configuration as it was published."""
     settings = from_dict(PublishedProcessor, read_json(folder / "processor.json"), f"{folder}/processor.json")
-    if settings.family not in FAMILIES:
-        raise ConfigError(
-            f"{folder}/processor.json: unknown family {settings.family!r}{nearest(settings.family, FAMILIES)}"
-        )
-    return settings
+    if (name := settings.family) not in FAMILIES:
+        raise ConfigError(f"{folder}/processor.json: unknown family {name!r}{nearest(name, FAMILIES)}")
+    files = folder / PUBLISHED
+    return name, FAMILIES[name].complete(read_json(files / "config.json"), files)
 
 
 def read_weights(folder: Path, card: Card) -> dict[str, Tensor]:

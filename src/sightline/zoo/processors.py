@@ -18,11 +18,12 @@ from .published import Published
 def load_processor(published: Published) -> Processor | None:
     """The processor of a loaded folder; None for a bare part, without a tokenizer, or of a family not listed."""
     folder, model = published.folder, published.model
-    known = FAMILIES[published.family].habits
-    habits = known(folder) if callable(known) else known
-    tokenizer = None if habits is None else habits.tokenizer(folder)
-    if not isinstance(model, VLM) or habits is None or tokenizer is None:
+    family = FAMILIES[published.family]
+    if not isinstance(model, VLM) or family.habits is None or (tokenizer := family.tokenizer(folder)) is None:
         return None
+    habits = family.habits
+    if not isinstance(habits, Habits):
+        habits = habits(published.config, folder, tokenizer)
     tokenizer.bos, tokenizer.eos = tokenizer.bos or habits.bos, habits.end or tokenizer.eos or habits.eos
     return Processor(
         tokenizer=tokenizer,
@@ -35,16 +36,32 @@ def load_processor(published: Published) -> Processor | None:
         look=model.config.look,
         framed=model.config.framed,
         expand=habits.expand,
+        start=model.config.start,
+        instruct=None if habits.instruct is None else habits.instruct(folder),
+        instruction_length=model.config.instruction_length,
         max_length=model.config.decoder.max_length,
     )
 
 
 def load_template(folder: Path, tokenizer: Tokenizer, habits: Habits) -> Template:
-    """The folder's own chat template, or without one as the family always lays out a conversation."""
+    """The folder's own chat template, or without one as the family always lays out a conversation.
+
+    A template that has no place for pictures came with the language model and is not the one to use.
+    """
     source = chat_template(folder)
     if source is None:
         return habits.template
-    return ChatTemplate(source, tuple(tokenizer.controls), habits.image, tokenizer.bos, tokenizer.eos)
+    path = folder / "tokenizer_config.json"
+    template = ChatTemplate(
+        source,
+        controls=tuple(tokenizer.controls),
+        image=habits.picture or habits.image,
+        bos=tokenizer.bos,
+        eos=tokenizer.eos,
+        video=habits.video,
+        begins=not path.exists() or read_json(path).get("add_bos_token") is not False,
+    )
+    return template if template.in_parts else habits.template
 
 
 def chat_template(folder: Path) -> str | None:

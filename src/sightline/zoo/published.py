@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ..core.config import nearest
 from ..core.errors import CheckpointError, InputError, SightlineError
-from ..core.layout import causal_layout
 from ..core.patches import Patches, patchify
 from ..data.batch import Batch
 from ..encoders.vit import ViT
@@ -19,7 +18,6 @@ from ..language.decoder import Decoder
 from ..language.seq2seq import Seq2Seq
 from ..layers.packed import Precision
 from ..model import VLM
-from . import t5
 from .backbones import Json
 from .checkpoint import assign, read_json, write
 from .families import FAMILIES, family_of
@@ -32,7 +30,7 @@ from .prepared import dtype_of, prepared
 class Published:
     """A loaded checkpoint that answers the keyword inputs of its published model.
 
-    model: a VLM, a bare Decoder or a bare ViT. config: its `config.json`. precision: what it is run in.
+    model: a VLM, a bare Decoder or Seq2Seq, or a bare ViT. config: its `config.json`. precision: what it is run in.
     loaded_from: each parameter's source.
     """
 
@@ -63,28 +61,22 @@ class Published:
         return patches.dense()
 
     @torch.inference_mode()
-    def logits(self, decoder_input_ids: Tensor | None = None, **inputs: Tensor) -> Tensor:
+    def logits(self, **inputs: Tensor) -> Tensor:
         """Scores [batch, length, vocabulary] in float32 for inputs by their published names.
 
         input_ids [batch, length], already expanded; pixel_values [images, 3, height, width]; attention_mask and
         token_type_ids [batch, length] as the published model takes them; for InstructBLIP qformer_input_ids and
         qformer_attention_mask [images, words]; for Kosmos-2 image_embeds_position_mask [batch, length], 1 where a token
-        is a picture's; for CogVLM images, a list of one picture [3, height, width] or none for each row;
-        decoder_input_ids [batch, length] for a model that writes beside what it reads. A model that looks at pictures
-        from beside its sequence may take pixel_values [batch, pictures, 3, height, width], filled up to the row with
-        most, together with image_attention_mask [batch, length, pictures].
+        is a picture's; for CogVLM images, a list of one picture [3, height, width] or none for each row; for LLaVA-NeXT
+        pixel_values [images, views, 3, height, width] with image_sizes [images, 2]; for Aria pixel_mask [images,
+        height, width], 1 where a picture is; decoder_input_ids [batch, length] for a model that writes beside what it
+        reads. A model that looks at pictures from beside its sequence may take pixel_values [batch, pictures, 3,
+        height, width], filled up to the row with most, together with image_attention_mask [batch, length, pictures].
         """
         batch, runner = self.batch(**inputs), self.runner
-        if isinstance(runner, Seq2Seq):
-            if decoder_input_ids is None:
-                raise InputError(f"a {self.family} model needs decoder_input_ids")
-            return t5.logits(runner, t5.read(runner, batch.ids, batch.layout), decoder_input_ids)
-        if decoder_input_ids is not None:
-            raise InputError(f"a {self.family} model takes no decoder_input_ids")
-        if isinstance(runner, VLM):
-            return runner.logits(runner(batch))
-        decoder = self._decoder(runner)
-        return decoder.logits(decoder(decoder.embed(batch.ids), batch.layout))
+        if batch.source is not None and inputs.get("decoder_input_ids") is None:
+            raise InputError(f"a {self.family} model needs decoder_input_ids")
+        return self._writer(runner).logits(_read(runner, batch))
 
     @torch.inference_mode()
     def generate_ids(self, max_new_tokens: int, **inputs: Tensor) -> Tensor:
@@ -92,44 +84,25 @@ class Published:
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
         batch, runner = self.batch(**inputs), self.runner
-        if isinstance(runner, Seq2Seq):
-            return self._write_beside(runner, batch, max_new_tokens)
-        decoder = self._decoder(runner)
         if not bool((batch.layout.document[:, -1] >= 0).all()):
             raise InputError("a prompt is padded on the right, expected padding on the left for generation")
-        length = batch.ids.shape[1]
-        cache = decoder.new_cache(min(length + max_new_tokens, max(length, decoder.config.max_length)))
+        writer, length = self._writer(runner), batch.ids.shape[1]
+        cache = writer.new_cache(min(length + max_new_tokens, max(length, writer.config.max_length)))
         hidden = _read(runner, batch, cache, torch.arange(length - 1, batch.ids.numel(), length))
-        return self._greedy(decoder, hidden, cache, lambda step: _read(runner, step, cache)[:, -1], max_new_tokens)
-
-    def _write_beside(self, runner: Seq2Seq, batch: Batch, most: int) -> Tensor:
-        """The greedy answer of a model that writes beside what it reads, from its start token on."""
-        memory, cache = t5.read(runner, batch.ids, batch.layout), runner.new_cache(most)
-        start = torch.full((len(batch.ids), 1), int(self.config.get("decoder_start_token_id") or 0))
-
-        def read(step: Batch) -> Tensor:
-            return cast(Tensor, runner(runner.embed(step.ids), step.layout, memory, cache))[:, -1]
-
-        first = Batch(start, causal_layout(len(start), 1), torch.zeros(0, dtype=torch.int64))
-        return self._greedy(runner, read(first), cache, read, most)
-
-    def _greedy(
-        self, head: Decoder | Seq2Seq, hidden: Tensor, cache: Cache, read: Callable[[Batch], Tensor], most: int
-    ) -> Tensor:
-        """The likeliest tokens [batch, at most `most`], each read by `read` for the hidden states of the next."""
         ends = self._ends()
-        done = torch.zeros(len(hidden), dtype=torch.bool)
+        done = torch.zeros(len(batch.ids), dtype=torch.bool)
         written: list[Tensor] = []
         while True:
-            chosen = head.logits(hidden).argmax(-1)
+            chosen = writer.logits(hidden).argmax(-1)
             if ends:
                 chosen = torch.where(done, ends[0], chosen)
                 done |= torch.isin(chosen, torch.tensor(ends))
             written.append(chosen)
-            if len(written) == most or bool(done.all()):
+            if len(written) == max_new_tokens or bool(done.all()):
                 return torch.stack(written, dim=1)
             assert cache.layout is not None
-            hidden = read(Batch(chosen[:, None], cache.layout.next(), torch.zeros(0, dtype=torch.int64)))
+            step = Batch(chosen[:, None], cache.layout.next(), torch.zeros(0, dtype=torch.int64))
+            hidden = _read(runner, step, cache)[:, -1]
 
     def save(self, folder: Path) -> None:
         """Write the model in its published layout, with its configuration as it was read."""
@@ -152,11 +125,11 @@ class Published:
                 raise InputError(f"a {self.family} model takes no {name}")
         return read(self.model, self.config, **{name: inputs[name] for name in _keywords(read) if name in inputs})
 
-    def _decoder(self, runner: nn.Module) -> Decoder:
-        decoder = runner.decoder if isinstance(runner, VLM) else runner
-        if not isinstance(decoder, Decoder):
+    def _writer(self, runner: nn.Module) -> Decoder | Seq2Seq:
+        writer = runner.decoder if isinstance(runner, VLM) else runner
+        if not isinstance(writer, Decoder | Seq2Seq):
             raise InputError(f"a {self.family} model writes no text")
-        return decoder
+        return writer
 
     def _ends(self) -> list[int]:
         """Ids that end an answer, from the generation settings or the configuration."""
@@ -168,12 +141,15 @@ class Published:
         return [] if found is None else [found] if isinstance(found, int) else list(found)
 
 
-def _read(runner: nn.Module, batch: Batch, cache: Cache, rows: Tensor | None = None) -> Tensor:
-    """Hidden states of a VLM or a bare decoder."""
+def _read(runner: nn.Module, batch: Batch, cache: Cache | None = None, rows: Tensor | None = None) -> Tensor:
+    """Hidden states of a VLM or a bare language model."""
     if isinstance(runner, VLM):
         return cast(Tensor, runner(batch, cache, None, rows))
-    assert isinstance(runner, Decoder)
-    return cast(Tensor, runner(runner.embed(batch.ids), batch.layout, None, cache, rows))
+    assert isinstance(runner, Decoder | Seq2Seq)
+    memory = None
+    if batch.source is not None and isinstance(runner, Seq2Seq):
+        memory = runner.encode(runner.embed(batch.source.ids), batch.source.layout)
+    return cast(Tensor, runner(runner.embed(batch.ids), batch.layout, memory, cache, rows))
 
 
 def _keywords(read: Callable[..., Batch]) -> list[str]:
@@ -197,9 +173,10 @@ def build(family: str, c: Json, folder: Path) -> nn.Module:
 
 def load_published(folder: Path, precision: Precision = "fp32") -> Published:
     """Load a folder by its own `config.json`; CheckpointError or ConfigError tells what is wrong with it."""
-    c = read_json(folder / "config.json")
-    family = family_of(c)
+    said = read_json(folder / "config.json")
+    family = family_of(said)
     chosen = FAMILIES[family]
+    c = chosen.complete(said, folder)
     model = build(family, c, folder)
     keys, found = chosen.keys(model.config), chosen.tensors(c, folder)
     try:
@@ -213,10 +190,7 @@ def load_published(folder: Path, precision: Precision = "fp32") -> Published:
 
 
 def _contradiction(model: nn.Module, keys: KeyMap, found: Mapping[str, Tensor], folder: Path) -> str:
-    """What is wrong with tensors, by their published names: one that is not as large as the configuration says, or none.
-
-    "" where it is something else.
-    """
+    """Which tensor is not as large as the configuration says, or missing, by its published name; "" if none is."""
     try:
         wanted = keys.save(model.state_dict())
     except (CheckpointError, RuntimeError, ValueError):

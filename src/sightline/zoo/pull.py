@@ -126,11 +126,11 @@ class Hub:
         self.repository, self.endpoint = repository, os.environ.get("HF_ENDPOINT")
 
     def listed(self, revision: str) -> tuple[str, dict[str, File]]:
-        """The commit that a revision is, and the files that lie at the top of it."""
+        """The commit that a revision is, and the files of a model in it."""
         api = self.library.HfApi(endpoint=self.endpoint)
         info = self._asked(lambda: api.model_info(self.repository, revision=revision, files_metadata=True))
         files = [File(each) for each in info.siblings or ()]
-        return info.sha, {file.name: file for file in sorted(files, key=lambda f: f.name) if "/" not in file.name}
+        return info.sha, {file.name: file for file in sorted(files, key=lambda f: f.name) if _is_part(file.name)}
 
     def bring(self, file: File, commit: str, folder: Path, done: _Done) -> None:
         """One file, going on where an earlier try stopped; CheckpointError if it is not what was listed."""
@@ -165,6 +165,12 @@ class Hub:
                 raise  # the disk's
             reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
             raise RemoteError(f"{self.repository}: {reason}") from None
+
+
+def _is_part(name: str) -> bool:
+    """Whether a file is of the model itself: those at the top, and a second tokenizer in a folder of its own."""
+    folder, _, last = name.rpartition("/")
+    return not folder or ("/" not in folder and "tokenizer" in folder and last.endswith(SMALL))
 
 
 def _bar(file: File, done: _Done) -> type:

@@ -151,7 +151,7 @@ def raw(conversation: Conversation) -> list[Segment]:
     return out.segments
 
 
-def tokenizer(folder: Path) -> Tokenizer | None:
+def words_of(folder: Path) -> Tokenizer | None:
     """From `tokenizer.json` or, as it is published, `qwen.tiktoken`."""
     path = folder / "qwen.tiktoken"
     if path.exists() and not (folder / "tokenizer.json").exists():
@@ -167,19 +167,17 @@ def _tagged(seen: Seen, counts: Sequence[int]) -> Sequence[int | str]:
     return ["<img>", sum(counts), "</img>"]
 
 
-def habits(folder: Path) -> Habits:
+def habits(c: Json, folder: Path, tokenizer: Tokenizer) -> Habits:
     """Those of the chat model or, where `generation_config.json` says that text is raw, of the one it was made from."""
     path = folder / "generation_config.json"
     chat = not path.exists() or read_json(path).get("chat_format") != "raw"
     template, end = (chatml, "<|im_end|>") if chat else (raw, "<|endoftext|>")
-    return Habits(
-        template, "<imgpad>", "qwen-vl", bos="", end=end, pixels=_stretched, expand=_tagged, tokenizer=tokenizer
-    )
+    return Habits(template, "<imgpad>", "qwen-vl", bos="", end=end, pixels=_stretched, expand=_tagged)
 
 
 # ------------------------------------------------------------------------------------------------- families and rows
 
-FAMILIES = {"qwen_vl": Family(lambda c, f: VLM(config(c)), keys, inputs=inputs, habits=habits)}
+FAMILIES = {"qwen_vl": Family(lambda c, f: VLM(config(c)), keys, inputs=inputs, tokenizer=words_of, habits=habits)}
 
 # arXiv:2308.12966 section 3 and table 8
 STAGES: Stages = {"pretrain": ("encoder.*", "fusion.*"), "multi-task": ("*",)}

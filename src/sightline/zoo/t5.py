@@ -3,15 +3,20 @@
 from torch import Tensor
 
 from ..core.errors import ConfigError
-from ..core.layout import Layout, causal_layout
-from ..language.seq2seq import Memory, Seq2Seq, Seq2SeqConfig
+from ..data.batch import Batch
+from ..language.seq2seq import Seq2Seq, Seq2SeqConfig
+from .family import Family
+from .inputs import words, written
 from .keymap import KeyMap, rule
 from .language_names import renames
 from .languages import Json, act
 
 
 def config(c: Json) -> Seq2SeqConfig:
-    """Settings from a `config.json`; the first T5 is tied and not gated, later ones say that they are not tied."""
+    """Settings from a `config.json`; the first T5 is tied and not gated, later ones say that they are not tied.
+
+    Where both are said, `dense_act_fn` is what is computed: BLIP-2 was trained with the exact GELU of a FlanT5's gate.
+    """
     kind = c.get("feed_forward_proj", "relu")
     gated, name = kind.startswith("gated-"), kind.removeprefix("gated-")
     if (count := c.get("is_encoder_decoder", True)) is not True:
@@ -25,12 +30,15 @@ def config(c: Json) -> Seq2SeqConfig:
         heads=c.get("num_heads", 8),
         head_dim=c.get("d_kv", 64),
         mlp=c.get("d_ff", 2048),
-        activation=act("gelu_new" if kind == "gated-gelu" else name),  # which the original code has always meant
+        # "gated-gelu" has always meant the approximation
+        activation=act(c.get("dense_act_fn") or ("gelu_new" if kind == "gated-gelu" else name)),
         gated=gated,
         eps=c.get("layer_norm_epsilon", 1e-6),
         buckets=c.get("relative_attention_num_buckets", 32),
         farthest=c.get("relative_attention_max_distance", 128),
         tied=c.get("tie_word_embeddings", True) and c.get("scale_decoder_outputs", True),
+        start_id=c.get("decoder_start_token_id") or 0,
+        max_length=c.get("n_positions", 512),
     )
 
 
@@ -61,11 +69,16 @@ def keys(cfg: Seq2SeqConfig) -> KeyMap:
     return KeyMap(tuple(rules), tuple(unused))
 
 
-def read(model: Seq2Seq, ids: Tensor, layout: Layout) -> Memory:
-    """What the encoder makes of ids [batch, length]."""
-    return model.encode(model.embed(ids), layout)
+def inputs(
+    model: Seq2Seq,
+    c: Json,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    token_type_ids: Tensor | None = None,
+    decoder_input_ids: Tensor | None = None,
+) -> Batch:
+    """Ids that are read, and those written so far, at first the start token."""
+    return written(model, words(model, c, input_ids, attention_mask, token_type_ids), decoder_input_ids)
 
 
-def logits(model: Seq2Seq, memory: Memory, ids: Tensor) -> Tensor:
-    """Scores [batch, length, vocabulary] of the words that follow those written so far."""
-    return model.logits(model(model.embed(ids), causal_layout(*ids.shape), memory))
+FAMILIES = {"t5": Family(lambda c, f: Seq2Seq(config(c)), keys, inputs=inputs)}
