@@ -1,8 +1,10 @@
 """What a model is called: the default one, a folder, or a published model whose weights are brought by hand."""
 
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..core.config import from_dict, nearest
 from ..core.errors import CheckpointError, ConfigError
