@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.core.sequence import Image, ask
+from sightline.core.sequence import Conversation, Image, ask
 from sightline.data.batch import Batch, Example, collate
 from sightline.data.images import Square
 from sightline.data.processor import Processor
+from sightline.data.template import End, Segment, Writer
 from sightline.encoders.vit import ViTConfig
+from sightline.fusion.anyres import AnyResConfig
 from sightline.fusion.cross_attention import CrossAttentionConfig
 from sightline.fusion.glu import GLUConfig
 from sightline.fusion.pooling import LatentPoolConfig, PositionPoolConfig, SizedPoolConfig
@@ -35,6 +37,7 @@ QFORMER: Any = {**SIZES, "queries": 3, "hidden": 16, "depth": 2, "heads": 2, "ml
 FUSIONS: dict[str, FusionConfig] = {
     "linear": ProjectorConfig(**SIZES, layers=1),
     "mlp": ProjectorConfig(**SIZES),
+    "anyres": AnyResConfig(ProjectorConfig(**SIZES)),
     "glu": GLUConfig(**SIZES, hidden=24),
     "qformer": QFormerConfig(**QFORMER),
     "asked qformer": QFormerConfig(**QFORMER, vocab_size=300, max_length=40),
@@ -52,6 +55,18 @@ FUSIONS: dict[str, FusionConfig] = {
     ),
     "expert": VisualExpertConfig(GLUConfig(inputs=24, width=32, hidden=40)),
 }
+
+
+def in_place(conversation: Conversation) -> list[Segment]:
+    """A form of conversation that moves nothing."""
+    out = Writer()
+    out.control("<bos>")
+    for message in conversation:
+        out.control(f"<{message.role}>")
+        out.parts(message, learned=message.role == "assistant")
+        if message.role == "assistant":
+            out.segments.append(End("<eos>"))
+    return out.segments
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,12 @@ class Tiny:
         """Noise, another for every seed."""
         noise = [np.random.default_rng(seed + i).integers(0, 255, (32, 32, 3), dtype=np.uint8) for i in range(count)]
         return tuple(Image(PIL.Image.fromarray(each)) for each in noise)
+
+    def in_place(self, conversation: Conversation) -> Example:
+        """A conversation whose pictures stay where they stand among its words."""
+        processor = self.processor
+        processor.template = in_place
+        return processor(conversation)
 
     def question(self, images: int, words: str = "how many?", answer: str | None = "two", seed: int = 0) -> Example:
         """One question about some pictures, with its answer or without."""
@@ -118,6 +139,12 @@ def build(tokenizer: Tokenizer) -> Callable[[str], Tiny]:
         return Tiny(model, tokenizer)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def fusions() -> dict[str, FusionConfig]:
+    """All of them, by the names of the models that have them."""
+    return FUSIONS
 
 
 @pytest.fixture(params=FUSIONS)

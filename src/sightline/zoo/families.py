@@ -109,13 +109,16 @@ ROWS: dict[str, Row] = {row.name: row for module in WHOLE for row in module.ROWS
 
 
 def kind_of(row: Row) -> str:
-    """The family that reads a row's folder: the one that its configuration names, or else the first of its file."""
+    """The family that reads a row's folder: the one that its configuration names, or else the first of its file.
+
+    "" for a model that was never published as a folder.
+    """
     known = next(module.FAMILIES for module in WHOLE if row in module.ROWS)
     try:
         kind = family_of(row.config)
     except ConfigError:  # rows leave out what their files say of themselves
-        return next(iter(known))
-    return kind if kind in known else next(iter(known))
+        kind = ""
+    return kind if kind in known else next(iter(known), "")
 
 
 def family_of(c: Json) -> str:

@@ -97,7 +97,7 @@ def _published_sight(
     name: str, family: str, c: Mapping[str, Any], folder: Path, model: VLMConfig, size: tuple[int, int]
 ) -> Sight:
     """How a published model sees a picture of this size, by its family's habits and the files of its folder."""
-    found = FAMILIES[family].habits
+    found = FAMILIES[family].habits if family in FAMILIES else None
     habits = found(c, folder, Tokenizer(WORDLESS)) if callable(found) else found
     if habits is None:
         raise ConfigError(f"how {name} prepares pictures is not known here, expected no size")

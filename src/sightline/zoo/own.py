@@ -139,10 +139,8 @@ def load(folder: Path, precision: Precision = "fp32") -> tuple[Published, Proces
     model = load_model(folder, dtype_of(precision))
     processor = load_processor(folder, model)
     if (folder / PUBLISHED).is_dir():
-        settings = _published(folder)
-        return Published(
-            model, read_json(folder / PUBLISHED / "config.json"), settings.family, folder, precision
-        ), processor
+        family, c = _published(folder)
+        return Published(model, c, family, folder, precision), processor
     tokenizer = processor.tokenizer
     ids = {"image_token_id": processor.image_id, "eos_token_id": tokenizer.control(tokenizer.eos)}
     return Published(model, ids, "sightline", folder, precision), processor
