@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from .core.config import config
 from .core.errors import ConfigError
-from .core.memory import Memory, arrange
+from .core.layout import Axes
+from .core.memory import Memory, arrange, side_by_side
 from .core.patches import Grid, Patches, Tiling
 from .data.batch import Batch
-from .encoders.vit import ViT, ViTConfig
+from .encoders.tiles import TiledViT
+from .encoders.vit import ViTConfig
+from .encoders.vq import VQConfig
 from .fusion.anyres import AnyRes, AnyResConfig
 from .fusion.bridge import Bridge
 from .fusion.cross_attention import CrossAttentionConfig
@@ -24,6 +27,7 @@ from .fusion.projector import ProjectorConfig
 from .fusion.qformer import QFormerConfig
 from .fusion.resampler import ResamplerConfig
 from .fusion.visual_expert import VisualExpertConfig
+from .fusion.vocabulary import VocabularyConfig
 from .language.cache import Cache
 from .language.decoder import Decoder, DecoderConfig
 from .language.seq2seq import Seq2Seq, Seq2SeqConfig
@@ -39,6 +43,7 @@ FusionConfig = (
     | QFormerConfig
     | CrossAttentionConfig
     | VisualExpertConfig
+    | VocabularyConfig
 )  # told apart by `kind`
 if TYPE_CHECKING:  # which of both a family has is settled where its configuration is read, out of mypy's sight
     LanguageConfig = Any
@@ -51,18 +56,54 @@ class VLMConfig:
     """The three parts and how the text looks at the image.
 
     look: "causal", or "prefix" where image and question see themselves whole (PaliGemma).
+    tokens_per_second: on a decoder's axis of time, how many places a second of film takes (Qwen2.5-VL); None: one for
+    each step of time.
     """
 
-    image: ViTConfig
+    image: ViTConfig | VQConfig
     fusion: FusionConfig
     decoder: LanguageConfig
     look: Literal["causal", "prefix"] = "causal"
+    tokens_per_second: float | None = None
 
     def __post_init__(self) -> None:
+        coded, words = isinstance(self.image, VQConfig), isinstance(self.fusion, VocabularyConfig)
+        if coded != words or (isinstance(self.image, VQConfig) and len(self._words) != self.image.codes):
+            raise ConfigError(f"an encoder of codes needs a word for each, found {len(self._words)} words")
+        if max(self._words, default=0) >= self.decoder.vocab_size:
+            raise ConfigError(f"a code's word is {max(self._words)} of a vocabulary of {self.decoder.vocab_size}")
+        axes = self._sections is not None
+        if axes and (not isinstance(self.fusion, ProjectorConfig) or self.fusion.transposed):
+            raise ConfigError("mrope_section places tokens by rows and columns, expected a projector that keeps them")
+        if self.tokens_per_second is not None and (not axes or self.tokens_per_second <= 0):
+            raise ConfigError(f"tokens_per_second is {self.tokens_per_second}, expected more than 0 and mrope_section")
         if self.beside and isinstance(self.fusion, CrossAttentionConfig | VisualExpertConfig):
             raise ConfigError(f"a fusion of kind {self.fusion.kind!r} lives in a decoder, not in an encoder-decoder")
         if self.beside and self.look != "causal":
             raise ConfigError(f"look is {self.look!r}, but an encoder-decoder sees all that it reads")
+
+    @property
+    def vit(self) -> ViTConfig:
+        """The settings of the encoder, of a model that sees by a vision transformer."""
+        assert isinstance(self.image, ViTConfig)
+        return self.image
+
+    @property
+    def _words(self) -> tuple[int, ...]:
+        """The words of codes, if there are any."""
+        return self.fusion.ids if isinstance(self.fusion, VocabularyConfig) else ()
+
+    @property
+    def _sections(self) -> tuple[int, ...] | None:
+        """How a decoder's rotary positions share three axes, where they do."""
+        return None if self.beside else self.decoder.mrope_section
+
+    @property
+    def axes(self) -> Axes | None:
+        """How tokens are placed on three axes, where the decoder knows them."""
+        if self._sections is None or not isinstance(self.fusion, ProjectorConfig):
+            return None
+        return Axes(self.fusion.shuffle, self.tokens_per_second)
 
     @property
     def beside(self) -> bool:
@@ -96,7 +137,8 @@ class VLM(nn.Module):
     def __init__(self, cfg: VLMConfig) -> None:
         super().__init__()
         self.config = cfg
-        self.encoder = ViT(cfg.image)
+        tiled = isinstance(cfg.image, ViTConfig) and cfg.image.tiles is not None
+        self.encoder = TiledViT(cfg.vit) if tiled else cfg.image.build()
         self.fusion = cfg.fusion.build()
         self.decoder: Decoder | Seq2Seq
         if cfg.beside:
@@ -131,13 +173,16 @@ class VLM(nn.Module):
     def embed(self, ids: Tensor, slots: Tensor, bridge: Bridge | None) -> Tensor:
         """Token vectors [batch, length, width] with the bridge's tokens in their slots (flat indices)."""
         x = self.decoder.embed(ids)
-        if bridge is None or bridge.tokens is None:
+        tokens = None if bridge is None else bridge.tokens
+        if bridge is not None and bridge.ids is not None:
+            tokens = self.decoder.embed(bridge.ids)
+        if tokens is None:
             return x
-        if len(slots) != len(bridge.tokens):
+        if len(slots) != len(tokens):
             raise ValueError(
-                f"{len(bridge.tokens)} image tokens for {len(slots)} slots; features would land on the wrong tokens"
+                f"{len(tokens)} image tokens for {len(slots)} slots; features would land on the wrong tokens"
             )
-        return x.flatten(0, 1).index_copy(0, slots, bridge.tokens.to(x.dtype)).view_as(x)
+        return x.flatten(0, 1).index_copy(0, slots, tokens.to(x.dtype)).view_as(x)
 
     def memory(self, bridge: Bridge, batch: Batch) -> Memory | None:
         """What a bridge has for cross-attention blocks, in the rows of the batch that its items belong to."""
@@ -150,7 +195,8 @@ class VLM(nn.Module):
         if len(owners) != count:
             raise ValueError(f"{count} pictures for {len(owners)} places; tokens would look at the wrong ones")
         lengths = [t * h * w for t, h, w in bridge.memory.grids]
-        made = arrange(bridge.memory.values, lengths, owners, batch.layout.batch, bridge.latest)
+        ends = side_by_side(batch.slots, owners) if bridge.adjacent and batch.owners is None else None
+        made = arrange(bridge.memory.values, lengths, owners, batch.layout.batch, bridge.latest, ends)
         if batch.looks is None:
             return made
         which = (made.item - 1).clamp(min=0)[:, None].expand(-1, batch.layout.length, -1)

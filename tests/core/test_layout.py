@@ -1,9 +1,11 @@
 """Layouts: the one rule for who sees whom, and columns that are cut, joined and continued together."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from sightline.core.layout import COLUMNS, Layout, Medium, causal_layout, framed, visible
+from sightline.core.layout import COLUMNS, Axes, Layout, Medium, causal_layout, framed, visible
 
 
 def layout(**columns: list[list[int]]) -> Layout:
@@ -126,3 +128,24 @@ def test_a_frame_around_each_picture() -> None:
     slots = torch.tensor([1, 2, 3, 4, 5, 8, 9, 10])  # five and three
     still, last = framed(slots, [5, 3])
     assert still.tolist() == [3, 4] and last.tolist() == [5, 10]
+
+
+def test_places_on_three_axes() -> None:
+    """Words, a picture of 4x6 patches in squares of two, a word, a film of two steps, words."""
+    places = Axes(fold=2).positions(13, [(2, (1, 4, 6), 9.0), (9, (2, 2, 2), 9.0)])
+    words = [[0] * 3, [1] * 3]
+    image = [[2, 2 + row, 2 + column] for row in range(2) for column in range(3)]
+    assert places.tolist() == [*words, *image, [5] * 3, [6, 6, 6], [7, 6, 6], [8] * 3, [9] * 3]
+    assert Axes().positions(3, []).tolist() == [[0] * 3, [1] * 3, [2] * 3]
+
+
+def test_time_may_be_counted_in_seconds() -> None:
+    places = Axes(fold=1, per_second=2).positions(5, [(1, (3, 1, 1), 0.75)])
+    assert places[:, 0].tolist() == [0, 1, 2, 4, 5]  # one and a half cut to one
+    assert places[:, 1].tolist() == [0, 1, 1, 1, 5]
+
+
+def test_a_layout_on_three_axes_goes_on_after_the_largest_place() -> None:
+    made = replace(causal_layout(1, 5), position=Axes().positions(5, [(1, (1, 1, 4), 1.0)])[None])
+    assert made.next().position.tolist() == [[[5, 5, 5]]]
+    assert made.then(made.next()).position.shape == (1, 6, 3)

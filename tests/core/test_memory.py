@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sightline.core.layout import Layout, causal_layout
-from sightline.core.memory import Memory, arrange
+from sightline.core.memory import Memory, arrange, side_by_side
 
 # row 0 holds two documents of one and two items, row 1 none, row 2 one item
 OWNERS = torch.tensor([[0, 0, 1], [0, 1, 1], [0, 1, 2], [2, 0, 1]])
@@ -92,3 +92,24 @@ def test_items_that_have_not_begun_are_hidden_for_good() -> None:
     early = layout([[0, 0], [0, 0], [0, 0]], [[0, 1], [0, 0], [0, 0]])
     cut = memory.until(early)
     assert cut.document.tolist() == [[0, 0, 1, -1, -1, -1], [-1] * 6, [-1] * 6]
+
+
+def test_items_side_by_side_are_looked_at_together() -> None:
+    """Row 0: two side by side, words, one more; row 1 begins with one right where row 0 ended."""
+    slots = torch.tensor([1, 2, 5, 6])  # rows of six tokens
+    owners = torch.tensor([[0, 0, 1], [0, 0, 2], [0, 0, 3], [1, 0, 1]])
+    ends = side_by_side(slots, owners)
+    assert ends.tolist() == [2, 2, 3, 1]
+    memory = arrange(torch.randn(5, 3), [1, 2, 1, 1], owners, batch=2, latest=True, ends=ends)
+    told = layout([[0] * 6, [0] * 6], [[0, 1, 2, 2, 2, 3], [1] * 6])
+    looks = memory.looks(told)
+    assert looks[0].int().tolist() == [[0] * 4, [1, 0, 0, 0], *[[1, 1, 1, 0]] * 3, [0, 0, 0, 1]]
+    assert looks[1].int().tolist() == [[1, 0, 0, 0]] * 6
+    swapped = memory.rows(torch.tensor([1, 0])).looks(told.rows(torch.tensor([1, 0])))
+    assert torch.equal(swapped, looks[[1, 0]])
+    later = arrange(torch.randn(1, 3), [1], torch.tensor([[0, 0, 4]]), batch=2, latest=True, ends=torch.tensor([4]))
+    both = memory.then(later)
+    assert both.looks(layout([[0], [0]], [[4], [1]])).int().tolist() == [[[0, 0, 0, 0, 1]], [[1, 0, 0, 0, 0]]]
+    cut = memory.until(told.span(0, 2))  # after the first of two, which what follows no longer joins
+    assert cut.looks(layout([[0, 0], [0, 0]], [[1, 2], [1, 1]]))[0].int().tolist() == [[1, 0, 0, 0], [0] * 4]
+    assert len(side_by_side(slots[:0], owners[:0])) == 0

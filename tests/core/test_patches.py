@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sightline.core.patches import Patches, Tiling, join, patchify, unpatchify
+from sightline.core.patches import Patches, Tiling, join, patchify, patchify_film, unpatchify
 
 
 @pytest.mark.parametrize("size", [(4, 4), (8, 12), (12, 4)])
@@ -21,6 +21,14 @@ def test_patches_come_row_by_row_and_hold_channels_then_rows() -> None:
     patches = patchify(picture, 2)
     assert patches.values.shape == (6, 8)
     assert torch.equal(patches.values[4], picture[0, :, 2:4, 2:4].flatten())  # second row, second column
+
+
+def test_patches_of_a_film_hold_channels_then_frames_then_rows() -> None:
+    film = torch.arange(3 * 2 * 2 * 5 * 6).reshape(3, 2, 2, 5, 6)
+    patches = patchify_film(film, 2)
+    assert patches.grids == ((3, 2, 3),) and patches.values.shape == (18, 16)
+    wanted = film[1, :, :, 2:4, 4:6].transpose(0, 1).flatten()  # second step of time, second row, last column
+    assert torch.equal(patches.values[6 + 3 + 2], wanted)
 
 
 @pytest.mark.parametrize(

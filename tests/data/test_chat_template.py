@@ -97,5 +97,5 @@ def test_a_film_is_numbered_frames_where_the_template_has_a_name_for_it() -> Non
     )
     talk = (Message("user", (Video((RED, RED), (0.0, 1.0)), RED, Text("<video>"))),)
     wanted = [Words("Frame1: "), Slot(0), Words("\nFrame2: "), Slot(1), Words("\n"), Slot(2), Words("\n<video>")]
-    assert ChatTemplate(source, ("<image>",), "<image>", video="<video>")(talk) == wanted
+    assert ChatTemplate(source, ("<image>",), "<image>", frames="<video>")(talk) == wanted
     assert ChatTemplate(source, ("<image>",), "<image>")(talk)[:4] == [Slot(0), Words("\n"), Slot(1), Words("\n")]

@@ -14,7 +14,7 @@ from sightline.core.errors import ConfigError
 from sightline.core.geometry import Box, Frame
 from sightline.data import images
 from sightline.data.images import CLIP_MEAN, CLIP_STD, CenterCrop, PadSquare, Scaling, Square
-from sightline.data.tiles import Pipeline, Tiles
+from sightline.data.tiles import Canvas, Pipeline, Tiles
 
 PLAIN = Scaling(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))  # values stay 0 to 255
 SIZES = [(1, 1), (1, 2000), (2000, 1), (3, 5), (33, 47), (47, 33), (64, 64), (201, 99), (640, 480)]
@@ -193,3 +193,32 @@ def test_a_picture_of_one_tile_is_seen_once() -> None:
 def test_numbers_of_tiles_are_checked(least: int, most: int) -> None:
     with pytest.raises(ConfigError, match=f"from {least} to {most} tiles"):
         Tiles(48, min_tiles=least, max_tiles=most)
+
+
+# ----------------------------------------------------------------------------------------------------------- canvas
+
+
+@pytest.mark.parametrize(
+    ("size", "grid", "seen"),
+    [
+        ((30, 20), (1, 1), (48, 32)),  # enlarged to one square
+        ((60, 40), (1, 2), (60, 40)),  # kept as it is on the smallest canvas that holds it
+        ((90, 90), (2, 2), (90, 90)),
+        ((1000, 100), (1, 4), (192, 19)),
+        ((100, 400), (4, 1), (48, 192)),
+        ((400, 300), (2, 2), (96, 72)),
+        ((5000, 3), (1, 4), (192, 1)),
+    ],
+)
+def test_a_canvas_holds_the_picture_in_its_corner(
+    size: tuple[int, int], grid: tuple[int, int], seen: tuple[int, int]
+) -> None:
+    pipeline = Canvas(48, 4, cut=False, scaling=PLAIN)
+    assert pipeline.grid(*size) == grid
+    view = pipeline.seen(PIL.Image.new("RGB", size, "white"))
+    (pixels,), way = view.pixels, view.way
+    assert pixels.shape == (3, 48 * grid[0], 48 * grid[1])
+    assert float(pixels[:, : seen[1], : seen[0]].min()) > 254 and float(pixels.sum()) < 255.1 * 3 * seen[0] * seen[1]
+    whole = Box(0, 0, *size, Frame(*size))
+    assert way.apply(whole).xyxy == pytest.approx((0, 0, *seen))
+    assert way.invert(way.apply(whole)).xyxy == pytest.approx(whole.xyxy)

@@ -25,6 +25,8 @@ INTERN = replace(
 EVA2 = replace(SIGLIP, activation="gelu", class_token=True, residual="res-post-norm", final_norm=False)
 BIGG = replace(SIGLIP, activation="gelu", patch_bias=False, pre_norm=True, final_norm=False, position_grid=3)
 LLAMA4 = replace(CLIP, activation="gelu", layer=-1, normed=True, rope_theta=100.0)
+QWEN2 = replace(SIGLIP, patch_bias=False, positions="none", rope_theta=100.0)
+QWEN25 = replace(QWEN2, norm="rms", gated=True, activation="silu", window=2, full_blocks=(1,))
 ARIA = replace(SIGLIP, normed=False, bucketed=True)
 VIT_22B = replace(SIGLIP, norm="rms", residual="parallel", qkv_bias=False, qk_norm="head")
 FAMILIES = {
@@ -273,6 +275,20 @@ def test_mixed_grids_are_as_one_by_one(name: str) -> None:
         torch.testing.assert_close(item, model(alone).values, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kept", [False, True])
+@torch.no_grad()
+def test_frames_are_seen_one_by_one(kept: bool) -> None:
+    """Two videos of three and two frames, and a picture."""
+    model = vit(replace(CLIP, keep_prefix=kept))
+    frames = [pictures(1, 4, 4) for _ in range(6)]
+    values = torch.cat([each.values for each in frames])
+    videos = Patches(values, ((3, 4, 4), (2, 4, 4), (1, 4, 4)))
+    out = model(videos)
+    assert out.grids == tuple((1, 1, t * 17) if kept else (t, 4, 4) for t in (3, 2, 1))
+    wanted = torch.cat([model(each).values for each in frames])
+    torch.testing.assert_close(out.values, wanted, atol=1e-5, rtol=1e-5)
+
+
 def test_patches_of_another_size_are_refused() -> None:
     with pytest.raises(ConfigError, match="patch vectors of 48 numbers, this encoder reads 192"):
         ViT(SIGLIP)(patchify(torch.randn(1, 3, 16, 16), 4))
@@ -314,3 +330,47 @@ def test_neighbours_overlap_through_the_stem_alone() -> None:
 def test_a_stem_must_divide_its_patch() -> None:
     with pytest.raises(ConfigError, match="a stem of 3 halvings needs a patch size divisible by 8, not 12"):
         ViT(replace(STEM, patch_size=12, stem=(4, 4, 4)))
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (5, 3), (1, 7), (2, 2), (6, 5)])
+def test_most_blocks_look_within_squares(grid: tuple[int, int]) -> None:
+    """As with a mask over the whole picture; the second block sees all of it."""
+    model = vit(QWEN25)
+    patches = pictures(2, *grid)
+    x, (cos, sin) = model.embed(patches), model.rotary_tables(patches.grids[0])
+    down, across = torch.arange(grid[0]) // 2, torch.arange(grid[1]) // 2
+    square = (down[:, None] * 100 + across).flatten()
+    for depth, block in enumerate(model.blocks):
+        mask = None if depth == 1 else (square[:, None] == square)[None, None]
+        x = x + block.attention(block.norm1(x), mask=mask, rotary=(cos, sin))
+        x = x + block.feedforward(block.norm2(x))
+    torch.testing.assert_close(model(patches).values, model.norm(x).flatten(0, 1), atol=2e-5, rtol=1e-5)
+
+
+def test_steps_of_time_are_seen_each_for_itself() -> None:
+    """A film among pictures; a patch holds two frames."""
+    model = vit(replace(QWEN2, temporal_patch_size=2))
+    values = torch.randn(3 * 6 + 4, 2 * 3 * 64)
+    found = model(Patches(values, ((3, 2, 3), (1, 2, 2))))
+    assert found.grids == ((3, 2, 3), (1, 2, 2))
+    for start, grid in ((0, (1, 2, 3)), (6, (1, 2, 3)), (12, (1, 2, 3)), (18, (1, 2, 2))):
+        alone = model(Patches(values[start : start + grid[1] * grid[2]], (grid,)))
+        torch.testing.assert_close(found.values[start : start + len(alone.values)], alone.values)
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"class_token": True}, "positions is 'none', but a class token or a setting of the table asks for one"),
+        ({"position_grid": 3}, "positions is 'none'"),
+        ({"window": 0}, "window is 0 with 0 tokens before the patches"),
+        ({"window": 2, "registers": 1}, "window is 2 with 1 tokens before the patches"),
+        ({"full_blocks": (1,)}, "full_blocks .* expected some of them and a window"),
+        ({"window": 2, "full_blocks": (3,)}, r"full_blocks \(3,\) of 3 blocks"),
+        ({"temporal_patch_size": 0}, "temporal_patch_size is 0"),
+        ({"temporal_patch_size": 2, "stem": (6,)}, "temporal_patch_size is 2, expected 1 or more, with a stem 1"),
+    ],
+)
+def test_settings_of_an_encoder_for_any_size_that_contradict_each_other(change: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        ViT(replace(QWEN2, **change))

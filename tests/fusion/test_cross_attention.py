@@ -122,6 +122,27 @@ def test_a_token_that_sees_no_picture_gets_zeros_from_it() -> None:
     assert float((pictured[:, 2:] - none[:, 2:]).abs().amax(-1).min()) > 1e-3
 
 
+LLAMA = replace(IDEFICS, heads=4, kv_heads=2, adjacent=True, blind_mlp=False)
+
+
+@torch.no_grad()
+def test_a_token_that_sees_nothing_may_pass_the_blocks_by() -> None:
+    """As if the blocks were not there: those before a picture, and all where there is none."""
+    deep, bare = model(LLAMA)
+    x, layout, memory = given()
+    pictured, plain = deep(x, layout, memory), bare(x, layout)
+    assert torch.equal(deep(x, layout), plain)
+    torch.testing.assert_close(pictured[:, :2], plain[:, :2], atol=1e-6, rtol=0.0)
+    assert float((pictured[:, 2:] - plain[:, 2:]).abs().amax(-1).min()) > 1e-3
+    rows = torch.tensor([1, 5, 6, 13])
+    torch.testing.assert_close(deep(x, layout, memory, rows=rows), pictured.flatten(0, 1)[rows])
+
+
+def test_a_bridge_says_whether_pictures_side_by_side_are_one() -> None:
+    features = Patches(torch.randn(4, 12), ((1, 2, 2),))
+    assert LLAMA.build()(features).adjacent and not IDEFICS.build()(features).adjacent
+
+
 def test_nobody_learns_from_pictures_that_are_not_seen() -> None:
     deep, _ = model(IDEFICS)
     x, layout, memory = given()
@@ -191,6 +212,8 @@ def test_what_is_looked_at_may_be_resampled() -> None:
         ({"interval": 0}, "at least 1"),
         ({"heads": 3}, "3 heads alike"),
         ({"start": -1}, "at least 0"),
+        ({"heads": 4, "kv_heads": 3}, "cannot share 3 heads of keys"),
+        ({"adjacent": True, "latest": False}, "looked at together in any case"),
         ({"resampler": ProjectorConfig(inputs=3, width=16)}, "reads features of width 3, expected 12"),
     ],
 )

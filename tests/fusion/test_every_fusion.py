@@ -24,6 +24,7 @@ from sightline.fusion.projector import ProjectorConfig
 from sightline.fusion.qformer import QFormerConfig
 from sightline.fusion.resampler import ResamplerConfig
 from sightline.fusion.visual_expert import VisualExpertConfig
+from sightline.fusion.vocabulary import VocabularyConfig
 from sightline.language.decoder import DecoderConfig, SelfBlock
 from sightline.language.seq2seq import Seq2SeqConfig
 from sightline.language.tokenizer import Tokenizer
@@ -98,7 +99,8 @@ def alone(item: tuple[Patches, Tensor | None]) -> tuple[Any, ...]:
 
 
 def test_every_kind_is_in_this_list() -> None:
-    assert {type(cfg) for cfg in (FUSIONS | BLOCKS).values()} == set(get_args(FusionConfig))
+    coded = {VocabularyConfig}  # reads codes, not features: test_vocabulary.py
+    assert {type(cfg) for cfg in (FUSIONS | BLOCKS).values()} | coded == set(get_args(FusionConfig))
     kinds = [kind(cfg) for cfg in get_args(FusionConfig)]
     assert len(set(kinds)) == len(kinds)
 

@@ -84,7 +84,7 @@ def test_biases_can_be_left_out() -> None:
 
 
 def test_no_layer_is_no_projector() -> None:
-    with pytest.raises(ConfigError, match="a projector has at least one layer, not 0"):
+    with pytest.raises(ConfigError, match="a projector of 0 layers from 5 numbers into 8, expected one layer"):
         Projector(ProjectorConfig(inputs=5, width=8, layers=0))
 
 
@@ -92,3 +92,10 @@ def test_the_decoder_s_blocks_are_left_as_they_are() -> None:
     decoder = DecoderConfig(vocab_size=9, width=8, depth=3, heads=2, mlp=8)
     blocks = Projector(ProjectorConfig(inputs=5, width=8)).blocks(decoder)
     assert [type(block) for block in blocks] == [SelfBlock] * 3
+
+
+def test_without_layers_features_are_tokens() -> None:
+    model = Projector(ProjectorConfig(inputs=8, width=8, layers=0))
+    features = Patches(torch.randn(6, 8), ((1, 2, 3),))
+    assert model(features).tokens is features.values and not list(model.parameters())
+    assert ProjectorConfig(inputs=8, width=8, layers=0).note == "as they are"

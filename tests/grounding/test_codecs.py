@@ -25,6 +25,8 @@ from sightline.grounding.codecs import (
     MolmoPoints,
     PaliGemmaLocations,
     Place,
+    Qwen2VLBoxes,
+    Qwen25VLJson,
     QwenVLBoxes,
 )
 from sightline.grounding.codecs.base import original
@@ -37,14 +39,16 @@ AWAY = {
     PaliGemmaLocations: 1 / 2046,
     Kosmos2Patches: 1 / 32,
     QwenVLBoxes: 1 / 1998,
+    Qwen2VLBoxes: 1 / 1000,  # the far edge itself is 999
+    Qwen25VLJson: 1 / 128,  # half a pixel of the model's picture
     InternVLBoxes: 1 / 2000,
     FerretNumbers: 1 / 1000,
     CogVLMBoxes: 1 / 1000,  # the far edge itself is 999
     MolmoPoints: 1 / 2000,
 }
-OF_THE_MODEL_S_PICTURE = (LocationTokens, Decimals, PaliGemmaLocations, Kosmos2Patches)
+OF_THE_MODEL_S_PICTURE = (LocationTokens, Decimals, PaliGemmaLocations, Kosmos2Patches, Qwen25VLJson)
 WITH_BOXES = [codec for codec in CODECS.values() if not isinstance(codec, MolmoPoints)]
-WITH_POINTS = [TOKENS, DECIMALS, CODECS["ferret"], CODECS["molmo"]]
+WITH_POINTS = [TOKENS, DECIMALS, CODECS["ferret"], CODECS["qwen2.5-vl"], CODECS["molmo"]]
 PIPELINES = (Square(64), CenterCrop(64, 64), CenterCrop(80, 64), CenterCrop(48, 64), PadSquare(64))
 FRAME = Frame(128, 128)
 WAY = Transform(FRAME)

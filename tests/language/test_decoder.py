@@ -297,6 +297,35 @@ def test_settings_that_make_no_sense_are_refused(change: dict[str, object]) -> N
         replace(PLAIN, **change)
 
 
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"mrope_section": (1, 1, 1)}, r"mrope_section \(1, 1, 1\) of \d+ rotary numbers, expected half as many pairs"),
+        ({"positions": "none"}, r"mrope_section .* rotary numbers"),
+        ({"scores": Scores(window=3)}, "scores or rope_scaling count tokens, which three axes do not"),
+        ({"rope_scaling": RopeScaling("dynamic", 2.0, 16)}, "scores or rope_scaling count tokens"),
+    ],
+)
+def test_three_axes_do_not_go_with_what_counts_tokens(change: dict[str, object], told: str) -> None:
+    half = PLAIN.rotary_dim // 2
+    with pytest.raises(ConfigError, match=told):
+        replace(PLAIN, **{"mrope_section": (half - 2, 1, 1), **change})
+
+
+def test_words_alone_are_at_one_place_on_every_axis() -> None:
+    half = PLAIN.rotary_dim // 2
+    model = Decoder(replace(PLAIN, mrope_section=(half - 2, 1, 1))).eval()
+    plain = Decoder(PLAIN).eval()
+    plain.load_state_dict(model.state_dict())
+    layout = causal_layout(1, 6)
+    x = torch.randn(1, 6, PLAIN.width)
+    wide = replace(layout, position=layout.position[..., None].expand(-1, -1, 3))
+    torch.testing.assert_close(model(x, wide), plain(x, layout))
+    assert torch.equal(model(x, layout), plain(x, layout))
+    with pytest.raises(ValueError, match="positions on three axes for a decoder without mrope_section"):
+        plain(x, wide)
+
+
 def test_settings_survive_yaml_s_plain_values() -> None:
     cfg = replace(
         PLAIN,

@@ -263,3 +263,15 @@ def test_a_damaged_tiktoken_file_is_told(tmp_path: Path, text: str, message: str
     (tmp_path / "x.tiktoken").write_text(text)
     with pytest.raises(CheckpointError, match=message):
         Tokenizer.from_tiktoken(tmp_path / "x.tiktoken", WORDS, ())
+
+
+def test_words_of_the_vocabulary_may_be_reserved() -> None:
+    """Files do not always tell control tokens from words; nobody can type what is reserved."""
+    built = train_tokenizer(["aaaa bbbb"] * 30, 300, ("<s>", "<0x04>"))
+    spec = {**built.spec, "added_tokens": [t for t in built.spec["added_tokens"] if t["content"] == "<s>"]}
+    tokenizer = Tokenizer(spec)
+    index = built.control("<0x04>")
+    tokenizer.reserve(("<0x04>", "<nowhere>"))
+    assert tokenizer.control("<0x04>") == index and "<nowhere>" not in tokenizer.controls
+    assert index not in tokenizer.encode("a<0x04>b")
+    assert tokenizer.decode([index, *tokenizer.encode("aa")]) == "aa"

@@ -276,6 +276,21 @@ def test_norms_of_queries_and_keys(norm: QKNorm, after: bool) -> None:
     torch.testing.assert_close(layer(x, causal=True, rotary=rotary), wanted, atol=1e-4, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_a_norm_across_heads_is_before_they_are_cut() -> None:
+    layer = Attention(32, 4, 2, qk_norm=QKNorm("layer", 1e-5, across=True))
+    assert isinstance(layer.q_norm, torch.nn.LayerNorm) and isinstance(layer.k_norm, torch.nn.LayerNorm)
+    assert layer.q_norm.bias is None and (len(layer.q_norm.weight), len(layer.k_norm.weight)) == (32, 16)
+    for parameter in layer.parameters():
+        parameter.normal_()
+    x = torch.randn(2, 9, 32)
+    q, k = (torch.nn.functional.layer_norm(m(x), (n,)) for m, n in ((layer.q, 32), (layer.k, 16)))
+    q, k, v = q * layer.q_norm.weight, k * layer.k_norm.weight, layer.v(x)
+    cut = [part.unflatten(-1, (-1, 8)).transpose(1, 2) for part in (q, k, v)]
+    wanted = layer.o(by_hand(*cut, None, True).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(layer(x, causal=True), wanted, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -285,6 +300,8 @@ def test_norms_of_queries_and_keys(norm: QKNorm, after: bool) -> None:
         lambda: Scores(logn=1),
         lambda: Scores(temperature=(0, 0.1)),
         lambda: QKNorm("rms", own=True),
+        lambda: QKNorm("rms", across=True),
+        lambda: QKNorm("layer", own=True, across=True),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(make: object) -> None:

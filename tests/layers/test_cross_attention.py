@@ -46,3 +46,16 @@ def test_a_width_that_heads_cannot_share_is_refused() -> None:
     with pytest.raises(ConfigError, match="a width of 8 cannot be shared by 3 heads alike"):
         CrossAttention(8, 3)
     assert CrossAttention(8, 3, head_dim=4).o.in_features == 12
+
+
+@torch.no_grad()
+def test_heads_that_share_keys_are_as_keys_repeated() -> None:
+    shared, whole = CrossAttention(8, 4, head_dim=6, kv_heads=2), CrossAttention(8, 4, head_dim=6)
+    state = shared.state_dict()
+    assert state["k.weight"].shape == (12, 8)
+    for name in ("k.weight", "k.bias", "v.weight", "v.bias"):
+        state[name] = state[name].unflatten(0, (2, 6)).repeat_interleave(2, dim=0).flatten(0, 1)
+    whole.load_state_dict(state)
+    x, keys = torch.randn(2, 3, 8), torch.randn(2, 5, 8)
+    torch.testing.assert_close(shared(x, keys), whole(x, keys))
+    torch.testing.assert_close(shared(x[:, :1], keys), whole(x[:, :1], keys))

@@ -118,3 +118,12 @@ def test_each_row_has_a_base_of_its_own() -> None:
 def test_a_scaling_that_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="expected"):
         RopeScaling("llama3", **wrong)  # type: ignore[arg-type]
+
+
+def test_each_axis_turns_its_own_pairs() -> None:
+    places = torch.tensor([[3, 3, 3], [4, 9, 1], [7, 0, 2]])
+    cos, sin = rotary_table(places, 12, 100.0, torch.float32, sections=(1, 3, 2))
+    for axis, (start, stop) in enumerate(((0, 1), (1, 4), (4, 6))):
+        for found, wanted in zip((cos, sin), rotary_table(places[:, axis], 12, 100.0, torch.float32), strict=True):
+            assert torch.equal(found[:, start:stop], wanted[:, start:stop])
+            assert torch.equal(found[:, 6 + start : 6 + stop], wanted[:, start:stop])

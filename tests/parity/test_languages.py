@@ -58,6 +58,11 @@ def persimmon(**more: Any) -> Any:
     return hf.PersimmonForCausalLM(hf.PersimmonConfig(**sizes, **more))
 
 
+def gpt_neox(**more: Any) -> Any:
+    sizes = {key: value for key, value in TEXT.items() if key != "num_key_value_heads"}
+    return hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**sizes, use_parallel_residual=False, **more))
+
+
 MODELS: dict[str, Callable[[], Any]] = {
     "llama-3": lambda: scaled(**LLAMA3, original_max_position_embeddings=16),
     "llama-linear": lambda: scaled(rope_type="linear", factor=4.0),
@@ -76,6 +81,8 @@ MODELS: dict[str, Callable[[], Any]] = {
     "persimmon": persimmon,
     "persimmon-plain": lambda: persimmon(qk_layernorm=False, rope_parameters={"rope_theta": 25_000.0}),
     "mpt": lambda: hf.MptForCausalLM(hf.MptConfig(**MPT)),
+    "gpt-neox": gpt_neox,
+    "gpt-neox-all-turned": lambda: gpt_neox(rope_parameters={"rope_theta": 1e4, "partial_rotary_factor": 1.0}),
     "mpt-6-heads": lambda: hf.MptForCausalLM(hf.MptConfig(**{**MPT, "n_heads": 6, "d_model": 48})),
 }
 

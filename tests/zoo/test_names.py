@@ -59,8 +59,11 @@ def test_an_unknown_name_tells_the_nearest(assets: Path, name: str, message: str
 def test_published_models_are_known_but_not_here(name: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         locate(name)
-    told = f"the weights of {name!r} are not here; give the folder that holds {ROWS[name].source}"
-    assert str(caught.value) == told + (f", or run: sightline pull {name}" if pullable(ROWS[name]) else "")
+    wanted = f"the weights of {name!r} are not here; give the folder that holds {ROWS[name].source}"
+    wanted += f", or run: sightline pull {name}" if pullable(ROWS[name]) else ""
+    if not ROWS[name].weights:
+        wanted = f"no weights of {name!r} were ever published; it can be described, not loaded"
+    assert str(caught.value) == wanted
 
 
 def test_a_broken_installation_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

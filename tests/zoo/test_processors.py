@@ -11,11 +11,13 @@ import torch
 
 import sightline
 from sightline.core.errors import CheckpointError, InputError
-from sightline.core.sequence import Image, ask
-from sightline.data.images import CenterCrop, PadSquare, Scaling, Square
+from sightline.core.sequence import Image, Message, Text, ask
+from sightline.data.batch import collate
+from sightline.data.images import CLIP_MEAN, CLIP_STD, CenterCrop, PadSquare, Scaling, Square
+from sightline.data.tiles import Canvas
 from sightline.language.tokenizer import train_tokenizer
 from sightline.model import VLM
-from sightline.zoo import idefics, llava, paligemma
+from sightline.zoo import idefics, llava, mllama, paligemma
 from sightline.zoo.checkpoint import write
 from sightline.zoo.families import FAMILIES
 from sightline.zoo.processors import load_pipeline
@@ -80,6 +82,40 @@ def test_a_model_that_looks_at_pictures_answers_too(tmp_path: Path) -> None:
     assert processor.pixels == Square(28, replace(CenterCrop(28, 28).scaling, exact=True))
     assert processor.tokenizer.eos == "<end_of_utterance>"
     answer = model.ask(PIL.Image.new("RGB", (50, 40)), "how many?", max_new_tokens=3)
+    assert answer.usage["image_tokens"] == 1 and answer.usage["completion_tokens"] <= 3
+
+
+def test_a_model_of_canvases_answers_too(tmp_path: Path) -> None:
+    """Llama 3.2: a picture is a canvas of tiles with one token; several side by side are looked at together."""
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "attention_heads": 4}
+    vision |= {"num_global_layers": 1, "image_size": 28, "patch_size": 7, "intermediate_layers_indices": [1]}
+    text = {**TEXT, "vocab_size": 495, "num_hidden_layers": 4, "cross_attention_layers": [1], "num_key_value_heads": 2}
+    c = {"model_type": "mllama", "vision_config": vision, "text_config": text, "image_token_index": 4}
+    controls = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|image|>")
+    model = sightline.load(published(tmp_path, mllama, c, controls))
+    processor = model.engine.processor
+    assert processor.pixels == Canvas(28, 4, cut=False, scaling=Scaling(CLIP_MEAN, CLIP_STD, "bilinear", exact=True))
+    with torch.no_grad():
+        for name, parameter in model.published.model.named_parameters():
+            if "gate" in name:
+                parameter.fill_(1.0)
+    red, blue = (Image(PIL.Image.new("RGB", size, colour)) for colour, size in (("red", (50, 20)), ("blue", (20, 80))))
+    example = processor((Message("user", (red, blue, Text("how many?"))),))
+    assert [tuple(seen.shape[1:]) for seen in example.pixels] == [(28, 56), (84, 28)]
+    batch = collate([example], 7, 0)
+    tiles = torch.zeros(1, 2, 4, 3, 28, 28)
+    tiles[0, 0, 0], tiles[0, 0, 1] = example.pixels[0].split(28, dim=2)
+    for number, tile in enumerate(example.pixels[1].split(28, dim=1)):
+        tiles[0, 1, number] = tile
+    looks = (batch.layout.item[:, :, None] >= torch.tensor([1, 2])).long()[..., None].expand(-1, -1, -1, 4)
+    told = {"aspect_ratio_ids": torch.tensor([[2, 7]]), "pixel_values": tiles, "cross_attention_mask": looks}
+    runner = model.published.runner
+    torch.testing.assert_close(
+        runner.logits(runner(batch)), model.logits(input_ids=batch.ids, **told), atol=1e-5, rtol=0.0
+    )
+    with pytest.raises(InputError, match="message 2 is from the user, expected the assistant"):
+        processor((Message("user", (red,)), Message("user", (Text("how many?"),))))
+    answer = model.ask(red.picture, "how many?", max_new_tokens=3)
     assert answer.usage["image_tokens"] == 1 and answer.usage["completion_tokens"] <= 3
 
 

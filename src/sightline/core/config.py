@@ -92,7 +92,7 @@ def _member(kind: Any, data: Any, path: tuple[str, ...], prefix: str) -> Any:
         return members[0]
     kinds = {name: m for m in members for name in get_args(get_type_hints(m).get("kind"))}
     if (chosen := data.get("kind")) is None:
-        plain = [m for m in members if m not in kinds.values()]
+        plain = [m for m in members if "kind" not in get_type_hints(m)]  # what has no kind is meant by data without one
         return plain[0] if len(plain) == 1 else kind
     if chosen not in kinds:
         name = ".".join((*path, "kind"))
@@ -106,7 +106,8 @@ def _explain(cls: type, error: ValidationError) -> str:
     unfit = ("literal_error", "unexpected_keyword_argument")
     others = [e["loc"][:-1] for e in found if e["type"] in unfit and e["loc"][-1] == "kind"]
     first = next((e for e in found if not any(e["loc"][: len(o)] == o for o in others)), found[0])
-    name = ".".join(str(part) for part in first["loc"])
+    # of a union's members pydantic tells the class, which is no key
+    name = ".".join(str(part) for part in first["loc"] if not str(part)[:1].isupper())
     if first["type"] in ("missing", "missing_argument"):
         return f"key {name!r} is missing from {cls.__name__}"
     return f"{name or cls.__name__} = {first['input']!r}: {first['msg'].lower()}"

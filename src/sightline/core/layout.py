@@ -7,6 +7,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from .patches import Grid
+
 
 class Medium(IntEnum):
     """What a token carries."""
@@ -110,6 +112,38 @@ def framed(slots: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
     for edge in (stop - each, stop - each + 1, stop - 1):  # before the patches, the first of them, after them
         moves[edge] = True
     return slots[~moves], slots[stop - 1]
+
+
+@dataclass(frozen=True)
+class Axes:
+    """How tokens are placed on three axes: time, height and width (M-RoPE, arXiv:2409.12191).
+
+    A word is at one place on all three and the next word one further. Tokens of a picture or film spread from where it
+    begins; what follows goes on after the largest place of it.
+
+    fold: side of the square of patches that is one token. per_second: places that a second of film takes
+    (arXiv:2502.13923); None: one for each step of its time.
+    """
+
+    fold: int = 1
+    per_second: float | None = None
+
+    def positions(self, length: int, media: Sequence[tuple[int, Grid, float]]) -> Tensor:
+        """Places [length, 3] of a row; media: its pictures and films in order.
+
+        Each is the index of its first token, the grid of its patches, and the seconds of one step of its time.
+        """
+        written, place, out = 0, 0, []
+        for start, (frames, rows, columns), seconds in media:
+            out.append(torch.arange(place, place + start - written)[:, None].expand(-1, 3))
+            place += start - written
+            step = 1.0 if self.per_second is None else self.per_second * seconds
+            sides = (torch.arange(side // self.fold) for side in (rows, columns))
+            spread = torch.cartesian_prod((torch.arange(frames) * step).long(), *sides) + place
+            out.append(spread)
+            written, place = start + len(spread), int(spread.max()) + 1
+        out.append(torch.arange(place, place + length - written)[:, None].expand(-1, 3))
+        return torch.cat(out)
 
 
 def causal_layout(batch: int, length: int, device: torch.device | str = "cpu") -> Layout:

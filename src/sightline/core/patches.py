@@ -39,7 +39,8 @@ class Tiling:
 class Patches:
     """Vectors of all items one after the other, each item in row-major order of its grid.
 
-    values: [sum of t*h*w, width]; raw pixels in (channel, row, column) order before an encoder, features after it.
+    values: [sum of t*h*w, width]; raw pixels in (channel, row, column) order before an encoder, of several frames in
+    (channel, frame, row, column) order; features after it.
     grids: (time, height, width) of each item; their products add up to len(values).
     tilings: one per picture where the items are parts of pictures; without them each item is a picture of its own.
     """
@@ -94,6 +95,15 @@ def patchify(pixels: Tensor, patch: int) -> Patches:
     kept = pixels[:, :, : rows * patch, : columns * patch]
     cut = kept.reshape(items, channels, rows, patch, columns, patch).permute(0, 2, 4, 1, 3, 5)
     return Patches(cut.reshape(items * rows * columns, channels * patch * patch), ((1, rows, columns),) * items)
+
+
+def patchify_film(pixels: Tensor, patch: int) -> Patches:
+    """Cut one item [time, frames, channels, height, width], a film or a still, each patch holding so many frames."""
+    time, frames, channels, height, width = pixels.shape
+    rows, columns = height // patch, width // patch
+    kept = pixels[..., : rows * patch, : columns * patch]
+    cut = kept.reshape(time, frames, channels, rows, patch, columns, patch).permute(0, 3, 5, 2, 1, 4, 6)
+    return Patches(cut.reshape(time * rows * columns, -1), ((time, rows, columns),))
 
 
 def unpatchify(patches: Patches, patch: int) -> Tensor:

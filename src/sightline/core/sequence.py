@@ -46,6 +46,12 @@ class Video:
     frames: tuple[Image, ...]
     times: tuple[float, ...]
 
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the digests of its frames and their times, in hexadecimal."""
+        said = " ".join((*(frame.digest for frame in self.frames), *map(repr, self.times)))
+        return hashlib.sha256(said.encode()).hexdigest()
+
 
 @dataclass(frozen=True, eq=False)
 class Audio:
@@ -103,6 +109,11 @@ def ask(question: str, *images: Image, answer: str | None = None) -> Conversatio
     """The conversation of one question about some images, with its answer when it is known."""
     user = Message("user", (*images, Text(question)))
     return (user,) if answer is None else (user, Message("assistant", (Text(answer),)))
+
+
+def media_of(conversation: Conversation) -> tuple[Image | Video, ...]:
+    """Every image and every film of a conversation, in order; a film counts once."""
+    return tuple(part for message in conversation for part in message.parts if isinstance(part, (Image, Video)))
 
 
 def images_of(conversation: Conversation) -> tuple[Image, ...]:

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..core.geometry import Transform
 from ..core.layout import Layout
-from ..core.patches import Patches, Tiling, join, patchify
+from ..core.patches import Patches, Tiling, join, patchify, patchify_film
 
 IGNORE = -100  # a label that teaches nothing
 
@@ -20,9 +20,10 @@ IGNORE = -100  # a label that teaches nothing
 class Example:
     """One sequence; every column has its length.
 
-    ids, block, position, medium, item, branch: int64 [length], as in `core.layout`.
+    ids, block, position, medium, item, branch: int64 [length], as in `core.layout`; position may be [length, 3].
     labels: int64 [length]; labels[t] is the id to predict after token t, -100 where nothing is learned.
-    slots: int64 [n], where image tokens go, in order; pixels: one float tensor [3, height, width] per view.
+    slots: int64 [n], where image tokens go, in order; pixels: one float tensor [3, height, width] per view, or [time,
+    frames of a patch, 3, height, width] per picture or film.
     transforms: one per image, from the original picture to what the model sees. tilings: one per image, where the
     model lays its views out itself.
     instruction: int64 [words], what a fusion that reads text is given with each of the pictures.
@@ -207,6 +208,8 @@ def _assemble(rows: list[list[tuple[Example, int]]], length: int, patch: int, pa
     """Write every example into its row at its offset."""
     ids = torch.full((len(rows), length), pad_id)
     columns = {name: torch.full((len(rows), length), fill) for name, fill in _FILL.items()}
+    axes = next((example.position.shape[1:] for row in rows for example, _ in row), torch.Size())
+    columns["position"] = torch.zeros((len(rows), length, *axes), dtype=torch.int64)
     slots, patches, tilings, instructions = [], [], [], []
     for r, row in enumerate(rows):
         for document, (example, offset) in enumerate(row):
@@ -216,7 +219,7 @@ def _assemble(rows: list[list[tuple[Example, int]]], length: int, patch: int, pa
             for name in COLUMNS:
                 columns[name][r, span] = getattr(example, name)
             slots.append(example.slots + r * length + offset)
-            patches += [patchify(pixels[None], patch) for pixels in example.pixels]
+            patches += [_cut(pixels, patch) for pixels in example.pixels]
             tilings += example.tilings
             if example.instruction is not None:
                 instructions += [example.instruction] * len(example.pixels)
@@ -230,3 +233,8 @@ def _assemble(rows: list[list[tuple[Example, int]]], length: int, patch: int, pa
         extra={"examples": [[example.extra for example, _ in row] for row in rows]},
         instruction=pad_sequence(instructions, True, -1) if instructions else None,
     )
+
+
+def _cut(pixels: Tensor, patch: int) -> Patches:
+    """The patches of one picture or film."""
+    return patchify(pixels[None], patch) if pixels.dim() == 3 else patchify_film(pixels, patch)

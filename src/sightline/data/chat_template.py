@@ -26,9 +26,9 @@ class ChatTemplate:
     """A template by its Jinja source.
 
     controls: names that are control tokens where the template itself writes them; image: the one that stands for a
-    picture; bos begins a conversation whose template does not write it; eos ends an answer. video: the name that stands
-    for a film, whose frames are then numbered in lines of their own; without one each frame is a picture. begins:
-    whether the tokenizer puts bos before a text.
+    picture; bos begins a conversation whose template does not write it; eos ends an answer. video: the token that
+    stands for a whole film; frames: the name that stands for a film whose frames are numbered in lines of their own;
+    without either each frame is a picture. begins: whether the tokenizer puts bos before a text.
     """
 
     def __init__(
@@ -38,10 +38,11 @@ class ChatTemplate:
         image: str,
         bos: str = "",
         eos: str = "",
-        video: str = "",
+        video: str | None = None,
+        frames: str = "",
         begins: bool = True,
     ) -> None:
-        self.controls, self.image, self.video = tuple(controls), image, video
+        self.controls, self.image, self.video, self.frames = tuple(controls), image, video, frames
         self.bos, self.eos, self.begins = bos, eos, begins
         self.in_parts = re.search(r"""\[['"]type['"]\]|\.type\b|['"]type['"]""", source) is not None
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation])
@@ -50,7 +51,7 @@ class ChatTemplate:
             self.program = environment.from_string(source)
         except TemplateError as error:
             raise CheckpointError(f"the chat template cannot be read: {error}") from None
-        names = sorted((name for name in {*self.controls, video} if name), key=len, reverse=True)
+        names = sorted((name for name in {*self.controls, frames} if name), key=len, reverse=True)
         self.names = re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
     def __call__(self, conversation: Conversation) -> list[Segment]:
@@ -81,7 +82,7 @@ class ChatTemplate:
             if isinstance(part, Text):
                 said.append(part.text)
                 parts.append({"type": "text", "text": f"{_OPEN}{len(said) - 1}{_CLOSE}"})
-            elif isinstance(part, Video) and self.video:
+            elif isinstance(part, Video) and (self.video or self.frames):
                 parts.append({"type": "video"})
             elif isinstance(part, (Image, Video)):
                 parts += [{"type": "image"}] * (len(part.frames) if isinstance(part, Video) else 1)
@@ -94,7 +95,7 @@ class ChatTemplate:
         return {"role": message.role, "content": "".join(part["text"] for part in parts)}
 
     def _segments(self, text: str, said: list[str], films: list[int]) -> list[Segment]:
-        out, frames = Writer(), iter(films)
+        out, lengths = Writer(), iter(films)
         learned, start = False, 0
         for mark in [*_MARKS.finditer(text), None]:
             stop = len(text) if mark is None else mark.start()
@@ -102,10 +103,10 @@ class ChatTemplate:
             for name in self.names.finditer(text, start, stop):
                 out.words(text[place : name.start()], learned)
                 place = name.end()
-                if name[0] == self.image:
+                if name[0] in (self.image, self.video):
                     out.image()
-                elif name[0] == self.video:
-                    out.frames(next(frames, 0))
+                elif name[0] == self.frames:
+                    out.frames(next(lengths, 0))
                 elif name[0] == self.eos and out.segments and getattr(out.segments[-1], "learned", False):
                     out.segments.append(End(name[0]))
                 else:

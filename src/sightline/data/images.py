@@ -18,7 +18,7 @@ from ..core.config import config
 from ..core.geometry import Frame, Transform
 from ..core.patches import Tiling
 
-Resample = Literal["bicubic", "bilinear"]
+Resample = Literal["bicubic", "bilinear", "lanczos"]
 Triple = tuple[float, float, float]
 
 CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
@@ -30,7 +30,11 @@ HALF: Triple = (0.5, 0.5, 0.5)
 # pixels a picture may have on its way: a ribbon 30000 long, padded or resized as a whole, would take gigabytes
 _LARGEST = 2**26
 
-_FILTERS = {"bicubic": PIL.Image.Resampling.BICUBIC, "bilinear": PIL.Image.Resampling.BILINEAR}
+_FILTERS = {
+    "bicubic": PIL.Image.Resampling.BICUBIC,
+    "bilinear": PIL.Image.Resampling.BILINEAR,
+    "lanczos": PIL.Image.Resampling.LANCZOS,
+}
 
 
 @config
@@ -40,13 +44,13 @@ class Scaling:
     mean: Triple = HALF
     std: Triple = HALF
     resample: Resample = "bicubic"
-    exact: bool = False  # Pillow's filters instead of torch's
+    exact: bool = False  # Pillow's filters instead of torch's, which has no lanczos
 
     def resized(self, picture: PIL.Image.Image, width: int, height: int) -> Tensor:
         """uint8 [3, height, width]."""
         if picture.size == (width, height):
             return as_bytes(picture)
-        if self.exact:
+        if self.exact or self.resample == "lanczos":
             return as_bytes(picture.resize((width, height), _FILTERS[self.resample]))
         pixels = as_bytes(picture)[None]
         # channels last: torch's uint8 path vectorises over the channels of a pixel
@@ -69,16 +73,20 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Seen:
-    """A picture as a model sees it: one view, or several tiles and maybe the whole beside them.
+    """A picture as a model sees it: one view, or several tiles and maybe the whole beside them; or a whole film.
 
-    pixels: a float tensor [3, height, width] per view. way: how coordinates go from the original to what places are
-    counted in. tiles: rows and columns of the tiles. tiling: where the model is told how they lie.
+    pixels: a float tensor [3, height, width] per view, or [time, frames of a patch, 3, height, width]. way: how
+    coordinates go from the original to what places are counted in. tiles: rows and columns of the tiles. tiling: where
+    the model is told how they lie. frames: how many pictures it stands for. seconds: from one step of a film's time to
+    the next; None for a picture.
     """
 
     pixels: tuple[Tensor, ...]
     way: Transform
     tiles: tuple[int, int] = (1, 1)
     tiling: Tiling | None = None
+    frames: int = 1
+    seconds: float | None = None
 
 
 class OneView:

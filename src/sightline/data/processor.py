@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from itertools import accumulate
+from typing import Literal, Protocol, runtime_checkable
 
 import PIL.Image
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from ..core.errors import CapacityError, InputError
 from ..core.geometry import Transform
-from ..core.layout import Medium, framed
-from ..core.sequence import Conversation, Image, Message, Video, images_of
+from ..core.layout import Axes, Medium, framed
+from ..core.patches import Grid
+from ..core.sequence import Conversation, Image, Message, Video, images_of, media_of
 from ..grounding.codecs import Codec, Grounded
 from ..language.tokenizer import Tokenizer
 from .batch import IGNORE, Example, branched
@@ -28,6 +30,15 @@ class ImagePipeline(Protocol):
 
     def frame(self, picture: PIL.Image.Image) -> Seen:
         """The view of a film's frame."""
+        ...
+
+
+@runtime_checkable
+class FilmPipeline(Protocol):
+    """What turns a film, too, into what the encoder reads; others see its frames as so many pictures."""
+
+    def film(self, pictures: Sequence[PIL.Image.Image], times: Sequence[float]) -> Seen:
+        """A film of upright RGB frames at their times in seconds."""
         ...
 
 
@@ -52,6 +63,8 @@ class _Columns:
     item: list[int] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)  # slots of each picture
+    # first token of each view, grid of its patches, seconds of a step of time
+    media: list[tuple[int, Grid, float]] = field(default_factory=list)
 
     def add(self, ids: Sequence[int], block: int, step: int, learned: bool, medium: Medium, item: int) -> int:
         """Append tokens whose block goes up by `step` each, from `block` on; return the next block."""
@@ -75,7 +88,8 @@ class Processor:
     model lays out itself; patch is the encoder's. `image_token` fills the slots' ids, which the model replaces. framed:
     as in `core.layout.framed`. expand: what stands in the place of a picture. start: the id that begins what is
     written, where that is a sequence beside what is read. instruct: the ids of what is asked, at most
-    `instruction_length`, for a fusion that reads it with each picture.
+    `instruction_length`, for a fusion that reads it with each picture. axes: how tokens are placed on three axes, where
+    the decoder knows them. video_token: fills a film's slots, where films are one item and not so many pictures.
     """
 
     def __init__(
@@ -94,12 +108,15 @@ class Processor:
         start: int | None = None,
         instruct: Callable[[str], Sequence[int]] | None = None,
         instruction_length: int = 512,
+        axes: Axes | None = None,
+        video_token: str | None = None,
     ) -> None:
         self.tokenizer, self.template, self.pixels = tokenizer, template, pixels
         self.num_tokens, self.patch, self.codec = num_tokens, patch, codec
         self.image_id = tokenizer.control(image_token)
         self.look, self.max_length, self.framed, self.expand = look, max_length, framed, expand
         self.start, self.instruct, self.instruction_length = start, instruct, instruction_length
+        self.axes, self.video_id = axes, None if video_token is None else tokenizer.control(video_token)
 
     @property
     def apart(self) -> bool:
@@ -122,7 +139,7 @@ class Processor:
         known = {} if known is None else known
         seen = self.see(conversation, known)
         while True:
-            example = self._write(self.template(conversation), seen[: len(images_of(conversation))])
+            example = self._write(self.template(conversation), seen[: len(self.media(conversation))])
             length = max(example.length, example.read.length)
             if length <= self.max_length:
                 return example
@@ -134,17 +151,33 @@ class Processor:
                 )
             conversation = conversation[:-2]
 
+    def media(self, conversation: Conversation) -> Sequence[Image | Video]:
+        """What of a conversation has a place of its own: pictures, and films whole or as so many pictures."""
+        return images_of(conversation) if self.video_id is None else media_of(conversation)
+
     def see(self, conversation: Conversation, known: dict[str, Seen]) -> list[Seen]:
-        """The views of every picture and every frame of a film, in order, looked up in what is known."""
+        """The views of what has a place of its own, in order, looked up in what is known."""
         seen = []
         for part in (part for message in conversation for part in message.parts):
-            film = isinstance(part, Video)
-            for image in part.frames if isinstance(part, Video) else [part] if isinstance(part, Image) else []:
-                key = f"{image.digest} frame" if film else image.digest
-                if key not in known:
-                    known[key] = (self.pixels.frame if film else self.pixels.seen)(image.picture)
-                seen.append(known[key])
+            if isinstance(part, Image):
+                seen.append(self._look(part.digest, known, lambda part=part: self.pixels.seen(part.picture)))
+            elif isinstance(part, Video) and self.video_id is not None:
+                seen.append(self._look(part.digest, known, lambda part=part: self._film(part)))
+            elif isinstance(part, Video):
+                for image in part.frames:
+                    key = f"{image.digest} frame"
+                    seen.append(self._look(key, known, lambda image=image: self.pixels.frame(image.picture)))
         return seen
+
+    @staticmethod
+    def _look(key: str, known: dict[str, Seen], make: Callable[[], Seen]) -> Seen:
+        if key not in known:
+            known[key] = make()
+        return known[key]
+
+    def _film(self, video: Video) -> Seen:
+        assert isinstance(self.pixels, FilmPipeline)
+        return self.pixels.film([frame.picture for frame in video.frames], video.times)
 
     def branches(self, conversation: Conversation) -> Example:
         """A training example whose turns each follow the pictures directly and do not see one another.
@@ -205,7 +238,7 @@ class Processor:
                 item += 1
                 block = self._picture(out, seen[segment.index], block, 0 if prefix else 1, item)
                 continue
-            ids, learned = self._ids(segment, seen)
+            ids, learned = self._ids(segment, _ways(seen))
             if prefix and learned and not (out.learned and out.learned[-1]):
                 block += 1  # an answer begins after all of its question, which must not see what it is to predict
             block = out.add(ids, block, 0 if prefix and not learned else 1, learned, Medium.TEXT, item)
@@ -213,29 +246,39 @@ class Processor:
 
     def _picture(self, out: _Columns, seen: Seen, block: int, step: int, item: int) -> int:
         """Write what stands in the place of a picture; return the next block."""
-        grids = [(1, pixels.shape[1] // self.patch, pixels.shape[2] // self.patch) for pixels in seen.pixels]
+        grids = [self._grid(pixels) for pixels in seen.pixels]
         counts = [self.num_tokens(grid) for grid in grids]
         if seen.tiling is not None:
             counts = [self.num_tokens(grids[0], seen.tiling)]
-        count = 0
+        film, before, count = seen.seconds is not None, len(out.slots), 0
+        fill = self.video_id if film and self.video_id is not None else self.image_id
+        medium = Medium.VIDEO if film else Medium.IMAGE
         for part in self.expand(seen, counts):
             if isinstance(part, str):
                 block = out.add([self.tokenizer.control(part)], block, step, False, Medium.TEXT, item)
                 continue
             count += part
             out.slots += range(len(out.ids), len(out.ids) + part)
-            block = out.add([self.image_id] * part, block, step, False, Medium.IMAGE, item)
+            block = out.add([fill] * part, block, step, False, medium, item)
         out.counts.append(count)
+        if self.axes is not None:
+            for grid, first in zip(grids, accumulate(counts, initial=before), strict=False):
+                out.media.append((out.slots[first], grid, seen.seconds or 1.0))
         return block
 
-    def _ids(self, segment: Segment, seen: list[Seen]) -> tuple[list[int], bool]:
+    def _grid(self, pixels: Tensor) -> Grid:
+        """The grid of the patches of a view [..., height, width], or of a film [time, ..., height, width]."""
+        frames = pixels.shape[0] if pixels.dim() > 3 else 1
+        return frames, pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch
+
+    def _ids(self, segment: Segment, ways: Sequence[Transform]) -> tuple[list[int], bool]:
         if isinstance(segment, Places):
             if self.codec is None:
                 raise InputError("this model has no way to write places, but the conversation names some")
-            if seen and not 0 <= segment.image < len(seen):
-                raise InputError(f"a place in image {segment.image + 1} of a conversation with {len(seen)}")
+            if ways and not 0 <= segment.image < len(ways):
+                raise InputError(f"a place in image {segment.image + 1} of a conversation with {len(ways)}")
             # a scene told in words has no picture: its places are shares of the frame they are given in
-            way = seen[segment.image].way if seen else Transform(segment.places[0].frame)
+            way = ways[segment.image] if ways else Transform(segment.places[0].frame)
             return self.tokenizer.ids(self.codec.write(segment.places, way)), segment.learned
         if isinstance(segment, Words):
             return self.tokenizer.encode(segment.text), segment.learned
@@ -251,6 +294,8 @@ class Processor:
             still, last = framed(slots, out.counts)
             medium[last] = Medium.TEXT
             position = torch.ones_like(ids).index_fill(0, still, 0).cumsum(0) - 1
+        if self.axes is not None:
+            position = self.axes.positions(len(ids), out.media)
         return Example(
             ids=ids,
             block=torch.tensor(out.block),
@@ -261,7 +306,7 @@ class Processor:
             labels=labels,
             slots=slots,
             pixels=tuple(pixels for each in seen for pixels in each.pixels),
-            transforms=tuple(each.way for each in seen),
+            transforms=tuple(_ways(seen)),
             tilings=tuple(each.tiling for each in seen if each.tiling is not None),
             causal=self.look == "causal",
         )
@@ -272,3 +317,8 @@ class Processor:
         if self.codec is None or not transforms:
             return Grounded("".join(piece.text for piece in pieces if not piece.control).strip())
         return self.codec.decode(pieces, transforms[-1])
+
+
+def _ways(seen: Sequence[Seen]) -> list[Transform]:
+    """How coordinates go into each picture, and each frame of a film."""
+    return [each.way for each in seen for _ in range(each.frames)]

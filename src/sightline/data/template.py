@@ -38,7 +38,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Slot:
-    """Where the tokens of one image go."""
+    """Where the tokens of one image go, or of one film where these have a place of their own."""
 
     index: int
 

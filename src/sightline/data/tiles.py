@@ -29,6 +29,7 @@ from .images import (
     Seen,
     Square,
 )
+from .native_resolution import FitWithin, NativeResolution
 
 
 @config
@@ -184,14 +185,15 @@ class Fitted:
 class Canvas:
     """Squares cut from the picture in its own proportions, and after several the whole picture as one more (Llama 4).
 
-    The picture is padded in black on the right and below to the canvas, of up to `max_tiles` squares, that needs the
-    least change of its size. It is not enlarged beyond the side of a square, unless `enlarged`, which takes the canvas
-    that lets it be largest.
+    Not `cut`, the canvas is one view, whose squares the encoder tells apart (Llama 3.2). The picture is padded in black
+    on the right and below to the canvas, of up to `max_tiles` squares, that needs the least change of its size. It is
+    not enlarged beyond the side of a square, unless `enlarged`, which takes the canvas that lets it be largest.
     """
 
     size: int
     max_tiles: int = 16
     enlarged: bool = False
+    cut: bool = True
     scaling: Scaling = field(default_factory=lambda: Scaling(resample="bilinear"))
     kind: Literal["canvas"] = "canvas"
 
@@ -220,11 +222,16 @@ class Canvas:
         return max(min(math.floor(width * (down / height)), across), 1), down
 
     def seen(self, picture: PIL.Image.Image) -> Seen:
-        """The squares row by row, the whole one last."""
+        """The squares row by row, the whole one last; or the canvas."""
         side, (rows, columns) = self.size, self.grid(*picture.size)
         pixels = self.scaling.resized(picture, *self.resized(*picture.size))
         canvas = pixels.new_zeros((3, rows * side, columns * side))
         canvas[:, : pixels.shape[1], : pixels.shape[2]] = pixels
+        if not self.cut:
+            frame = Frame(*picture.size)
+            step = geometry.resize(frame, pixels.shape[2], pixels.shape[1])
+            way = Transform(frame, (step, geometry.pad(step.target, 0, 0, columns * side, rows * side)))
+            return Seen((self.scaling.normalised(canvas),), way)
         views = squares(self.scaling.normalised(canvas), side)
         whole, way = Square(side, self.scaling)(picture)
         return Seen((*views, whole) if len(views) > 1 else tuple(views), way, (rows, columns))
@@ -235,7 +242,8 @@ class Canvas:
 
 
 Pipeline = Annotated[
-    Square | CenterCrop | PadSquare | Tiles | AnyResolution | Fitted | Canvas, Field(discriminator="kind")
+    Square | CenterCrop | PadSquare | Tiles | AnyResolution | Fitted | Canvas | NativeResolution | FitWithin,
+    Field(discriminator="kind"),
 ]
 
 

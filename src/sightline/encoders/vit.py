@@ -10,9 +10,14 @@
 - ViT-22B (arXiv:2302.05442): both branches of a block read the same input, queries and keys are normalised per head.
 - Aria's encoder: positions are looked up by fractions of the side (NaViT, arXiv:2307.06304).
 - Llama-4's encoder: each head is turned by the column in its first half and by the row in its second.
+- Qwen2-VL's encoder (arXiv:2409.12191): pictures of any size, no table but rotary positions in the plane, patches of
+  two frames; Qwen2.5-VL's (arXiv:2502.13923): most blocks look within squares of patches.
+- Fuyu has none: of depth 0, without positions and norms, it is a linear map of pixels.
 - Small models may put a stack of strided convolutions before the blocks (arXiv:2106.14881).
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -32,6 +37,27 @@ NORMS: dict[str, type[nn.LayerNorm] | type[RMSNorm]] = {"layer": nn.LayerNorm, "
 
 
 @config
+class TilesConfig:
+    """How tiles of a picture are seen together (`encoders.tiles`).
+
+    shapes: rows and columns of the canvases that there are, in the order of their numbers. depth: how many gated blocks
+    follow the others.
+    """
+
+    shapes: tuple[tuple[int, int], ...]
+    depth: int
+
+    def __post_init__(self) -> None:
+        if not self.shapes or min(map(min, self.shapes)) < 1 or self.depth < 0:
+            raise ConfigError("tiles need canvases of at least one row and column, and no less than 0 gated blocks")
+
+    @property
+    def most(self) -> int:
+        """Tiles of the largest canvas."""
+        return max(rows * columns for rows, columns in self.shapes)
+
+
+@config
 class ViTConfig:
     """Sizes and settings of a vision transformer.
 
@@ -39,6 +65,7 @@ class ViTConfig:
     x + attention(norm(x)) + feedforward(norm(x)).
     layer: whose output is taken: -1 the last block's, -2 the one before; several are joined along the width in the
     order given.
+    image_size: of the pictures the table of positions was learned for; without a table, the size it is described at.
     """
 
     image_size: int
@@ -48,12 +75,14 @@ class ViTConfig:
     heads: int
     mlp: int
     channels: int = 3
+    temporal_patch_size: int = 1  # frames that a patch holds
     activation: str = "gelu"
     gated: bool = False  # gate, up, down instead of up, down
     norm: Literal["layer", "rms"] = "layer"
     eps: float = 1e-6
     residual: Literal["pre-norm", "res-post-norm", "parallel"] = "pre-norm"
     qkv_bias: bool = True
+    out_bias: bool = True  # of attention's output map
     qk_norm: Literal["head", "width"] | None = None  # RMS norm of queries and keys, per head or over all heads at once
     patch_bias: bool = True
     class_token: bool = False
@@ -62,14 +91,18 @@ class ViTConfig:
     final_norm: bool = True
     layer_scale: bool = False
     stem: tuple[int, ...] = ()  # channels of strided convolutions before the patch embedding
+    positions: Literal["learned", "none"] = "learned"  # whether a table of positions is added to the patches
     antialias: bool = False  # how positions are resized: DINOv2 with registers smooths them
     bucketed: bool = False  # positions are rows of the table, looked up by fractions of the side, not resized
     position_grid: int | None = None  # side of the table of positions; None: that of the published grid
-    rope_theta: float | None = None  # base of rotary positions in the plane, beside the table; None: there are none
+    rope_theta: float | None = None  # base of rotary positions in the plane, table or not; None: there are none
+    window: int | None = None  # side of the squares of patches that blocks look within; None: at the whole picture
+    full_blocks: tuple[int, ...] = ()  # blocks, counted from 0, that look at the whole picture all the same
     layer: int | tuple[int, ...] = -1
     normed: bool = True  # whether the final norm is applied to what is taken, to each of several layers
     l2_norm: bool = False  # whether features are scaled to length one
     keep_prefix: bool = False  # whether the tokens before the patches are features too
+    tiles: TilesConfig | None = None  # a picture is a canvas of tiles of the published size (`encoders.tiles`)
 
     @property
     def grid(self) -> int:
@@ -83,7 +116,7 @@ class ViTConfig:
 
     @property
     def patch_dim(self) -> int:
-        return self.channels * self.patch_size**2
+        return self.channels * self.temporal_patch_size * self.patch_size**2
 
     @property
     def taken(self) -> tuple[int, ...]:
@@ -105,10 +138,20 @@ class ViTConfig:
         """The grid of the features of an item whose pixels have this one.
 
         It is the same unless the tokens before the patches are kept: these have no place among rows and columns, so
-        all tokens of the item are one row, (1, 1, prefix + t*h*w).
+        all tokens of the item are one row, (1, 1, t * (prefix + h*w)).
         """
         frames, rows, columns = grid
-        return (1, 1, self.prefix + frames * rows * columns) if self.keep_prefix else grid
+        if self.tiles is not None:
+            return (1, 1, rows * columns // self.grid**2 * (self.prefix + self.grid**2))
+        return (1, 1, frames * (self.prefix + rows * columns)) if self.keep_prefix else grid
+
+    @property
+    def note(self) -> str:
+        return f"{self.used_depth} blocks, {self.heads} heads, {self.activation}" if self.used_depth else "linear"
+
+    def build(self) -> "ViT":
+        """The encoder of these settings."""
+        return ViT(self)
 
     def check(self) -> None:
         """ConfigError for settings that contradict each other."""
@@ -125,6 +168,18 @@ class ViTConfig:
             raise ConfigError(
                 f"rope_theta {self.rope_theta} with heads of {head}, expected multiples of 4 and theta > 0"
             )
+        if self.positions == "none" and (self.class_token or self.position_grid or self.bucketed or self.antialias):
+            raise ConfigError("positions is 'none', but a class token or a setting of the table asks for one")
+        if self.temporal_patch_size < 1 or (self.temporal_patch_size > 1 and self.stem):
+            raise ConfigError(f"temporal_patch_size is {self.temporal_patch_size}, expected 1 or more, with a stem 1")
+        if self.window is not None and (self.window < 1 or self.prefix):
+            raise ConfigError(
+                f"window is {self.window} with {self.prefix} tokens before the patches, which lie in none"
+            )
+        if not all(0 <= block < self.depth for block in self.full_blocks) or (self.full_blocks and not self.window):
+            raise ConfigError(
+                f"full_blocks {self.full_blocks} of {self.depth} blocks, expected some of them and a window"
+            )
 
 
 class ViTBlock(nn.Module):
@@ -135,7 +190,8 @@ class ViTBlock(nn.Module):
         norm = NORMS[cfg.norm]
         self.residual = cfg.residual
         self.norm1 = norm(cfg.width, cfg.eps)
-        self.attention = Attention(cfg.width, cfg.heads, qkv_bias=cfg.qkv_bias, qk_norm=cfg.qk_norm == "head")
+        biases = {"qkv_bias": cfg.qkv_bias, "out_bias": cfg.out_bias}
+        self.attention = Attention(cfg.width, cfg.heads, **biases, qk_norm=cfg.qk_norm == "head")
         if cfg.qk_norm == "width":
             self.attention.q_norm, self.attention.k_norm = AcrossHeads(cfg.width), AcrossHeads(cfg.width)
         self.norm2 = norm(cfg.width, cfg.eps) if cfg.residual != "parallel" else None
@@ -144,17 +200,18 @@ class ViTBlock(nn.Module):
         self.scale1 = nn.Parameter(torch.ones(cfg.width)) if cfg.layer_scale else None
         self.scale2 = nn.Parameter(torch.ones(cfg.width)) if cfg.layer_scale else None
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None) -> Tensor:
         if self.norm2 is None:
             y = self.norm1(x)
-            return x + scaled(self.attention(y, rotary=rotary), self.scale1) + scaled(self.feedforward(y), self.scale2)
+            seen = self.attention(y, mask, rotary=rotary)
+            return x + scaled(seen, self.scale1) + scaled(self.feedforward(y), self.scale2)
         if self.residual == "res-post-norm":
-            x = x + scaled(self.norm1(self.attention(x, rotary=rotary)), self.scale1)
+            x = x + scaled(self.norm1(self.attention(x, mask, rotary=rotary)), self.scale1)
             return x + scaled(self.norm2(self.feedforward(x)), self.scale2)
         if self.scale1 is None:
-            x = self.attention(self.norm1(x), rotary=rotary, onto=x)
+            x = self.attention(self.norm1(x), mask, rotary=rotary, onto=x)
             return self.feedforward(self.norm2(x), onto=x)
-        x = x + scaled(self.attention(self.norm1(x), rotary=rotary), self.scale1)
+        x = x + scaled(self.attention(self.norm1(x), mask, rotary=rotary), self.scale1)
         return x + scaled(self.feedforward(self.norm2(x)), self.scale2)
 
 
@@ -200,6 +257,30 @@ def buckets(count: int, side: int) -> Tensor:
     return torch.bucketize(begins.clamp(max=1 - 1e-6), edges, right=True)
 
 
+def windowed(x: Tensor, grid: Grid, side: int, look: Callable[[Tensor, Grid], Tensor]) -> Tensor:
+    """Tokens [items, h*w, width] looked at in squares of `side` patches, cut from the top left on, each for itself.
+
+    look: tokens [squares, h*w, width] of squares of one shape and that shape; what is left at the right and at the
+    bottom makes smaller ones.
+    """
+    bands = []
+    for band in _strips(x.unflatten(1, grid[1:]), side, 1):
+        pieces = []
+        for piece in _strips(band, side, 2):
+            rows, columns = (min(side, length) for length in piece.shape[1:3])
+            cut = piece.unflatten(2, (-1, columns)).unflatten(1, (-1, rows)).transpose(2, 3)
+            seen = look(cut.flatten(3, 4).flatten(0, 2), (1, rows, columns)).view(cut.shape)
+            pieces.append(seen.transpose(2, 3).flatten(3, 4).flatten(1, 2))
+        bands.append(torch.cat(pieces, dim=2))
+    return torch.cat(bands, dim=1).flatten(1, 2)
+
+
+def _strips(x: Tensor, side: int, dim: int) -> list[Tensor]:
+    """What of a dimension is whole lengths of `side`, and the rest; none of them empty."""
+    rest = x.shape[dim] % side
+    return [part for part in x.split([x.shape[dim] - rest, rest], dim) if part.shape[dim]]
+
+
 class ViT(nn.Module):
     """Patches of pixels in, features out: one per patch, and with `keep_prefix` the tokens before the patches first."""
 
@@ -214,7 +295,8 @@ class ViT(nn.Module):
         self.patch = nn.Linear(inputs, cfg.width, bias=cfg.patch_bias)
         self.class_token = nn.Parameter(torch.zeros(cfg.width)) if cfg.class_token else None
         self.registers = nn.Parameter(torch.zeros(cfg.registers, cfg.width)) if cfg.registers else None
-        self.positions = nn.Parameter(torch.zeros(int(cfg.class_token) + side**2, cfg.width))
+        places = int(cfg.class_token) + side**2
+        self.positions = nn.Parameter(torch.zeros(places, cfg.width)) if cfg.positions == "learned" else None
         self.pre_norm = norm(cfg.width, cfg.eps) if cfg.pre_norm else None
         self.blocks = nn.ModuleList(ViTBlock(cfg) for _ in range(cfg.depth))
         self.norm = norm(cfg.width, cfg.eps) if cfg.final_norm else None
@@ -228,8 +310,10 @@ class ViT(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
-    def position_table(self, grid: Grid) -> Tensor:
+    def position_table(self, grid: Grid) -> Tensor | None:
         """Positions [prefix class + h*w, width]; bicubic from the table's grid when the picture's differs."""
+        if self.positions is None:
+            return None
         side, (_, rows, columns) = self.config.position_grid or self.config.grid, grid
         head = int(self.config.class_token)
         if self.config.bucketed:  # at the table's own size as well, where fractions may round to the place before
@@ -250,7 +334,7 @@ class ViT(nn.Module):
         cfg, (_, rows, columns) = self.config, grid
         if cfg.rope_theta is None:
             return None
-        quarter, device = cfg.width // cfg.heads // 4, self.positions.device
+        quarter, device = cfg.width // cfg.heads // 4, self.patch.weight.device
         down = torch.arange(1, rows + 1, device=device).repeat_interleave(columns)
         across = torch.arange(1, columns + 1, device=device).repeat(rows)
         tables = [rotary_table(place, 2 * quarter, cfg.rope_theta, torch.float32) for place in (across, down)]
@@ -258,15 +342,21 @@ class ViT(nn.Module):
         still = cos.new_zeros(cfg.prefix, 4 * quarter)
         return torch.cat((still + 1, cos)), torch.cat((still, sin))
 
+    def _square(self, block: nn.Module, part: Tensor, shape: Grid) -> Tensor:
+        """Tokens of squares through a block that sees each alone."""
+        out: Tensor = block(part, self.rotary_tables(shape))
+        return out
+
     def embed(self, patches: Patches) -> Tensor:
         """Tokens [items, prefix + h*w, width] of a uniform batch, before the first block."""
         pixels = patches.with_values(patches.values.to(self.patch.weight.dtype))
         x = self.patch(self.stem(pixels) if self.stem is not None else pixels.dense())
         table = self.position_table(patches.grids[0])
         head = int(self.config.class_token)
-        x = x + table[head:]
+        if table is not None:
+            x = x + table[head:]
         before = []
-        if self.class_token is not None:
+        if self.class_token is not None and table is not None:
             before.append((self.class_token + table[0])[None])
         if self.registers is not None:
             before.append(self.registers)
@@ -277,10 +367,14 @@ class ViT(nn.Module):
     def tokens(self, patches: Patches) -> Tensor:
         """All tokens [items, prefix + h*w, features] of a uniform batch at the layers that are taken."""
         cfg = self.config
-        x, rotary = working_precision(self.embed(patches)), self.rotary_tables(patches.grids[0])
+        grid = patches.grids[0]
+        x, rotary = working_precision(self.embed(patches)), self.rotary_tables(grid)
         found = {0: x} if 0 in cfg.taken else {}
         for depth, block in enumerate(self.blocks[: cfg.used_depth], 1):
-            x = block(x, rotary)
+            if cfg.window is None or depth - 1 in cfg.full_blocks:
+                x = block(x, rotary)
+            else:  # distances within a square are those in the picture, so its positions may be counted from its corner
+                x = windowed(x, grid, cfg.window, partial(self._square, block))
             if depth in cfg.taken:
                 found[depth] = x
         if self.norm is not None and cfg.normed:
@@ -293,6 +387,10 @@ class ViT(nn.Module):
         if patches.values.shape[1] != self.config.patch_dim:
             found, wanted = patches.values.shape[1], self.config.patch_dim
             raise ConfigError(f"patch vectors of {found} numbers, this encoder reads {wanted}")
+        if any(frames != 1 for frames, _, _ in patches.grids):  # each step of time is seen for itself
+            steps = tuple((1, rows, columns) for frames, rows, columns in patches.grids for _ in range(frames))
+            seen = self.forward(Patches(patches.values, steps))
+            return Patches(seen.values, tuple(self.config.feature_grid(grid) for grid in patches.grids))
         if patches.uniform:
             kept = self.tokens(patches)[:, 0 if self.config.keep_prefix else self.config.prefix :]
             return Patches(kept.flatten(0, 1), tuple(self.config.feature_grid(grid) for grid in patches.grids))

@@ -17,12 +17,16 @@ class Bridge:
 
     tokens: [n, width], written into the sequence's slots in order.
     memory: the vectors of each item that cross-attention blocks look at; an item then has one slot, which says where
-    in the sequence it stands. latest: whether a token looks at the latest item only, as in `core.memory`.
+    in the sequence it stands. latest: whether a token looks at the latest item only, as in `core.memory`; adjacent:
+    whether items whose slots are side by side are looked at together. ids: [n], words of the decoder's vocabulary that
+    stand for the items, instead of tokens.
     """
 
     tokens: Tensor | None = None
+    ids: Tensor | None = None
     memory: Patches | None = None
     latest: bool = True
+    adjacent: bool = False
 
 
 class Fusion(Protocol):

@@ -4,6 +4,8 @@
   before block n - 1; a token looks at the latest picture; plain GELU feed-forward, one gate per branch.
 - IDEFICS (arXiv:2306.16527): before block 0 and every n-th after it; RMSNorm, SwiGLU, a norm over each head of queries
   and keys.
+- Llama 3.2 (arXiv:2407.21783): the same where Flamingo has it, heads that share keys; a token that looks at nothing
+  passes the blocks by, and pictures side by side are looked at together.
 """
 
 from functools import partial
@@ -37,9 +39,12 @@ class CrossAttentionConfig:
     kind: Literal["cross-attention"] = "cross-attention"
     resampler: ResamplerConfig | ProjectorConfig | None = None  # what makes the memory of the features; None: nothing
     head_dim: int | None = None  # None: width / heads
+    kv_heads: int | None = None  # None: as many as heads
     interval: int = 4  # decoder's blocks from one cross-attention block to the next
     start: int | None = None  # the first of the decoder's blocks that has one before it; None: interval - 1
     latest: bool = True  # a token looks at the picture that began last, else at all that began
+    adjacent: bool = False  # several pictures without a word between them count as one that began last
+    blind_mlp: bool = True  # whether a token that looks at nothing goes through the feed-forward all the same
     norm: Literal["layer", "rms"] = "layer"
     eps: float = 1e-5
     activation: str = "gelu"
@@ -54,6 +59,10 @@ class CrossAttentionConfig:
             raise ConfigError(f"cross-attention from block {self.start} on, expected at least 0")
         if self.head_dim is None and self.width % self.heads:
             raise ConfigError(f"a width of {self.width} cannot be cut into {self.heads} heads alike")
+        if self.heads % (self.kv_heads or self.heads):
+            raise ConfigError(f"{self.heads} heads of cross-attention cannot share {self.kv_heads} heads of keys alike")
+        if self.adjacent and not self.latest:
+            raise ConfigError("adjacent pictures are looked at together in any case where all that began are")
         if self.resampler is not None and self.resampler.inputs != self.inputs:
             found = self.resampler.inputs
             raise ConfigError(f"a resampler that reads features of width {found}, expected {self.inputs}")
@@ -93,11 +102,12 @@ class CrossBlock(nn.Module):
         self.cross_norm1 = norm(cfg.width, cfg.eps)
         qk_norm = partial(RMSNorm, eps=cfg.eps) if cfg.qk_norm else None
         sizes = cfg.width, cfg.heads, cfg.head_dim, cfg.memory_width
-        self.cross_attention = MemoryAttention(*sizes, bias=False, qk_norm=qk_norm)
+        self.cross_attention = MemoryAttention(*sizes, bias=False, qk_norm=qk_norm, kv_heads=cfg.kv_heads)
         self.cross_gate1 = nn.Parameter(torch.zeros(gate))
         self.cross_norm2 = norm(cfg.width, cfg.eps)
         self.cross_feedforward = feedforward(cfg.width, cfg.mlp, cfg.activation, bias=False)
         self.cross_gate2 = nn.Parameter(torch.zeros(gate))
+        self.blind_mlp = cfg.blind_mlp
 
     def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
         c = context
@@ -105,7 +115,12 @@ class CrossBlock(nn.Module):
             seen = self.cross_attention(self.cross_norm1(x), c.memory.values, c.looks, cache)
             x = x + torch.tanh(self.cross_gate1) * seen.masked_fill(c.blind, 0)
         x = chosen(x, c.rows)
-        return x + torch.tanh(self.cross_gate2) * self.cross_feedforward(self.cross_norm2(x))
+        if self.blind_mlp:
+            return x + torch.tanh(self.cross_gate2) * self.cross_feedforward(self.cross_norm2(x))
+        if c.blind is None:
+            return x
+        out = self.cross_feedforward(self.cross_norm2(x)).masked_fill(chosen(c.blind, c.rows), 0)
+        return x + torch.tanh(self.cross_gate2) * out
 
 
 class CrossAttentionFusion(nn.Module):
@@ -123,10 +138,10 @@ class CrossAttentionFusion(nn.Module):
     def forward(self, features: Patches) -> Bridge:
         """Features [n, inputs] to a memory of as many items."""
         if self.resampler is None:
-            return Bridge(memory=features, latest=self.config.latest)
+            return Bridge(memory=features, latest=self.config.latest, adjacent=self.config.adjacent)
         tokens = self.resampler(features).tokens
         grids = tuple((1, 1, self.resampler.num_tokens(grid)) for grid in features.grids)
-        return Bridge(memory=Patches(tokens, grids), latest=self.config.latest)
+        return Bridge(memory=Patches(tokens, grids), latest=self.config.latest, adjacent=self.config.adjacent)
 
     def blocks(self, decoder: DecoderConfig) -> list[nn.Module]:
         """The decoder's blocks with cross-attention blocks among them."""

@@ -20,7 +20,7 @@ class ProjectorConfig:
     inputs: int  # width of the features
     width: int  # width of the decoder
     kind: Literal["projector"] = "projector"
-    layers: int = 2
+    layers: int = 2  # 0: features are tokens as they are
     hidden: int | None = None  # between two layers; None: the decoder's width
     activation: str = "gelu"
     bias: bool = True
@@ -30,7 +30,8 @@ class ProjectorConfig:
 
     @property
     def note(self) -> str:
-        layers = f"{self.layers} layers, {self.activation}" if self.layers > 1 else "linear"
+        few = ("as they are", "linear")
+        layers = f"{self.layers} layers, {self.activation}" if self.layers > 1 else few[self.layers]
         return layers if self.shuffle == 1 else f"{self.shuffle}x{self.shuffle} patches folded into one, {layers}"
 
     def build(self) -> "Projector":
@@ -41,18 +42,20 @@ class ProjectorConfig:
 class Projector(TokenFusion):
     """LLaVA's linear map or MLP (arXiv:2304.08485, 2310.03744); with `shuffle`, InternVL's (arXiv:2404.16821).
 
-    Llama-4's pixel-shuffle MLP, with an activation after both its layers, and its projector are three layers.
+    Llama-4's pixel-shuffle MLP, with an activation after both its layers, and its projector are three layers. Without
+    layers, features are of the decoder's width already, such as a linear map of pixels (Fuyu's early fusion).
     """
 
     def __init__(self, cfg: ProjectorConfig) -> None:
         super().__init__()
-        if cfg.layers < 1:
-            raise ConfigError(f"a projector has at least one layer, not {cfg.layers}")
+        if cfg.layers < 0 or (cfg.layers == 0 and cfg.inputs * cfg.shuffle**2 != cfg.width):
+            sizes = f"{cfg.inputs * cfg.shuffle**2} numbers into {cfg.width}"
+            raise ConfigError(f"a projector of {cfg.layers} layers from {sizes}, expected one layer or more")
         if cfg.transposed and cfg.shuffle == 1:
             raise ConfigError("a projector that folds nothing has no order of squares to transpose")
         self.config = cfg
         inputs, hidden = cfg.inputs * cfg.shuffle**2, cfg.hidden or cfg.width
-        sizes = [inputs, *[hidden] * (cfg.layers - 1), cfg.width]
+        sizes = [inputs, *[hidden] * (cfg.layers - 1), cfg.width] if cfg.layers else [inputs]
         self.norm = nn.LayerNorm(inputs) if cfg.norm else None
         self.layers = nn.ModuleList(nn.Linear(a, b, bias=cfg.bias) for a, b in pairwise(sizes))
         self.act = activation(cfg.activation)
@@ -73,9 +76,8 @@ class Projector(TokenFusion):
         x = features.values if cfg.shuffle == 1 else fold(features, cfg.shuffle, cfg.transposed)
         if self.norm is not None:
             x = self.norm(x)
-        x = self.layers[0](x)
-        for layer in self.layers[1:]:
-            x = layer(self.act(x))
+        for i, layer in enumerate(self.layers):
+            x = layer(self.act(x) if i else x)
         return Bridge(tokens=x)
 
 

@@ -10,6 +10,7 @@
 - Persimmon (Fuyu): half of each head is turned, layer norms of queries and keys, squared ReLU.
 - Chameleon (arXiv:2405.09818): norms of queries and keys with weights for each head; the largest norms what is added.
 - MPT: ALiBi instead of positions, layer norms without biases.
+- Qwen2-VL (arXiv:2409.12191): a part of each head is turned by time, one by height, one by width.
 - Llama 4: experts scaled at their input, attention within stretches, every fourth block without positions.
 """
 
@@ -64,6 +65,7 @@ class DecoderConfig:
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
     rotary_fraction: float = 1.0  # how much of each head is turned
+    mrope_section: tuple[int, int, int] | None = None  # pairs of each head turned by time, height, width; None: no axes
     scores: Scores = Scores()
     full_every: int | None = None  # each so many-th block sees as far as the text goes, whatever window or chunk say
     full_positions: bool = True  # whether those blocks have rotary positions; they alone have a temperature if not
@@ -75,7 +77,9 @@ class DecoderConfig:
     scale_embedding: bool = False  # embeddings times sqrt(width)
     scale_inputs: bool = False  # every input times sqrt(width), those of images as well
     max_length: int = 2048  # tokens of context the model was trained for
+    unwritten: tuple[int, ...] = ()  # ids that are read and never written, such as words of pictures
     extra_vocab: int = 0  # ids after vocab_size whose rows are parameters of their own, to be learned alone (IDEFICS)
+    extra_written: bool = True  # whether these ids are written too, or only read (Llama 3.2)
 
     def __post_init__(self) -> None:
         kv_heads = self.kv_heads or self.heads
@@ -86,14 +90,27 @@ class DecoderConfig:
         if self.positions == "rotary" and (self.rotary_dim % 2 or not 2 <= self.rotary_dim <= self.head_size):
             found = self.rotary_dim
             raise ConfigError(f"heads of {found} numbers cannot be turned in pairs, expected an even number")
+        if self.mrope_section is not None:
+            self._check_axes(self.mrope_section)
         if self.full_every is not None and self.full_every < 1:
             raise ConfigError(f"full_every is {self.full_every}, expected at least 1")
+        if self.unwritten and not 0 <= min(self.unwritten) <= max(self.unwritten) < self.vocab_size:
+            raise ConfigError(f"unwritten ids up to {max(self.unwritten)}, expected 0 to {self.vocab_size - 1}")
         if self.logit_softcap is not None and self.logit_softcap <= 0:
             raise ConfigError(f"logit_softcap is {self.logit_softcap}, expected more than 0")
         if self.inner_norm and (self.gated or self.experts):
             raise ConfigError("inner_norm is known for a plain feed-forward, expected gated to be false and no experts")
         if self.experts is not None and not self.gated:
             raise ConfigError("experts are gated feed-forwards, expected gated to be true")
+
+    def _check_axes(self, section: tuple[int, int, int]) -> None:
+        """ConfigError where positions on three axes do not fit the other settings."""
+        if self.positions != "rotary" or min(section) < 0 or 2 * sum(section) != self.rotary_dim:
+            raise ConfigError(
+                f"mrope_section {section} of {self.rotary_dim} rotary numbers, expected half as many pairs"
+            )
+        if self.scores.by_place or (self.rope_scaling is not None and self.rope_scaling.by_length):
+            raise ConfigError("mrope_section is set, but scores or rope_scaling count tokens, which three axes do not")
 
     @property
     def head_size(self) -> int:
@@ -117,8 +134,8 @@ class DecoderConfig:
 
     @property
     def total_vocab(self) -> int:
-        """How many ids there are in all."""
-        return self.vocab_size + self.extra_vocab
+        """How many ids there are to be written."""
+        return self.vocab_size + (self.extra_vocab if self.extra_written else 0)
 
 
 @dataclass(frozen=True)
@@ -252,9 +269,10 @@ class Decoder(nn.Module):
         self.norm = cfg.new_norm()
         self.head = None if cfg.tied else nn.Linear(cfg.width, cfg.vocab_size, bias=False)
         self.extra_embedding = nn.Embedding(cfg.extra_vocab, cfg.width) if cfg.extra_vocab else None
-        split = cfg.extra_vocab and not cfg.tied
+        split = cfg.extra_vocab and cfg.extra_written and not cfg.tied
         self.extra_head = nn.Linear(cfg.width, cfg.extra_vocab, bias=False) if split else None
         self.stepper: Stepper | None = None  # how single tokens are written, once prepared for inference
+        self.unwritten: Tensor | None = None  # the configured ids, once they were needed
         self.kept: torch.dtype | None = None  # precision of keys and values in a cache; None: their own
         self.reset()
 
@@ -296,11 +314,17 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary in float32, [..., total_vocab]."""
         scores, most = self._logits(hidden), self.config.logit_softcap
-        if self.extra_embedding is not None:
+        if self.extra_embedding is not None and self.config.extra_written:
             x = hidden.to(self.dtype)
             extra = F.linear(x, self.extra_embedding.weight) if self.extra_head is None else self.extra_head(x)
             scores = torch.cat((scores, extra.float()), dim=-1)
-        return scores if most is None else most * torch.tanh(scores / most)
+        scores = scores if most is None else most * torch.tanh(scores / most)
+        if not self.config.unwritten:
+            return scores
+        if self.unwritten is None or self.unwritten.device != scores.device:
+            with torch.inference_mode(False):  # what is made while answering may be needed for learning
+                self.unwritten = torch.tensor(self.config.unwritten, device=scores.device)
+        return scores.index_fill(-1, self.unwritten, torch.finfo(scores.dtype).min)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         if self.stepper is not None and hidden.shape[:-1].numel() <= MOST_ROWS:
@@ -338,7 +362,10 @@ class Decoder(nn.Module):
         if c.rope_scaling is not None and c.rope_scaling.by_length:
             settled = keys.span(0, first) if c.rope_scaling.kind == "ntk" and first is not None else keys
             length = settled.position.amax(1) + 1
-        cos, sin = rotary_table(layout.position, c.rotary_dim, c.rope_theta, dtype, c.rope_scaling, length)
+        section = c.mrope_section if layout.position.dim() == 3 else None  # text alone is at one place on every axis
+        if layout.position.dim() == 3 and section is None:
+            raise ValueError("positions on three axes for a decoder without mrope_section")
+        cos, sin = rotary_table(layout.position, c.rotary_dim, c.rope_theta, dtype, c.rope_scaling, length, section)
         return cos[:, None], sin[:, None]
 
     def forward(

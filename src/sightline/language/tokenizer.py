@@ -88,6 +88,19 @@ class Tokenizer:
         """Ids in use, control tokens included."""
         return int(self._whole.get_vocab_size(with_added_tokens=True))
 
+    def reserve(self, names: Iterable[str]) -> None:
+        """Count entries of the vocabulary by these names as control tokens as well; files do not always say so."""
+        for name in names:
+            index = self._whole.token_to_id(name)
+            if index is not None and name not in self.controls:
+                self.controls[name], self._names[index] = index, name
+        self._encode.cache_clear()
+
+    @property
+    def words(self) -> int:
+        """Ids that plain text may become: all below this."""
+        return max(self._text.get_vocab(with_added_tokens=False).values(), default=-1) + 1
+
     def control(self, name: str) -> int:
         """The id of a control token; ConfigError tells the nearest known one."""
         if name not in self.controls:

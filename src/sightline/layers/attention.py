@@ -10,7 +10,7 @@ from ..core.config import config
 from ..core.errors import ConfigError
 from . import native
 from .linear import together
-from .norms import HeadNorm, RMSNorm, UnitNorm
+from .norms import HeadNorm, LayerAcrossHeads, RMSNorm, UnitNorm
 from .packed import PackedLinear, added
 from .rotary import rotate
 from .scores import HIDDEN, Places, Scores
@@ -30,16 +30,20 @@ class QKNorm:
 
     Scores of normalised queries and keys cannot grow until attention looks at one token only and learns no more.
     kind: "rms"; "layer", which has biases as well; "unit", which has no weights. own: weights of its own for each head.
+    across: one norm over all heads of a token at once, without biases (MosaicGPT).
     """
 
     kind: Literal["rms", "layer", "unit"] = "rms"
     eps: float = 1e-6
     own: bool = False
     after_rotary: bool = False
+    across: bool = False
 
     def __post_init__(self) -> None:
         if self.own and self.kind != "layer":
             raise ConfigError(f"a {self.kind!r} norm has no weights of its own for each head, expected kind 'layer'")
+        if self.across and (self.own or self.kind != "layer"):
+            raise ConfigError("a norm across heads is of kind 'layer', without weights of its own for each head")
 
     def build(self, heads: int, dim: int) -> nn.Module:
         """The norm of queries or keys [batch, heads, length, dim]."""
@@ -47,6 +51,8 @@ class QKNorm:
             return UnitNorm(self.eps)
         if self.own:
             return HeadNorm(heads, dim, self.eps)
+        if self.across:
+            return LayerAcrossHeads(heads * dim, self.eps, bias=False)
         return RMSNorm(dim, self.eps) if self.kind == "rms" else nn.LayerNorm(dim, self.eps)
 
 

@@ -25,7 +25,8 @@ class CrossAttention(nn.Module):
     """Attention whose queries, keys, values and output are four plain linear maps.
 
     memory: width of what is looked at; None: `width`. qk_norm: the norm over each head of queries and keys. scale: what
-    products are multiplied with; None: 1 / sqrt(head_dim).
+    products are multiplied with; None: 1 / sqrt(head_dim). kv_heads: heads of keys and values, each shared by several
+    of queries; None: as many as heads.
     """
 
     def __init__(
@@ -37,15 +38,16 @@ class CrossAttention(nn.Module):
         bias: bool = True,
         qk_norm: Callable[[int], nn.Module] | None = None,
         scale: float | None = None,
+        kv_heads: int | None = None,
     ) -> None:
         super().__init__()
         if head_dim is None and width % heads:
             raise ConfigError(f"a width of {width} cannot be shared by {heads} heads alike")
         self.head_dim = head_dim or width // heads
-        inner = heads * self.head_dim
+        inner, narrow = heads * self.head_dim, (kv_heads or heads) * self.head_dim
         self.q = nn.Linear(width, inner, bias=bias)
-        self.k = nn.Linear(memory or width, inner, bias=bias)
-        self.v = nn.Linear(memory or width, inner, bias=bias)
+        self.k = nn.Linear(memory or width, narrow, bias=bias)
+        self.v = nn.Linear(memory or width, narrow, bias=bias)
         self.o = nn.Linear(inner, width, bias=bias)
         self.q_norm = qk_norm(self.head_dim) if qk_norm else None
         self.k_norm = qk_norm(self.head_dim) if qk_norm else None

@@ -51,6 +51,14 @@ class AcrossHeads(RMSNorm):
         return tokens.unflatten(2, (x.shape[1], -1)).transpose(1, 2)
 
 
+class LayerAcrossHeads(nn.LayerNorm):
+    """A layer norm over all heads of a token at once, of queries or keys [batch, heads, length, dim] (MosaicGPT)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = super().forward(x.transpose(1, 2).flatten(2))
+        return tokens.unflatten(2, (x.shape[1], -1)).transpose(1, 2)
+
+
 class _RootMeanSquare(torch.autograd.Function):
     """The same with its gradient written out: torch's own is a chain of a dozen passes over memory on a CPU."""
 

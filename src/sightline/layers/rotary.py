@@ -64,15 +64,23 @@ def rotary_table(
     dtype: torch.dtype,
     scaling: RopeScaling | None = None,
     length: Tensor | None = None,
+    sections: tuple[int, ...] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines [..., dim] for integer positions [...]; angles are taken in float32.
 
     length: tokens of each row [batch], for a scaling that depends on them; positions are then [batch, tokens].
+    sections: how many pairs of numbers each of several axes turns, one after the other; positions are then
+    [..., axes], one place on each axis (M-RoPE, arXiv:2409.12191).
     """
     frequency = theta ** -(torch.arange(0, dim, 2, device=position.device, dtype=torch.float32) / dim)
     if scaling is not None:
         frequency = scaling(frequency, length)
-    angle = position[..., None].float() * frequency
+    if sections is None:
+        places = position[..., None]
+    else:
+        axes = torch.arange(len(sections), device=position.device)
+        places = position[..., axes.repeat_interleave(torch.tensor(sections, device=position.device))]
+    angle = places.float() * frequency
     angle = torch.cat((angle, angle), dim=-1)
     return angle.cos().to(dtype), angle.sin().to(dtype)
 

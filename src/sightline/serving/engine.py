@@ -250,7 +250,9 @@ class Engine:
             return 0
         shortest = min(e.length for e in examples) - 1  # every row keeps a token of its own to answer from
         ids = torch.stack([e.ids[:shortest] for e in examples])
-        same = int((ids == ids[:1]).all(0).long().cumprod(0).sum())
+        places = torch.stack([e.position[:shortest].flatten() for e in examples]).view(len(ids), shortest, -1)
+        alike = (ids == ids[:1]) & (places == places[:1]).all(2)  # a film at other times has other places
+        same = int(alike.all(0).long().cumprod(0).sum())
         return same if same > int(first.slots.max()) else 0
 
 

@@ -42,7 +42,7 @@ def config(c: Json) -> VLMConfig:
 def keys(cfg: VLMConfig) -> KeyMap:
     """The published names."""
     return (
-        siglip_keys(cfg.image).under("vision_tower.", "encoder.")
+        siglip_keys(cfg.vit).under("vision_tower.", "encoder.")
         + pool_keys().under("multi_modal_projector.", "fusion.")
         + aria_keys(cfg.decoder).under("language_model.", "decoder.")
     )

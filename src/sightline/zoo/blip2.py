@@ -47,7 +47,7 @@ def keys(cfg: VLMConfig) -> KeyMap:
     else:
         words = (opt_keys if cfg.decoder.positions == "learned" else decoder_keys)(cfg.decoder)  # OPT, or Vicuna
     return (
-        eva_clip_keys(cfg.image).under("vision_model.", "encoder.")
+        eva_clip_keys(cfg.vit).under("vision_model.", "encoder.")
         + qformer_keys(cfg.fusion).under("", "fusion.")
         + words.under("language_model.", "decoder.")
     )

@@ -46,7 +46,7 @@ def config(c: Json) -> VLMConfig:
 def keys(cfg: VLMConfig) -> KeyMap:
     """The published names."""
     return (
-        eva2_clip_keys(cfg.image).under("model.vision.", "encoder.")
+        eva2_clip_keys(cfg.vit).under("model.vision.", "encoder.")
         + adapter_keys().under("model.vision.", "fusion.adapter.")
         + expert_keys(cfg.decoder).under("", "decoder.")
     )

@@ -198,22 +198,20 @@ def _run(model: VLM, seen: Sight | None) -> tuple[tuple[Station, ...], int, dict
     kv_heads = decoder.kv_heads or decoder.heads
     look = model.config.look
     looked = f"read whole by {decoder.encoder_depth} blocks of their own" if model.config.beside else look
-    bridged = bridge.tokens if bridge.memory is None else bridge.memory.values
+    given = bridge.tokens if bridge.memory is None else bridge.memory.values
+    bridged = bridge.ids if given is None else given
+    assert bridged is not None
     width, height = (image.image_size, image.image_size) if seen is None else seen.size
     cut = f"{image.grid}x{image.grid} of {image.patch_size}x{image.patch_size} pixels"
-    kinds = (
-        f"{visual} visual, {around} control and {QUESTION} text" if around else f"{visual} visual and {QUESTION} text"
-    )
+    read = f"{visual} visual, {around} control" if around else f"{visual} visual"
     stations = (
         Station("picture", (image.channels, height, width)),
         Station("patches", tuple(pixels.values.shape), cut if seen is None else seen.note(image.patch_size)),
-        Station(
-            "encoder",
-            tuple(features.values.shape),
-            f"{image.used_depth} blocks, {image.heads} heads, {image.activation}",
-        ),
+        Station("encoder", tuple(features.values.shape), image.note),
         Station("fusion", tuple(bridged.shape), model.config.fusion.note),
-        Station("sequence", (length, hidden.shape[2]), f"{kinds} tokens, {looked}"),
+        Station(
+            "sequence", (length, hidden.shape[2]), f"{visual} visual{controls} and {QUESTION} text tokens, {looked}"
+        ),
         Station(
             "decoder",
             tuple(hidden.shape[1:]),

@@ -72,9 +72,11 @@ class Habits:
     template: how a conversation is laid out, unless the folder has a chat template. image: the token that fills a
     picture's places. codec: the name of its convention for places. end: what ends an answer, where that is not the
     tokenizer's own end. pixels: the picture pipeline from a `preprocessor_config.json`, {} without one, and the
-    encoder's side. expand: what stands in the place of a picture, as `data.processor.Expand`. picture, video: the
-    names that stand for a picture, if not `image`, and for a film in the folder's chat template. instruct: from the
-    folder what turns a question into the ids that a fusion reads with each picture.
+    encoder's side. expand: what stands in the place of a picture, as `data.processor.Expand`. picture: the name that
+    stands for a picture in the folder's chat template, if not `image`. video: the token that fills a film's places,
+    where a film is one item; frames: the name that stands for a film in the folder's chat template, where its frames
+    are so many numbered pictures. instruct: from the folder what turns a question into the ids that a fusion reads with
+    each picture. controls: control tokens that the tokenizer's file may have among its words.
     """
 
     template: Template
@@ -86,8 +88,10 @@ class Habits:
     pixels: Callable[[Json, int], ImagePipeline] = clip_crop
     expand: Expand = whole
     picture: str = ""
-    video: str = ""
+    video: str | None = None
+    frames: str = ""
     instruct: Callable[[Path], Callable[[str], list[int]]] | None = None
+    controls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,7 @@ class Row:
 
     `config` are the sizes of its configuration, written as in its `config.json`; `read` makes them settings of ours.
     `revision` is the commit of the source that is pulled, "" for the newest.
+    weights: whether any were published; without them it can be described and built, not loaded.
     """
 
     name: str
@@ -130,6 +135,7 @@ class Row:
     stages: Stages = field(default_factory=dict)
     proof: str = EQUAL
     revision: str = ""
+    weights: bool = True
 
     @property
     def model(self) -> VLMConfig:

@@ -63,10 +63,12 @@ def _shaped(func: Callable[..., Any], args: tuple[Any, ...]) -> Tensor | None:
         return None
     if func is F.linear and x.shape[-1] == args[1].shape[1]:
         return x.new_empty(*x.shape[:-1], args[1].shape[0])
+    if func is F.scaled_dot_product_attention and args[1].shape[:-1] == args[2].shape[:-1]:
+        return x.new_empty(*x.shape[:-1], args[2].shape[-1])
     if func in _ALIKE and (len(args) < 2 or not isinstance(args[1], Tensor)):
         return torch.empty_like(x)
-    if func in _JOINED and isinstance(args[1], Tensor) and x.shape == args[1].shape and x.dtype == args[1].dtype:
-        return torch.empty_like(x)
+    if func in _JOINED and all(isinstance(each, Tensor) and each.dtype == x.dtype for each in args):
+        return x.new_empty(torch.broadcast_shapes(*(each.shape for each in args)))
     return None
 
 
@@ -76,7 +78,7 @@ def _attention(out: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) 
 
 
 _ALIKE = {F.rms_norm, F.layer_norm, F.silu, F.gelu}
-_JOINED = {Tensor.add, Tensor.mul}
+_JOINED = {Tensor.add, Tensor.mul, torch.addcmul}
 _COUNTED: dict[Callable[..., Any], Callable[..., int]] = {
     F.linear: lambda out, x, *_: out.numel() * x.shape[-1],
     F.conv2d: lambda out, x, weight, *_: out.numel() * weight[0].numel(),

@@ -61,7 +61,7 @@ def keys(cfg: VLMConfig) -> KeyMap:
     places = cfg.fusion.places(cfg.decoder.depth)
     before = [sum(place <= i for place in places) for i in range(cfg.decoder.depth)]
     return (
-        clip_keys(cfg.image).under("model.vision_model.", "encoder.")
+        clip_keys(cfg.vit).under("model.vision_model.", "encoder.")
         + decoder_keys(cfg.decoder).numbered({i: i + n for i, n in enumerate(before)}).under("", "decoder.")
         + cross_keys(cfg.fusion).numbered({k: i + k for k, i in enumerate(places)}).under("model.", "decoder.")
         + resampler_keys(cfg.fusion).under("model.perceiver_resampler.", "fusion.resampler.")

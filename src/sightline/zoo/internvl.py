@@ -56,7 +56,7 @@ def _layer(c: Json, name: str) -> int:
 def keys(cfg: VLMConfig) -> KeyMap:
     """The published names of transformers' layout."""
     return (
-        internvl_vision_keys(cfg.image).under("vision_tower.", "encoder.")
+        internvl_vision_keys(cfg.vit).under("vision_tower.", "encoder.")
         + projector_keys().under("multi_modal_projector.", "fusion.")
         + decoder_keys(cfg.decoder).under("language_model.", "decoder.")
     )
@@ -118,7 +118,7 @@ def original_keys(cfg: VLMConfig) -> KeyMap:
     qwen2 = cfg.decoder.qkv_bias and not cfg.decoder.out_bias  # InternLM2 has both biases or neither
     words = decoder_keys if qwen2 else internlm2_keys
     return (
-        intern_vit_keys(cfg.image).under("vision_model.", "encoder.")
+        intern_vit_keys(cfg.vit).under("vision_model.", "encoder.")
         + original_projector_keys().under("mlp1.", "fusion.")
         + words(cfg.decoder).under("language_model.", "decoder.")
     )
@@ -219,7 +219,7 @@ FAMILIES = {
             end="<|im_end|>",
             pixels=_tiles,
             expand=tagged,
-            video="<video>",
+            frames="<video>",
         ),
     ),
     "internvl_chat": Family(

@@ -27,11 +27,11 @@ class Reshape:
 SAME = Reshape(there=lambda x: [x], back=lambda xs: xs[0])
 
 
-def flat_patch(channels: int, patch: int) -> Reshape:
-    """A convolution that cuts patches [width, channels, patch, patch] as the linear map that it is."""
+def flat_patch(channels: int, patch: int, *frames: int) -> Reshape:
+    """A convolution that cuts patches [width, channels, (frames,) patch, patch] as the linear map that it is."""
     return Reshape(
         there=lambda x: [x.flatten(1)],
-        back=lambda xs: xs[0].unflatten(1, (channels, patch, patch)),
+        back=lambda xs: xs[0].unflatten(1, (channels, *frames, patch, patch)),
     )
 
 

@@ -33,7 +33,7 @@ def config(c: Json) -> VLMConfig:
 def keys(cfg: VLMConfig) -> KeyMap:
     """The published names."""
     return (
-        clip_keys(cfg.image).under("vision_model.model.", "encoder.")
+        clip_keys(cfg.vit).under("vision_model.model.", "encoder.")
         + pool_keys().under("", "fusion.")
         + magneto_keys(cfg.decoder).under("text_model.", "decoder.")
     )

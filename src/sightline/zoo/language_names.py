@@ -216,3 +216,34 @@ def mpt_keys(cfg: DecoderConfig) -> KeyMap:
     }
     rules = (rule(f"{layer}attn.Wqkv.{{p}}", *ours, reshape=stacked(3)), *renames(layer, BLOCK, names))
     return ends(cfg, "transformer.wte", "transformer.norm_f") + KeyMap(rules)
+
+
+def mosaic_keys(cfg: DecoderConfig) -> KeyMap:
+    """MosaicGPT, from which MPT came."""
+    layer, ours = "transformer.blocks.{i}.", [f"{BLOCK}attention.{x}.{{p}}" for x in "qkv"]
+    names = {
+        "attn.q_ln": "attention.q_norm",
+        "attn.k_ln": "attention.k_norm",
+        "attn.out_proj": "attention.o",
+        "ln_1": "norm1",
+        "ln_2": "norm2",
+        "mlp.mlp_up": "feedforward.up",
+        "mlp.mlp_down": "feedforward.down",
+    }
+    rules = (rule(f"{layer}attn.Wqkv.{{p}}", *ours, reshape=stacked(3)), *renames(layer, BLOCK, names))
+    return ends(cfg, "transformer.wte", "transformer.ln_f") + KeyMap(rules)
+
+
+def gpt_neox_keys(cfg: DecoderConfig) -> KeyMap:
+    """GPT-NeoX; queries, keys and values lie head by head."""
+    layer, ours = "gpt_neox.layers.{i}.", [f"{BLOCK}attention.{x}.{{p}}" for x in "qkv"]
+    names = {
+        "attention.dense": "attention.o",
+        "mlp.dense_h_to_4h": "feedforward.up",
+        "mlp.dense_4h_to_h": "feedforward.down",
+        **NORMS["before"],
+    }
+    packed = rule(f"{layer}attention.query_key_value.{{p}}", *ours, reshape=grouped(1, cfg.head_size))
+    unused = ("rotary_emb.inv_freq", "bias", "masked_bias")
+    inner = KeyMap((packed, *renames(layer, BLOCK, names)), ignore=tuple(f"{layer}attention.{x}" for x in unused))
+    return ends(cfg, "gpt_neox.embed_in", "gpt_neox.final_layer_norm", "embed_out") + inner

@@ -4,7 +4,7 @@ Defaults are those of the published configuration classes, which leave out of th
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..core.config import nearest
@@ -18,10 +18,12 @@ from .keymap import KeyMap
 from .language_names import (
     aria_keys,
     decoder_keys,
+    gpt_neox_keys,
     internlm2_keys,
     llama4_keys,
     magneto_keys,
     mixtral_keys,
+    mosaic_keys,
     mpt_keys,
     opt_keys,
     persimmon_keys,
@@ -338,6 +340,35 @@ def mpt_config(c: Json) -> DecoderConfig:
     )
 
 
+def mosaic_config(c: Json) -> DecoderConfig:
+    """MosaicGPT, MPT's first form, as OpenFlamingo-3B uses it: queries and keys are normed across their heads."""
+    expect(c, no_bias=True, alibi=True, alibi_bias_max=8, prefix_lm=False, attn_clip_qkv=0, logit_scale=0)
+    attention = {"softmax_scale": c.get("softmax_scale")}
+    sizes = {"n_layers": c["n_layers"], "n_heads": c["n_heads"], "expansion_ratio": c.get("mlp_ratio", 4)}
+    plain = mpt_config({**c, **sizes, "attn_config": attention, "tie_word_embeddings": True})
+    return replace(plain, qk_norm=QKNorm("layer", plain.eps, across=True) if c.get("attn_qk_ln") else False)
+
+
+def gpt_neox_config(c: Json) -> DecoderConfig:
+    """GPT-NeoX whose branches follow each other (RedPajama); those of Pythia, side by side, are refused."""
+    expect({"use_parallel_residual": True, **c}, use_parallel_residual=False, attention_bias=True)
+    length = c.get("max_position_embeddings", 2048)
+    fractions = {"partial_rotary_factor": c["rotary_pct"]} if "rotary_pct" in c else {}
+    return DecoderConfig(
+        vocab_size=c.get("vocab_size", 50_432),
+        width=c.get("hidden_size", 6144),
+        depth=c.get("num_hidden_layers", 44),
+        heads=c.get("num_attention_heads", 64),
+        mlp=c.get("intermediate_size", 24_576),
+        activation=act(c.get("hidden_act", "gelu")),
+        eps=c.get("layer_norm_eps", 1e-5),
+        tied=c.get("tie_word_embeddings", False),
+        max_length=length,
+        **rope({**fractions, **c}, length, c.get("rotary_emb_base", 10_000.0), fraction=0.25),
+        **PLAIN,
+    )
+
+
 # -------------------------------------------------------------------------------------------------------- families
 
 
@@ -366,6 +397,8 @@ LANGUAGES: dict[str, Language] = {
     "opt": Language(opt_config, opt_keys),
     "kosmos_2_text_model": Language(magneto_config, magneto_keys),
     "mpt": Language(mpt_config, mpt_keys),
+    "mosaic_gpt": Language(mosaic_config, mosaic_keys),
+    "gpt_neox": Language(gpt_neox_config, gpt_neox_keys),
 }
 
 

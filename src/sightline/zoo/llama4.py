@@ -28,7 +28,7 @@ def config(c: Json) -> VLMConfig:
 def keys(cfg: VLMConfig) -> KeyMap:
     """The published names."""
     return (
-        llama4_vision_keys(cfg.image).under("vision_model.", "encoder.")
+        llama4_vision_keys(cfg.vit).under("vision_model.", "encoder.")
         + projector_keys().under("", "fusion.")
         + llama4_keys(cfg.decoder).under("language_model.", "decoder.")
     )

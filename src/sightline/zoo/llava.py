@@ -63,7 +63,7 @@ def _layer(found: Any) -> int | tuple[int, ...]:
 
 def keys(cfg: VLMConfig, projector: str = "fusion.") -> KeyMap:
     """The published llava-hf names; `projector` is where its layers lie here."""
-    tower = clip_keys(cfg.image) if cfg.image.class_token else siglip_keys(cfg.image)
+    tower = clip_keys(cfg.vit) if cfg.vit.class_token else siglip_keys(cfg.vit)
     return (
         tower.under("vision_tower.vision_model.", "encoder.")
         + decoder_keys(cfg.decoder, "language_model.model.", "language_model.lm_head.").under("", "decoder.")
@@ -134,7 +134,7 @@ def original_keys(cfg: VLMConfig) -> KeyMap:
         else [rule(f"model.mm_projector.{2 * k}.{{p}}", f"fusion.layers.{k}.{{p}}") for k in range(layers)]
     )
     return (
-        clip_keys(cfg.image).under("model.vision_tower.vision_tower.vision_model.", "encoder.")
+        clip_keys(cfg.vit).under("model.vision_tower.vision_tower.vision_model.", "encoder.")
         + decoder_keys(cfg.decoder).under("", "decoder.")
         + KeyMap(tuple(projector))
     )

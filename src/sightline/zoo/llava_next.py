@@ -33,7 +33,7 @@ Grids = tuple[tuple[int, int], ...]
 def config(c: Json) -> VLMConfig:
     """Settings from a `config.json`."""
     plain = llava.config(c)
-    if plain.image.keep_prefix:
+    if plain.vit.keep_prefix:
         raise ConfigError("vision_feature_select_strategy 'full', expected 'default': only patches are laid out")
     assert isinstance(plain.fusion, ProjectorConfig)
     grids_of(c, plain.image.image_size)

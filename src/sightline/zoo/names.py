@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from .describe import Description, Sight, count, describe, short, sight
 from .families import FAMILIES, ROWS, family_of, kind_of
 from .processors import load_pipeline
 from .published import build
-from .pull import cache, pullable
+from .pull import cache as pulled, pullable
 
 ASSETS = Path(__file__).parent.parent / "assets"
 DEFAULT = "sightline-mini"
@@ -41,8 +42,10 @@ def locate(name: str | Path | None = None) -> Path:
         return Path(wanted)
     if wanted in ROWS:
         if is_here(wanted):
-            return cache() / wanted
+            return pulled() / wanted
         source = ROWS[wanted].source
+        if not ROWS[wanted].weights:
+            raise CheckpointError(f"no weights of {wanted!r} were ever published; it can be described, not loaded")
         how = f", or run: sightline pull {wanted}" if pullable(ROWS[wanted]) else ""
         raise CheckpointError(f"the weights of {wanted!r} are not here; give the folder that holds {source}{how}")
     if wanted == DEFAULT:
@@ -52,7 +55,7 @@ def locate(name: str | Path | None = None) -> Path:
 
 def is_here(name: str) -> bool:
     """Whether the weights of a model by this name are on this machine: inside the installation or pulled."""
-    return name in shipped() or (cache() / name / "config.json").is_file()
+    return name in shipped() or (pulled() / name / "config.json").is_file()
 
 
 def _is_folder(name: str) -> bool:
@@ -131,9 +134,16 @@ class Listed:
         where = "here" if self.here else "not here"
         rest = (f"{self.family}; licence {self.licence}; {self.source}{at}; {where}", self.proof)
         first = f"{self.name:<{room}}  {short(self.parameters):>6}  "
-        wrapped = [textwrap.wrap(self.made, COLUMNS, initial_indent=first, subsequent_indent=" " * len(first))]
-        wrapped += [textwrap.wrap(text, COLUMNS, initial_indent="    ", subsequent_indent="    ") for text in rest]
+        wrap = partial(textwrap.wrap, width=COLUMNS, break_on_hyphens=False, break_long_words=False)
+        wrapped = [wrap(self.made, initial_indent=first, subsequent_indent=" " * len(first))]
+        wrapped += [wrap(text, initial_indent="    ", subsequent_indent="    ") for text in rest]
         return [line for lines in wrapped for line in lines]
+
+
+@cache
+def _parameters(name: str) -> int:
+    """Of a published model; counting those of all of them takes seconds."""
+    return count(ROWS[name].model)
 
 
 def listed() -> list[Listed]:
@@ -145,6 +155,6 @@ def listed() -> list[Listed]:
         where = ("Apache-2.0", "inside this package", "trained and measured by this project")
         out.append(Listed(name, "sightline", *made, count(config), *where, here=True))
     for row in ROWS.values():
-        facts = (row.family, row.encoder, row.fusion, row.llm, count(row.model))
+        facts = (row.family, row.encoder, row.fusion, row.llm, _parameters(row.name))
         out.append(Listed(row.name, *facts, row.licence, row.source, row.proof, row.revision, is_here(row.name)))
     return out

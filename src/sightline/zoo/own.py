@@ -61,6 +61,7 @@ class ProcessorConfig:
             start=model.config.start,
             instruct=tokenizer.encode if model.config.instruction_length else None,
             instruction_length=model.config.instruction_length,
+            axes=model.config.axes,
             max_length=self.max_length,
         )
 

@@ -31,7 +31,7 @@ def config(c: Json) -> VLMConfig:
 def keys(cfg: VLMConfig) -> KeyMap:
     """The published names, which are laid out as llava-hf's."""
     return (
-        siglip_keys(cfg.image).under("vision_tower.vision_model.", "encoder.")
+        siglip_keys(cfg.vit).under("vision_tower.vision_model.", "encoder.")
         + decoder_keys(cfg.decoder, "language_model.model.", "language_model.lm_head.").under("", "decoder.")
         + KeyMap((rule("multi_modal_projector.linear.{p}", "fusion.layers.0.{p}"),))
     )

@@ -24,6 +24,11 @@ def load_processor(published: Published) -> Processor | None:
     habits = family.habits
     if not isinstance(habits, Habits):
         habits = habits(published.config, folder, tokenizer)
+    tokenizer.reserve(habits.controls)
+    if (rows := model.config.decoder.total_vocab) < tokenizer.words:
+        raise CheckpointError(
+            f"{folder}: tokenizer.json has words up to id {tokenizer.words - 1}, the model knows {rows}"
+        )
     tokenizer.bos, tokenizer.eos = tokenizer.bos or habits.bos, habits.end or tokenizer.eos or habits.eos
     return Processor(
         tokenizer=tokenizer,
@@ -39,6 +44,8 @@ def load_processor(published: Published) -> Processor | None:
         start=model.config.start,
         instruct=None if habits.instruct is None else habits.instruct(folder),
         instruction_length=model.config.instruction_length,
+        axes=model.config.axes,
+        video_token=habits.video,
         max_length=model.config.decoder.max_length,
     )
 
@@ -59,6 +66,7 @@ def load_template(folder: Path, tokenizer: Tokenizer, habits: Habits) -> Templat
         bos=tokenizer.bos,
         eos=tokenizer.eos,
         video=habits.video,
+        frames=habits.frames,
         begins=not path.exists() or read_json(path).get("add_bos_token") is not False,
     )
     return template if template.in_parts else habits.template

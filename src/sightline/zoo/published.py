@@ -71,7 +71,11 @@ class Published:
         pixel_values [images, views, 3, height, width] with image_sizes [images, 2]; for Aria pixel_mask [images,
         height, width], 1 where a picture is; decoder_input_ids [batch, length] for a model that writes beside what it
         reads. A model that looks at pictures from beside its sequence may take pixel_values [batch, pictures, 3,
-        height, width], filled up to the row with most, together with image_attention_mask [batch, length, pictures].
+        height, width], filled up to the row with most, together with image_attention_mask [batch, length, pictures];
+        OpenFlamingo and Otter have lang_x and vision_x in their place, Mllama has tiles and aspect_ratio_ids
+        (`zoo.flamingo`, `zoo.mllama`). Qwen2-VL takes patches [n, width] of all pictures and of all films, pixel_values
+        and pixel_values_videos, with image_grid_thw and video_grid_thw [items, 3] and for Qwen2.5-VL
+        second_per_grid_ts [films]; Fuyu takes patches [batch, n, width].
         """
         batch, runner = self.batch(**inputs), self.runner
         if batch.source is not None and inputs.get("decoder_input_ids") is None:

@@ -35,8 +35,8 @@ def cache() -> Path:
 
 
 def pullable(row: Row) -> bool:
-    """Whether a row's source is a repository of the hub."""
-    return REPOSITORY.fullmatch(row.source) is not None
+    """Whether a row has weights, and its source is a repository of the hub."""
+    return row.weights and REPOSITORY.fullmatch(row.source) is not None
 
 
 def pull(name: str, folder: Path | None = None, progress: Progress | None = None) -> Path:

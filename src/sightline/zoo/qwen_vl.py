@@ -34,7 +34,7 @@ def config(c: Json) -> VLMConfig:
 def keys(cfg: VLMConfig) -> KeyMap:
     """The published names."""
     return (
-        vit_bigg_keys(cfg.image).under("transformer.visual.", "encoder.")
+        vit_bigg_keys(cfg.vit).under("transformer.visual.", "encoder.")
         + pool_keys().under("transformer.visual.", "fusion.")
         + qwen_keys(cfg.decoder).under("", "decoder.")
     )

@@ -1,4 +1,4 @@
-"""Regions to a family's own text and back; what comes back is in pixels of the original picture.
+r"""Regions to a family's own text and back; what comes back is in pixels of the original picture.
 
 | codec | text | frame of its numbers |
 |---|---|---|
@@ -7,6 +7,8 @@
 | `PaliGemmaLocations` | `<loc0102><loc0204><loc0306><loc0408> cat ; ...` | 1024 bins, top first |
 | `Kosmos2Patches` | `<phrase> cat</phrase><object><patch_index_0044><patch_index_0863></object>` | 32 x 32 cells |
 | `QwenVLBoxes` | `<ref>cat</ref><box>(102,204),(306,408)</box>` | 999ths of the original |
+| `Qwen2VLBoxes` | the same, its tags `object_ref_start`, `box_start` and so on | thousandths of the original |
+| `Qwen25VLJson` | `[{"bbox_2d": [102, 204, 306, 408], "label": "cat"}]`, points `point_2d` | pixels the model sees |
 | `InternVLBoxes` | `<ref>cat</ref><box>[[102, 204, 306, 408]]</box>` | thousandths of the original |
 | `FerretNumbers` | `cat [102, 204, 306, 408]`, points `[x, y]` | thousandths of the original, rounded down |
 | `CogVLMBoxes` | `[[102,204,306,408]]`, joined by `;` | thousandths of the original |
@@ -22,7 +24,7 @@ from .kosmos2 import Kosmos2Patches
 from .location_tokens import LocationTokens
 from .molmo import MolmoPoints
 from .paligemma import PaliGemmaLocations
-from .qwen_vl import QwenVLBoxes
+from .qwen_vl import Qwen2VLBoxes, Qwen25VLJson, QwenVLBoxes
 
 CODECS: dict[str, Codec] = {
     "location-tokens": LocationTokens(),
@@ -30,6 +32,8 @@ CODECS: dict[str, Codec] = {
     "paligemma": PaliGemmaLocations(),
     "kosmos-2": Kosmos2Patches(),
     "qwen-vl": QwenVLBoxes(),
+    "qwen2-vl": Qwen2VLBoxes(),
+    "qwen2.5-vl": Qwen25VLJson(),
     "internvl": InternVLBoxes(),
     "ferret": FerretNumbers(),
     "cogvlm": CogVLMBoxes(),
@@ -49,5 +53,7 @@ __all__ = [
     "MolmoPoints",
     "PaliGemmaLocations",
     "Place",
+    "Qwen2VLBoxes",
+    "Qwen25VLJson",
     "QwenVLBoxes",
 ]

@@ -1,10 +1,13 @@
-"""Qwen-VL's convention: `<ref>the cat</ref><box>(x1,y1),(x2,y2)</box>`, quadrangles in `<quad>`."""
+"""Qwen-VL's convention, `<ref>the cat</ref><box>(x1,y1),(x2,y2)</box>`, and what its successors made of it."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .base import steps
+from ...core.geometry import Transform
+from ...core.sequence import Piece
+from .base import Codec, Grounded, Place, corners, grounded, placed, plain, steps
 from .ref_box import RefBox
 
 _POINT = r"\(\s*(1000|\d{1,3})\s*,\s*(1000|\d{1,3})\s*\)"
@@ -34,3 +37,66 @@ class QwenVLBoxes(RefBox):
             return []
         shares = [int(number) / self.top for number in found.groups()]
         return [(min(shares[::2]), min(shares[1::2]), max(shares[::2]), max(shares[1::2]))]
+
+
+@dataclass(frozen=True)
+class Qwen2VLBoxes(QwenVLBoxes):
+    """Qwen2-VL's convention (arXiv:2409.12191): Qwen-VL's with other tags, numbers in thousandths."""
+
+    tags = {  # noqa: RUF012 # the base names its kind
+        f"<{end}{ours}>": f"<|{theirs}_{'end' if end else 'start'}|>"
+        for ours, theirs in (("ref", "object_ref"), ("box", "box"), ("quad", "quad"))
+        for end in ("", "/")
+    }
+    top: int = 1000
+
+
+_LIST = re.compile(r"(?:```json\s*)?\[\s*(\{[^{}]*\}(?:\s*,\s*\{[^{}]*\})*)\s*\](?:\s*```)?")
+_OBJECT = re.compile(r"\{[^{}]*\}")
+_SIZES = {"bbox_2d": 4, "point_2d": 2}
+
+
+class Qwen25VLJson(Codec):
+    """Qwen2.5-VL's convention (arXiv:2502.13923): a list in JSON, whole pixels of the picture as the model sees it."""
+
+    def write(self, places: Sequence[Place], transform: Transform) -> list[Piece]:
+        frame, lines = transform.target, []
+        for place in places:
+            shares = corners(place, transform)
+            sides = (frame.width, frame.height) * (len(shares) // 2)
+            numbers = [round(share * side) for share, side in zip(shares, sides, strict=True)]
+            name = "bbox_2d" if len(numbers) == 4 else "point_2d"
+            said = {name: numbers} | ({"label": place.label.strip()} if place.label.strip() else {})
+            lines.append(f"\t{json.dumps(said, ensure_ascii=False)}")
+        return [Piece("```json\n[\n" + ",\n".join(lines) + "\n]\n```")] if lines else []
+
+    def decode(self, pieces: Sequence[Piece], transform: Transform) -> Grounded:
+        """Places in decoded output; in its text, a list gives way to the names of its places."""
+        places: list[Place] = []
+
+        def named(found: re.Match[str]) -> str:
+            read = [_place(text, transform) for text in _OBJECT.findall(found[1])]
+            known = [place for place in read if place is not None]
+            if len(known) < len(read):
+                return found[0]
+            places.extend(known)
+            return ", ".join(dict.fromkeys(place.label for place in known if place.label))
+
+        text = _LIST.sub(named, plain(pieces))
+        return grounded(text.strip(), places)
+
+
+def _place(text: str, transform: Transform) -> Place | None:
+    """The place that an object in JSON names; None where it is malformed or has none."""
+    try:
+        said = json.loads(text)
+    except ValueError:
+        return None
+    name = next((name for name in _SIZES if name in said), "")
+    numbers, label = said.get(name), said.get("label", "")
+    right = isinstance(numbers, list) and all(type(number) in (int, float) for number in numbers)
+    if not right or len(numbers) != _SIZES[name] or not isinstance(label, str):
+        return None
+    frame = transform.target
+    sides = (frame.width, frame.height) * (len(numbers) // 2)
+    return placed([number / side for number, side in zip(numbers, sides, strict=True)], transform, label)

@@ -1,7 +1,8 @@
 """What Qwen-VL and InternVL share: `<ref>` around a name, then `<box>` around numbers, the four tags control tokens."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from ...core.geometry import Transform
 from ...core.sequence import Piece
@@ -9,7 +10,12 @@ from .base import Codec, Grounded, Place, by_label, corners, grounded, only_boxe
 
 
 class RefBox(Codec):
-    """A name and its boxes, as shares of the original picture; how numbers are spelled is the family's own."""
+    """A name and its boxes, as shares of the original picture; how numbers are spelled is the family's own.
+
+    tags: what a family calls its tags, where that is not as here.
+    """
+
+    tags: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def _spell(self, boxes: Sequence[Sequence[float]]) -> list[str]:
@@ -24,21 +30,27 @@ class RefBox(Codec):
         pieces: list[Piece] = []
         for label, group in by_label(places):
             if label:
-                pieces += [Piece("<ref>", control=True), Piece(label), Piece("</ref>", control=True)]
+                pieces += [self._tag("<ref>"), Piece(label), self._tag("</ref>")]
             for text in self._spell([corners(place, original(transform)) for place in group]):
-                pieces += [Piece("<box>", control=True), Piece(text), Piece("</box>", control=True)]
+                pieces += [self._tag("<box>"), Piece(text), self._tag("</box>")]
         return pieces
+
+    def _tag(self, name: str) -> Piece:
+        """A tag as the family calls it."""
+        return Piece(self.tags.get(name, name), control=True)
 
     def decode(self, pieces: Sequence[Piece], transform: Transform) -> Grounded:
         """Places in decoded output; an answer may begin inside a box that the prompt has opened."""
         words: list[str] = []
         places: list[Place] = []
         label = ""
+        names = {theirs: name for name, theirs in self.tags.items()}
+        tags = [names.get(piece.text, piece.text) if piece.control else "" for piece in pieces]
         for i, piece in enumerate(pieces):
             if piece.control:
                 continue
-            before = pieces[i - 1].text if i and pieces[i - 1].control else ""
-            after = pieces[i + 1].text if i + 1 < len(pieces) and pieces[i + 1].control else ""
+            before = tags[i - 1] if i else ""
+            after = tags[i + 1] if i + 1 < len(pieces) else ""
             begun = i == 0 or before == after.replace("/", "")
             boxes = self._read(piece.text, after) if begun else []
             places += [placed(shares, original(transform), label) for shares in boxes]
