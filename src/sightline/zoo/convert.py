@@ -20,8 +20,10 @@ from ..data.images import CenterCrop, PadSquare, Scaling, Square
 from ..data.processor import Processor, whole as all_in_a_row
 from ..data.template import TEMPLATES, VICUNA_SYSTEM
 from ..encoders.vit import ViTConfig
+from ..encoders.vq import VQConfig
 from ..fusion.projector import ProjectorConfig
 from ..language.decoder import DecoderConfig
+from ..language.seq2seq import Seq2SeqConfig
 from ..language.tokenizer import Tokenizer
 from ..layers.attention import QKNorm
 from ..model import VLM, VLMConfig
@@ -129,7 +131,8 @@ def _to_llava(opened: Opened, folder: Path) -> str:
     c, model, tensors = fitted(opened.model.config, opened.model.state_dict())
     if processor.expand is not all_in_a_row:
         raise ConfigError("it does not fit LLaVA's layout: tokens stand around a picture's own, expected none")
-    pixels, jinja = _pixels(processor.pixels, model.image), opened.jinja or _jinja(processor)
+    assert isinstance(model.image, ViTConfig)
+    pixels, jinja = _pixels(processor.pixels), opened.jinja or _jinja(processor)
     name, spec = _image_token(processor)
     image = spec.control(name)
     if jinja is not None and opened.jinja is None:
@@ -167,6 +170,7 @@ def fitted(cfg: VLMConfig, state: Mapping[str, Tensor]) -> tuple[dict[str, Any],
     same, tensors = equivalent(cfg, dict(state))
     apart: list[list[str]] = []
     for text in TEXTS.values():
+        assert isinstance(same.image, ViTConfig) and isinstance(same.decoder, DecoderConfig)
         c = {**_outer(same), "vision_config": _vision(same.image), "text_config": text(same.decoder)}
         try:
             found, _ = equivalent(llava.config(c), {})
@@ -175,12 +179,16 @@ def fitted(cfg: VLMConfig, state: Mapping[str, Tensor]) -> tuple[dict[str, Any],
         apart.append(differences(same, found))
         if not apart[-1]:
             return c, same, llava.keys(same).save(tensors)
-    raise ConfigError(f"it does not fit LLaVA's layout: {'; '.join(min(apart, key=len))}")
+    fewest = min(apart, key=lambda each: len(each))
+    raise ConfigError(f"it does not fit LLaVA's layout: {'; '.join(fewest)}")
 
 
 def equivalent(cfg: VLMConfig, state: dict[str, Tensor]) -> tuple[VLMConfig, dict[str, Tensor]]:
     """The same function in the plainest settings, with its weights: what a layout lacks may be a matter of writing."""
     image, fusion, decoder = cfg.image, cfg.fusion, cfg.decoder
+    if isinstance(image, VQConfig) or isinstance(decoder, Seq2SeqConfig):
+        kind = "image is 'codes'" if isinstance(image, VQConfig) else "decoder is an encoder-decoder"
+        raise ConfigError(f"it does not fit LLaVA's layout: {kind}, expected a picture's features in a decoder")
     if not image.final_norm:  # a norm that is there and not applied
         image = replace(image, final_norm=True, normed=False)
         if state:
@@ -241,6 +249,7 @@ PUBLISHED_ACTIVATIONS = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.i
 def _outer(cfg: VLMConfig) -> dict[str, Any]:
     """What a `config.json` of LLaVA says besides its two parts."""
     image, fusion = cfg.image, cfg.fusion
+    assert isinstance(image, ViTConfig)
     projector = fusion if isinstance(fusion, ProjectorConfig) else ProjectorConfig(image.features, cfg.decoder.width)
     full = not image.class_token or image.keep_prefix
     return {
@@ -310,12 +319,13 @@ TEXTS: dict[str, Callable[[DecoderConfig], dict[str, Any]]] = {
 # ------------------------------------------------------------------------------------------------- the files beside it
 
 
-def _pixels(found: object, image: ViTConfig) -> dict[str, Any]:
+def _pixels(found: object) -> dict[str, Any]:
     """A `preprocessor_config.json` for a picture pipeline that transformers has too."""
+    sizes: dict[str, Any]
     if isinstance(found, Square):
         kind, sizes = "SiglipImageProcessor", {"size": {"height": found.size, "width": found.size}}
     elif isinstance(found, CenterCrop):
-        crop = {"crop_size": {"height": found.crop, "width": found.crop}, "do_center_crop": True}
+        crop: dict[str, Any] = {"crop_size": {"height": found.crop, "width": found.crop}, "do_center_crop": True}
         kind, sizes = "CLIPImageProcessor", {"size": {"shortest_edge": found.shortest}, **crop}
     elif isinstance(found, PadSquare):
         crop = {"crop_size": {"height": found.size, "width": found.size}, "do_center_crop": True}

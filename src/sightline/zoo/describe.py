@@ -19,7 +19,7 @@ from ..data.batch import Batch
 from ..data.media import MAX_PIXELS
 from ..data.processor import Expand, ImagePipeline, whole
 from ..model import VLM, VLMConfig
-from .hollow import Operations, hollow
+from .hollow import Operations, hollow, share_alike
 
 QUESTION = 32  # tokens of text that a prompt is counted with
 BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
@@ -169,6 +169,7 @@ def _run(model: VLM, seen: Sight | None) -> tuple[tuple[Station, ...], int, dict
     image, decoder = model.config.image, model.config.decoder
     grids = ((1, image.grid, image.grid),) if seen is None else seen.grids
     around = 0 if seen is None else seen.around
+    share_alike(model)
     with torch.device("meta"):
         values = torch.empty(sum(t * h * w for t, h, w in grids), image.patch_dim)
         pixels = Patches(values, grids, () if seen is None or seen.tiling is None else (seen.tiling,))
@@ -209,9 +210,7 @@ def _run(model: VLM, seen: Sight | None) -> tuple[tuple[Station, ...], int, dict
         Station("patches", tuple(pixels.values.shape), cut if seen is None else seen.note(image.patch_size)),
         Station("encoder", tuple(features.values.shape), image.note),
         Station("fusion", tuple(bridged.shape), model.config.fusion.note),
-        Station(
-            "sequence", (length, hidden.shape[2]), f"{visual} visual{controls} and {QUESTION} text tokens, {looked}"
-        ),
+        Station("sequence", (length, hidden.shape[2]), f"{read} and {QUESTION} text tokens, {looked}"),
         Station(
             "decoder",
             tuple(hidden.shape[1:]),

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -38,9 +38,20 @@ class Operations(TorchFunctionMode):
     Torch's own counter agrees (a test holds it to that) but takes seconds for a large model.
     """
 
+    on: ClassVar[list["Operations"]] = []  # those that count at the moment, the innermost last
+
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
+
+    def __enter__(self) -> "Operations":
+        super().__enter__()  # type: ignore[no-untyped-call]
+        self.on.append(self)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.on.remove(self)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -51,6 +62,44 @@ class Operations(TorchFunctionMode):
         if func in _COUNTED:
             self.count += 2 * _COUNTED[func](out, *args)
         return out
+
+
+def share_alike(model: nn.Module) -> None:
+    """Let each of several blocks of a kind stand for the first of them, which alone is run: its shape, its operations.
+
+    For a model without content that is run to be counted, and for nothing else.
+    """
+    for name, blocks in model.named_modules():
+        if not (isinstance(blocks, nn.ModuleList) and name.rpartition(".")[2].endswith("blocks")):
+            continue
+        firsts: dict[Any, _Recorded] = {}
+        for block in blocks:
+            kind = type(block), tuple((key, p.shape) for key, p in block.named_parameters())
+            if kind in firsts:
+                block.forward = firsts[kind].again
+            else:
+                firsts[kind] = _Recorded(block.forward)
+                block.forward = firsts[kind]
+
+
+class _Recorded:
+    """A forward pass that remembers what it gave and took."""
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        self.forward, self.out, self.count = forward, None, 0
+
+    def __call__(self, *args: Any, **more: Any) -> Any:
+        counter = Operations.on[-1] if Operations.on else None
+        before = counter.count if counter else 0
+        self.out = self.forward(*args, **more)
+        self.count = counter.count - before if counter else 0
+        return self.out
+
+    def again(self, *_: Any, **__: Any) -> Any:
+        """The same for another block of its kind."""
+        if Operations.on:
+            Operations.on[-1].count += self.count
+        return self.out
 
 
 def _shaped(func: Callable[..., Any], args: tuple[Any, ...]) -> Tensor | None:

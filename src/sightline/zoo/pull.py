@@ -175,9 +175,9 @@ def _is_part(name: str) -> bool:
 
 def _bar(file: File, done: _Done) -> type:
     """What the client calls a bar, which draws nothing and tells how far a file is."""
-    from tqdm import tqdm
+    from tqdm import tqdm  # type: ignore[import-untyped]
 
-    class Bar(tqdm):  # type: ignore[type-arg]
+    class Bar(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **more: Any) -> None:
             more.pop("name", None)
             super().__init__(*args, **{**more, "disable": True})
