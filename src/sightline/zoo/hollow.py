@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -65,41 +66,33 @@ class Operations(TorchFunctionMode):
 
 
 def share_alike(model: nn.Module) -> None:
-    """Let each of several blocks of a kind stand for the first of them, which alone is run: its shape, its operations.
+    """Let the first of several blocks of a kind stand for all: it alone is run, once for each shape of what it reads.
 
     For a model without content that is run to be counted, and for nothing else.
     """
     for name, blocks in model.named_modules():
         if not (isinstance(blocks, nn.ModuleList) and name.rpartition(".")[2].endswith("blocks")):
             continue
-        firsts: dict[Any, _Recorded] = {}
+        kinds: dict[Any, dict[torch.Size, tuple[Any, int]]] = {}
         for block in blocks:
             kind = type(block), tuple((key, p.shape) for key, p in block.named_parameters())
-            if kind in firsts:
-                block.forward = firsts[kind].again
-            else:
-                firsts[kind] = _Recorded(block.forward)
-                block.forward = firsts[kind]
+            block.forward = partial(_run_once, block.forward, kinds.setdefault(kind, {}))
 
 
-class _Recorded:
-    """A forward pass that remembers what it gave and took."""
-
-    def __init__(self, forward: Callable[..., Any]) -> None:
-        self.forward, self.out, self.count = forward, None, 0
-
-    def __call__(self, *args: Any, **more: Any) -> Any:
-        counter = Operations.on[-1] if Operations.on else None
-        before = counter.count if counter else 0
-        self.out = self.forward(*args, **more)
-        self.count = counter.count - before if counter else 0
-        return self.out
-
-    def again(self, *_: Any, **__: Any) -> Any:
-        """The same for another block of its kind."""
-        if Operations.on:
-            Operations.on[-1].count += self.count
-        return self.out
+def _run_once(
+    forward: Callable[..., Any], known: dict[torch.Size, tuple[Any, int]], x: Tensor, *args: Any, **more: Any
+) -> Any:
+    """What a block of a kind makes of an input of this shape, and how many operations it takes: run, or remembered."""
+    counter = Operations.on[-1] if Operations.on else None
+    if x.shape in known:
+        out, count = known[x.shape]
+        if counter is not None:
+            counter.count += count
+        return out
+    before = 0 if counter is None else counter.count
+    out = forward(x, *args, **more)
+    known[x.shape] = out, 0 if counter is None else counter.count - before
+    return out
 
 
 def _shaped(func: Callable[..., Any], args: tuple[Any, ...]) -> Tensor | None:
