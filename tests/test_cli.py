@@ -431,6 +431,16 @@ def test_train_tells_its_plan() -> None:
     assert "encoder.*" not in done.out
 
 
+def test_train_tells_what_a_published_recipe_takes_and_which_files_it_is_missing(tmp_path: Path) -> None:
+    words = ("train", "llava-1.5-7b", "--stage", "align")
+    done = run(*words, "--dry-run")
+    assert "learns     21.0 M of 7.06 G parameters" in done.out
+    assert "576 tokens of pictures" in done.out
+    assert "sources.lcs_558k.path=FILE is still to be given" in done.out
+    told = refused(run(*words, "--folder", tmp_path / "run"))
+    assert told.startswith("source 'lcs_558k' names no file; set sources.lcs_558k.path=FILE, conversations in")
+
+
 def test_render_writes_pictures_and_questions(tmp_path: Path) -> None:
     done = run("render", "scenes", "--count", 2, "--out", tmp_path / "scenes", "--seed", 5)
     assert done.out.strip() == str(tmp_path / "scenes" / "data.jsonl")

@@ -3,10 +3,24 @@
 import math
 
 import pytest
+import torch
 from hypothesis import given, settings, strategies as st
 
 from sightline.core.errors import InputError
-from sightline.core.geometry import Box, Frame, Point, Step, Transform, crop, iou, match, orient, pad, resize
+from sightline.core.geometry import (
+    Box,
+    Frame,
+    Point,
+    Step,
+    Transform,
+    crop,
+    generalized_iou,
+    iou,
+    match,
+    orient,
+    pad,
+    resize,
+)
 
 FRAME = Frame(100, 80)
 CORNERS = ((0, 0), (100, 0), (0, 80), (30, 20))
@@ -87,6 +101,18 @@ def test_frames_have_sides(size: tuple[float, float]) -> None:
 def test_iou(other: tuple[float, ...], overlap: float) -> None:
     first, second = box(0, 0, 10, 10), box(*other)
     assert iou(first, second) == iou(second, first) == pytest.approx(overlap)
+
+
+def test_generalized_iou_by_hand() -> None:
+    one = torch.tensor([[0.0, 0, 2, 2], [0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 2, 2], [1, 1, 1, 1]], requires_grad=True)
+    other = torch.tensor([[0.0, 0, 2, 2], [2, 0, 3, 1], [2, 2, 3, 3], [1, 1, 3, 3], [1, 1, 1, 1]])
+    found = generalized_iou(one, other)
+    wanted = [1.0, -1 / 3, 2 / 9 - 1, 1 / 7 - 2 / 9, 0.0]  # the last two of no size
+    assert found.tolist() == pytest.approx(wanted, abs=1e-6)
+    assert generalized_iou(other, one).tolist() == pytest.approx(wanted, abs=1e-6)
+    found.sum().backward()
+    assert one.grad is not None and torch.isfinite(one.grad).all()
+    assert one.grad[1, 2] > 0 and one.grad[2, 3] > 0  # boxes that do not meet are drawn together
 
 
 def test_two_empty_boxes_overlap_by_nothing() -> None:

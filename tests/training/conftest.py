@@ -12,6 +12,7 @@ from sightline.fusion.projector import ProjectorConfig
 from sightline.language.decoder import DecoderConfig
 from sightline.language.tokenizer import Tokenizer, train_tokenizer
 from sightline.model import VLMConfig
+from sightline.training.preferences import PairsSource
 from sightline.training.recipe import Recipe, Stage
 from sightline.training.run import CONTROLS
 from sightline.training.sources import ScenesSource
@@ -38,6 +39,7 @@ def recipe() -> Recipe:
         "text": ScenesSource(kind="text", start=1_000_000, turns=1, first=2, grown=10_000),
         "questions": ScenesSource(kind="questions", start=2_000_000, turns=1, first=2, grown=10_000),
         "captions": ScenesSource(kind="captions", start=3_000_000, first=2, grown=10_000),
+        "pairs": PairsSource(start=4_000_000, first=2),
     }
     plain = Stage(
         "plain", {"decoder.*": 1e-2}, {"text": 1.0}, steps=6, batch=2, precision="fp32", warmup=2, save_every=2

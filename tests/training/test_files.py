@@ -111,7 +111,7 @@ def test_captions_of_files_teach_the_encoder(recipe: Recipe, tmp_path: Path, tok
     dense = replace(chosen, stages=(replace(stage, objective={"dense": 1.0}),))
     with pytest.raises(ConfigError, match="objective 'dense' learns the truth of every patch; source 'mine' has none"):
         data_of(dense, tokenizer)
-    with pytest.raises(ConfigError, match="packs rows, but reads pictures without text"):
+    with pytest.raises(ConfigError, match="packs rows, but reads pictures; only conversations are packed"):
         data_of(replace(chosen, stages=(replace(stage, packing=64),)), tokenizer)
 
 

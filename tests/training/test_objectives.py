@@ -195,7 +195,7 @@ def test_dense_terms_by_hand() -> None:
 def test_pictures_without_objects_teach_no_attributes(recipe: Recipe, tokenizer: Tokenizer, model: VLM) -> None:
     batch = batch_of(recipe, tokenizer, model, "encoder")
     batch.extra["dense"]["object"].zero_()
-    objective = objective_of(recipe.stages[0], recipe, tokenizer)
+    objective = objective_of(recipe.stages[0], recipe, tokenizer, model)
     terms = objective(model, batch)
     assert terms["color"][1] == terms["box"][1] == 0 and float(terms["color"][0].detach()) == 0.0
     sum(total for total, _ in terms.values()).backward()  # type: ignore[union-attr]
@@ -228,6 +228,6 @@ def test_an_unknown_objective_is_told_with_the_nearest() -> None:
 
 
 def test_objectives_own_weights_are_not_the_model_s(recipe: Recipe, tokenizer: Tokenizer, model: VLM) -> None:
-    names = {name for name, _ in objective_of(recipe.stages[0], recipe, tokenizer).named_parameters()}
+    names = {name for name, _ in objective_of(recipe.stages[0], recipe, tokenizer, model).named_parameters()}
     assert "terms.siglip.log_scale" in names and "terms.dense.heads.box.weight" in names
     assert not names & {name for name, _ in model.named_parameters()}

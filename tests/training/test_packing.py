@@ -147,7 +147,9 @@ def staged(recipe: Recipe, tokenizer: Tokenizer, folder: Path, **changes: Any) -
     chosen = replace(recipe, stages=(replace(recipe.stages[0], **changes),))
     model = initial_model(chosen)
     data = Batches(chosen.stages[0], 0, 0, chosen.sources, processor_of(chosen, tokenizer, model))
-    return Trainer(chosen, chosen.stages[0], model, objective_of(chosen.stages[0], chosen, tokenizer), folder), data
+    return Trainer(
+        chosen, chosen.stages[0], model, objective_of(chosen.stages[0], chosen, tokenizer, model), folder
+    ), data
 
 
 def test_packing_leaves_less_than_a_twentieth_of_padding(mixed: Recipe, tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -1,12 +1,18 @@
 """The plan of a run: it names what learns and how much, and finds what matches nothing, before anything is done."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 
 from sightline.core.config import override
 from sightline.core.errors import ConfigError
 from sightline.model import VLM
 from sightline.recipes import sightline_mini
-from sightline.training.plan import STATE, plan
+from sightline.training.adapters import Lora
+from sightline.training.cost import Cost, Usual, cost, usual
+from sightline.training.plan import STATE, lasting, plan
+from sightline.training.recipe import Recipe, freeze, learning_rates
 from sightline.zoo.describe import short
 
 
@@ -30,3 +36,59 @@ def test_what_matches_nothing_is_told() -> None:
         list(plan(sightline_mini(), "algin"))
     with pytest.raises(ConfigError, match=r"'fussion\.\*' matches no parameter"):
         list(plan(override(sightline_mini(), ["stages.2.learn={fussion.*: 0.1}"])))
+
+
+def learned_cost(recipe: Recipe, sample: Usual) -> Cost:
+    """What a sample costs the recipe's only stage."""
+    model = VLM(recipe.model)
+    freeze(model, learning_rates(model, recipe.stages[0].learn))
+    return cost(model.to("meta"), sample)
+
+
+def test_tokens_work_memory_and_time_are_those_of_the_samples(recipe: Recipe, alone: Callable[..., Recipe]) -> None:
+    """A stage of 6 steps, 3 micro-batches of 2, from two sources of weights 3 and 1."""
+    chosen = alone(recipe, "instruct", accumulate=3)
+    samples = {name: usual(source) for name, source in recipe.sources.items()}
+    asked, told = (learned_cost(chosen, samples[name]) for name in ("questions", "captions"))
+    lines = list(plan(chosen, rate=lambda precision: 1e6))
+    tokens = 36 * (0.75 * asked.tokens + 0.25 * told.tokens)
+    work = 0.75 * asked.operations + 0.25 * told.operations
+    assert f"  sample     4 tokens of pictures, about {asked.text} of text, questions" in lines
+    assert f"  steps      6 of 6 samples, 36 samples and {short(tokens)} tokens in all" in lines
+    assert f"  work       {short(work, 'FLOP')} a sample, {short(6 * work, 'FLOP')} a step" in lines
+    kept = max(asked.memory(2, "fp32"), told.memory(2, "fp32"))
+    assert f"             {short(kept, 'B')} of activations, 2 samples at a time" in lines
+    assert f"  time       {lasting(36 * work / 1e6)} at this machine's 1.00 MFLOP a second" in lines
+
+
+def test_adapters_are_told_and_only_they_have_a_state(recipe: Recipe, alone: Callable[..., Recipe]) -> None:
+    chosen = alone(recipe, "language", learn={"decoder.*": Lora(2, dora=True)})
+    lines = list(plan(replace(chosen, stages=chosen.stages * 2), rate=lambda precision: 1e6))
+    total = sum(p.numel() for p in VLM(recipe.model).parameters())
+    # four maps of 24 x 24, three of 24 x 48; a magnitude for each output
+    own = 2 * (4 * 48 + 3 * 72) + (4 * 24 + 48 + 48 + 24)
+    assert lines.count(f"  learns     {short(own)} of {short(total + own)} parameters ({own / (total + own):.1%})") == 2
+    assert "             decoder.* at 0.0002, DoRA of rank 2, alpha 2" in lines
+    memory = short(4 * (total + own) + STATE * own, "B")
+    assert f"  memory     {memory} of weights, gradients and optimiser state" in lines
+
+
+def test_the_machine_is_measured_once_for_each_precision(recipe: Recipe) -> None:
+    asked: list[str] = []
+    list(plan(recipe, rate=lambda precision: asked.append(precision) or 1e9))  # type: ignore[func-returns-value]
+    assert asked == ["fp32"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (0.4, "0 seconds"),
+        (100, "100 seconds"),
+        (120, "2 minutes"),
+        (7200, "2 hours"),
+        (2.6e5, "3 days"),
+        (1e9, "32 years"),
+    ],
+)
+def test_spans_of_time(seconds: float, told: str) -> None:
+    assert lasting(seconds) == told

@@ -1,6 +1,7 @@
 """Patterns, rates over a stage, and recipes as YAML."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from sightline.core.config import from_dict, load_yaml, override, save_yaml, to_
 from sightline.core.errors import ConfigError
 from sightline.model import VLM
 from sightline.training.optim import Optimizers
-from sightline.training.recipe import Recipe, Stage, freeze, learning_rates
+from sightline.training.recipe import Recipe, Stage, check_sources, freeze, learning_rates
+from sightline.training.settings import DEFAULTS, READS, DPOConfig
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +132,65 @@ def test_an_optimizer_goes_on_from_its_tensors(kind: str) -> None:
             optimizers.step(1.0 / (step + 1))
         found.append([weight.detach().clone() for weight in weights.values()])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------------- objectives
+
+
+def test_an_objective_with_settings_survives_yaml(recipe: Recipe, tmp_path: Path) -> None:
+    prefer = stage(objective=DPOConfig(beta=0.3), data={"pairs": 1.0})
+    weighed = stage(objective={"dpo": 1.0}, data={"pairs": 1.0})
+    chosen = replace(recipe, stages=(prefer, weighed))
+    save_yaml(chosen, tmp_path / "run.yaml")
+    text = (tmp_path / "run.yaml").read_text()
+    assert "  objective:\n    kind: dpo\n    beta: 0.3\n" in text and "  objective:\n    dpo: 1.0\n" in text
+    assert load_yaml(Recipe, tmp_path / "run.yaml") == chosen
+    assert override(chosen, ["stages.0.objective.beta=0.5"]).stages[0].settings("dpo") == DPOConfig(beta=0.5)
+    assert prefer.terms == weighed.terms == {"dpo": 1.0} and weighed.settings("dpo") == DPOConfig()
+
+
+@pytest.mark.parametrize(
+    "objective, told",
+    [
+        ({"kind": "dpo", "bata": 0.1}, "unknown key 'stages.0.objective.bata'; did you mean 'beta'"),
+        ({"kind": "dop"}, "unknown stages.0.objective.kind 'dop'; did you mean 'dpo'"),
+        ({"kind": "dpo", "beta": -1.0}, "beta = -1.0: input should be greater than 0"),
+        ({"kind": "dpo", "label_smoothing": 0.5}, "label_smoothing = 0.5: input should be less than 0.5"),
+        ({"kind": "grpo", "group": 1}, "group = 1: input should be greater than or equal to 2"),
+    ],
+)
+def test_a_wrong_setting_of_an_objective_is_told(recipe: Recipe, objective: dict[str, object], told: str) -> None:
+    data = to_dict(recipe)
+    data["stages"][0]["objective"] = objective
+    with pytest.raises(ConfigError) as failure:
+        from_dict(Recipe, data)
+    assert told in str(failure.value) and "\n" not in str(failure.value)
+
+
+def test_every_objective_says_what_it_reads() -> None:
+    assert set(DEFAULTS) < set(READS)
+    assert all(type(made)() == made and made.kind == name for name, made in DEFAULTS.items())
+
+
+@pytest.mark.parametrize(
+    "objective, data, told",
+    [
+        ({"dop": 1.0}, "pairs", "unknown objective 'dop'; did you mean 'dpo'"),
+        ({"dpo": 1.0}, "questions", "stage 's' reads conversations, its objective learns from pairs"),
+        ({"grpo": 1.0}, "questions", "stage 's' reads conversations, its objective learns from pairs"),
+        ({"next-token": 1.0}, "pairs", "stage 's' reads pairs, its objective learns from conversations"),
+        ({"clip": 1.0}, "captions", "stage 's' reads conversations, its objective learns from pictures"),
+        ({"kto": 1.0, "dpo": 1.0}, "pairs", "stage 's' reads pairs, its objective learns from judged and pairs"),
+    ],
+)
+def test_data_that_does_not_fit_the_objective_is_told(
+    recipe: Recipe, objective: dict[str, float], data: str, told: str
+) -> None:
+    with pytest.raises(ConfigError) as failure:
+        check_sources(stage(objective=objective, data={data: 1.0}), recipe.sources)
+    assert told in str(failure.value) and "\n" not in str(failure.value)
+
+
+def test_one_sample_cannot_be_compared(recipe: Recipe) -> None:
+    with pytest.raises(ConfigError, match="'kto' compares samples of a batch, expected one of at least 2"):
+        check_sources(stage(objective={"kto": 1.0}, data={"pairs": 1.0}, batch=1), recipe.sources)

@@ -23,6 +23,7 @@ from sightline.training.loader import Batches
 from sightline.training.objectives import Objective
 from sightline.training.recipe import Recipe
 from sightline.training.run import final_model, initial_model, objective_of, processor_of, run
+from sightline.training.settings import DEFAULTS, READS
 from sightline.training.trainer import NonFinite, Step, Trainer
 from sightline.zoo import own
 
@@ -41,7 +42,7 @@ def weights(recipe: Recipe, folder: Path) -> dict[str, Tensor]:
 def trainer_of(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> tuple[Trainer, Batches]:
     """A trainer of the recipe's first stage that is driven by hand, and its batches."""
     stage, model = recipe.stages[0], initial_model(recipe)
-    objective = objective_of(stage, recipe, tokenizer)
+    objective = objective_of(stage, recipe, tokenizer, model)
     data = Batches(stage, 0, recipe.seed, recipe.sources, processor_of(recipe, tokenizer, model))
     return Trainer(recipe, stage, model, objective, folder), data
 
@@ -317,3 +318,21 @@ def test_a_run_starts_from_a_model_folder(recipe: Recipe, fresh: Callable[[str],
 def test_a_start_of_another_design_is_refused(recipe: Recipe, folder: Path, tiny_folder: Path) -> None:
     with pytest.raises(ConfigError, match="of another design than recipe 'tiny'"):
         next(run(replace(recipe, start=str(tiny_folder)), folder, "align", workers=0))
+
+
+# ---------------------------------------------------------------------------------------------------- every objective
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", sorted(READS))
+def test_every_objective_trains(recipe: Recipe, folder: Path, name: str, precision: str) -> None:
+    form = READS[name]
+    source = {"pictures": "pictures", "conversations": "questions"}.get(form, "pairs")
+    part = "fusion" if name == "words" else "encoder" if form == "pictures" else "decoder"
+    objective: object = {name: 1.0}
+    if name in ("ppo", "grpo"):
+        objective = replace(DEFAULTS[name], max_new_tokens=4)
+    stage = replace(recipe.stages[0], name=name, learn={f"{part}.*": 1e-3}, data={source: 1.0}, steps=2)
+    chosen = replace(recipe, stages=(replace(stage, objective=objective, precision=precision),))
+    done = list(run(chosen, folder, workers=0))
+    assert len(done) == 2 and all(step.applied and math.isfinite(step.loss) for step in done)

@@ -7,9 +7,12 @@ the two axes, so a whole chain maps a place there and back without loss beyond f
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar, final
+from typing import TYPE_CHECKING, TypeVar, final
 
 from .errors import InputError
+
+if TYPE_CHECKING:  # values do without torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,22 @@ def iou(a: Box, b: Box) -> float:
     shared = max(width, 0.0) * max(height, 0.0)
     union = a.area + b.area - shared
     return shared / union if union > 0 else 0.0
+
+
+def generalized_iou(a: "Tensor", b: "Tensor") -> "Tensor":
+    """IoU of boxes [..., 4] (left, top, right, bottom), less the share of the box around both that neither fills.
+
+    [...] in [-1, 1], with a gradient where the two do not meet as well (arXiv:1902.09630).
+    """
+    low_a, high_a, low_b, high_b = a[..., :2], a[..., 2:], b[..., :2], b[..., 2:]
+
+    def area(low: "Tensor", high: "Tensor") -> "Tensor":
+        return (high - low).clamp(min=0).prod(-1)
+
+    shared = area(low_a.maximum(low_b), high_a.minimum(high_b))
+    union = area(low_a, high_a) + area(low_b, high_b) - shared
+    around = area(low_a.minimum(low_b), high_a.maximum(high_b))
+    return shared / union.clamp(min=1e-9) - (around - union) / around.clamp(min=1e-9)
 
 
 def match(found: Sequence[Box], truth: Sequence[Box], threshold: float = 0.5) -> list[tuple[int, int, float]]:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .adapted import merge
+
 Precision = Literal["fp32", "bf16", "int8"]
 ROWS = 8  # the packed order is chosen for products of about so many rows; it serves one and hundreds as well
 
@@ -83,8 +85,10 @@ def can_fuse(activation: str, weight: Tensor) -> bool:
 def pack(model: nn.Module, kernels: bool = False) -> None:
     """Turn every linear map inside a model into a packed one; modules that know how join theirs first.
 
+    Adapters are merged before, or a product would leave them out.
     kernels: whether they may call `layers.native` for what lies between products.
     """
+    merge(model)
     for module in list(model.modules()):
         if callable(join := getattr(module, "pack", None)):
             join(kernels)

@@ -12,9 +12,11 @@ from ..core.errors import CapacityError, ConfigError, DataError, InputError, Sig
 from ..data.batch import Batch, Example, collate, pack, row_length, sizes_of
 from ..data.mix import Mixture, permuted
 from ..data.processor import Processor
-from .recipe import Stage, check_sources
+from .preferences import preferred
+from .recipe import Source, Stage, check_sources
+from .settings import FROM_PAIRS
 from .signals import leave_to_parent
-from .sources import FilesSource, Sample, Source, opened
+from .sources import FilesSource, Sample, opened
 
 TRIES = 16  # samples that are looked at in place of one that cannot be used
 
@@ -38,19 +40,7 @@ class Batches(Dataset[Batch]):
     def __init__(
         self, stage: Stage, number: int, seed: int, sources: Mapping[str, Source], processor: Processor
     ) -> None:
-        check_sources(stage, sources)
-        found = {sources[name].gives for name in stage.data}
-        wanted = {"conversations" if name in ("next-token", "answers") else "pictures" for name in stage.objective}
-        if found != wanted or len(found) > 1:
-            reads, learns = " and ".join(sorted(found)), " and ".join(sorted(wanted))
-            raise ConfigError(
-                f"stage {stage.name!r} reads {reads}, its objective learns from {learns}; one batch is one of them"
-            )
-        dense = {"dense", "words"} & set(stage.objective)
-        if dense and (files := [name for name in stage.data if isinstance(sources[name], FilesSource)]):
-            raise ConfigError(f"objective {min(dense)!r} learns the truth of every patch; source {files[0]!r} has none")
-        if stage.packing and found == {"pictures"}:
-            raise ConfigError(f"stage {stage.name!r} packs rows, but reads pictures without text, which have none")
+        self.form = check_sources(stage, sources)
         self.stage, self.number, self.seed = stage, number, seed
         self.sources, self.processor = sources, processor
         self.mixture = Mixture(stage.data)
@@ -75,7 +65,7 @@ class Batches(Dataset[Batch]):
         parts = [made[i : i + size] for i in range(0, len(made), size)]
         # else every group would end with its longest
         random.Random(f"{self.seed} {self.number} {numbers[0]}").shuffle(parts)
-        return [assemble(part, self.processor, self.stage.packing) for part in parts]
+        return [assemble(part, self.processor, self.form, self.stage.packing) for part in parts]
 
     def sample(self, index: int) -> Sample:
         """Sample `index` of the stage."""
@@ -110,25 +100,29 @@ def length_of(name: str, source: Source) -> int | None:
 
 
 def example_of(sample: Sample, processor: Processor) -> Example:
-    """What the model reads of a sample."""
+    """What the model reads of a sample, of a pair its prompt."""
     if not sample.conversation:
         return _picture(sample, processor)
     return processor.branches(sample.conversation) if sample.branches else processor(sample.conversation)
 
 
-def assemble(made: Sequence[Made], processor: Processor, packing: int = 0) -> Batch:
-    """Samples as one batch; pictures without a conversation become patches without text.
+def assemble(made: Sequence[Made], processor: Processor, form: str, packing: int = 0) -> Batch:
+    """Samples as one batch of a form of `READS`; pictures without a conversation become patches without text.
 
     packing: the most tokens of a row that several conversations share; 0: each has a row of its own.
     """
     examples, samples = [each.example for each in made], [each.sample for each in made]
+    passed = [line for each in made for line in each.passed]
     pad = processor.tokenizer.control(processor.tokenizer.pad)
+    if form in FROM_PAIRS:
+        batch = preferred(samples, processor, form)
+        return replace(batch, extra=batch.extra | {"passed": passed})
     if packing:
         sizes = sizes_of(examples)
         batch = pack(examples, processor.patch, pad, row_length(sizes, max(packing, *map(max, sizes))))
     else:
         batch = collate(examples, processor.patch, pad)
-    extra = {"names": [sample.name for sample in samples], "passed": [line for each in made for line in each.passed]}
+    extra = {"names": [sample.name for sample in samples], "passed": passed}
     if samples[0].dense:
         extra["dense"] = {k: torch.from_numpy(np.stack([s.dense[k] for s in samples])) for k in samples[0].dense}
     if samples[0].caption:

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +13,26 @@ from ..core.config import nearest
 from ..core.errors import ConfigError
 from ..data.batch import IGNORE, Batch
 from ..model import VLM
+from .answers import begins
 
 Term = tuple[Tensor, int]  # sum over what is learned, and how many that is
 
 
 class Objective(nn.Module, ABC):
-    """Terms of the loss; weights of its own are trained along and kept in the training state only."""
+    """Terms of the loss; weights of its own are trained along and kept in the training state only.
+
+    updates: how many times each step's batches are learned from. notes: what else a step has to tell.
+    """
+
+    updates: int = 1
+    notes: Mapping[str, float] = MappingProxyType({})
+
+    def prepare(self, model: VLM, micro: list[Batch], key: str) -> list[Batch]:
+        """What is to be done once a step, before anything is learned from its micro-batches; they, or others instead.
+
+        key: says the run's seed, the stage and the step, so that whatever is drawn is drawn again after a resume.
+        """
+        return micro
 
     @abstractmethod
     def counts(self, batch: Batch) -> dict[str, int]:
@@ -46,14 +61,14 @@ class NextToken(Objective):
     def counts(self, batch: Batch) -> dict[str, int]:
         assert batch.labels is not None
         learned = batch.labels != IGNORE
-        return {self.name: int(_begins(learned).sum() if self.by_answer else learned.sum())}
+        return {self.name: int(begins(learned).sum() if self.by_answer else learned.sum())}
 
     def forward(self, model: VLM, batch: Batch) -> dict[str, Term]:
         assert batch.labels is not None
         mask = batch.labels != IGNORE
         learned = mask.flatten().nonzero()[:, 0]
         chosen, labels = model(batch, rows=learned), batch.labels.flatten()[learned]
-        answer = _begins(mask).flatten()[learned].long().cumsum(0) - 1
+        answer = begins(mask).flatten()[learned].long().cumsum(0) - 1
         weight = torch.ones(len(labels), device=labels.device)
         if self.by_answer:
             weight = 1 / torch.bincount(answer)[answer]
@@ -75,23 +90,25 @@ class NextToken(Objective):
         return plain - ((target * scores).sum(-1) * weight[place]).sum()
 
 
-def _begins(learned: Tensor) -> Tensor:
-    """Where an answer begins in rows [batch, length] of what is learned: after something that is not."""
-    before = torch.nn.functional.pad(learned[:, :-1], (1, 0), value=False)
-    return learned & ~before
-
-
 def smoothed(bins: Tensor, count: int, sigma: float) -> Tensor:
     """Targets [n, count] that fall off around each bin [n] as a Gaussian and sum to one."""
     away = torch.arange(count, device=bins.device) - bins[:, None].float()
     return torch.softmax(-((away / sigma) ** 2) / 2, dim=-1)
 
 
-class SigLIP(Objective):
-    """Every picture against every caption of the batch, each pair a yes or no (arXiv:2303.15343).
+class OnFeatures(Objective):
+    """Terms that look at the encoder's features alone; several of them share one pass through it."""
 
-    Pictures are mean-pooled features; captions the mean of their token vectors. Scale and bias start at 10 and -10.
-    """
+    def forward(self, model: VLM, batch: Batch) -> dict[str, Term]:
+        return self.on_features(features_of(model, batch), batch)
+
+    @abstractmethod
+    def on_features(self, features: Tensor, batch: Batch) -> dict[str, Term]:
+        """The same from features [items, patches, width]."""
+
+
+class Contrast(OnFeatures):
+    """Pictures against captions: mean-pooled features, and means of token vectors, each mapped to be compared."""
 
     def __init__(self, features: int, vocabulary: int, pad_id: int) -> None:
         super().__init__()
@@ -99,20 +116,31 @@ class SigLIP(Objective):
         self.embedding = nn.Embedding(vocabulary, features)
         self.text = nn.Linear(features, features)
         self.image = nn.Linear(features, features)
+
+    def compared(self, features: Tensor, captions: Tensor) -> tuple[Tensor, Tensor]:
+        """A vector [n, width] of each picture and of each caption."""
+        real = (captions != self.pad_id)[..., None].float()
+        texts = self.text((self.embedding(captions) * real).sum(1) / real.sum(1).clamp(min=1))
+        return self.image(features.mean(1)), texts
+
+
+class SigLIP(Contrast):
+    """Every picture against every caption of the batch, each pair a yes or no (arXiv:2303.15343).
+
+    Scale and bias start at 10 and -10.
+    """
+
+    def __init__(self, features: int, vocabulary: int, pad_id: int) -> None:
+        super().__init__(features, vocabulary, pad_id)
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.bias = nn.Parameter(torch.tensor(-10.0))
 
     def counts(self, batch: Batch) -> dict[str, int]:
         return {"siglip": len(batch.extra["captions"])}
 
-    def forward(self, model: VLM, batch: Batch) -> dict[str, Term]:
-        return self.on_features(features_of(model, batch), batch)
-
     def on_features(self, features: Tensor, batch: Batch) -> dict[str, Term]:
-        captions = batch.extra["captions"].to(features.device)
-        real = (captions != self.pad_id)[..., None].float()
-        texts = self.text((self.embedding(captions) * real).sum(1) / real.sum(1).clamp(min=1))
-        return {"siglip": siglip_loss(self.image(features.mean(1)), texts, self.log_scale, self.bias)}
+        images, texts = self.compared(features, batch.extra["captions"].to(features.device))
+        return {"siglip": siglip_loss(images, texts, self.log_scale, self.bias)}
 
 
 def siglip_loss(images: Tensor, texts: Tensor, log_scale: Tensor, bias: Tensor) -> Term:
@@ -130,6 +158,13 @@ def features_of(model: VLM, batch: Batch) -> Tensor:
     return features
 
 
+def exactly(head: nn.Linear, x: Tensor) -> Tensor:
+    """A linear map in float32, whatever the stage computes in: for numbers that are compared, not chosen among."""
+    with torch.autocast(x.device.type, enabled=False):
+        out: Tensor = head(x.float())
+        return out
+
+
 BINS = 128
 DENSE_WEIGHTS = {
     "object": 2.0,
@@ -143,7 +178,7 @@ DENSE_WEIGHTS = {
 }
 
 
-class Dense(Objective):
+class Dense(OnFeatures):
     """A linear reading of every patch: is an object's centre here, and its attributes and box.
 
     classes: how many values each attribute of the truth has. A truth of -1 is not learned, except for `cover_*`,
@@ -160,9 +195,6 @@ class Dense(Objective):
         there = batch.extra["dense"]["object"] == 1
         some = int(there.sum())
         return {name: there.numel() if _everywhere(name) else some * (4 if name == "box" else 1) for name in self.heads}
-
-    def forward(self, model: VLM, batch: Batch) -> dict[str, Term]:
-        return self.on_features(features_of(model, batch), batch)
 
     def on_features(self, features: Tensor, batch: Batch) -> dict[str, Term]:
         truth = {name: value.to(features.device).flatten(1, 2) for name, value in batch.extra["dense"].items()}
@@ -203,6 +235,13 @@ class Total(Objective):
                 raise ConfigError(f"unknown objective {name!r}{nearest(name, terms)}")
         self.weights = dict(weights)
         self.terms = nn.ModuleDict({name.replace("-", "_"): terms[name] for name in weights})
+        self.updates = max((term.updates for term in self.terms.values()), default=1)
+
+    def prepare(self, model: VLM, micro: list[Batch], key: str) -> list[Batch]:
+        for term in self.terms.values():
+            micro = term.prepare(model, micro, key)
+        self.notes = {name: value for term in self.terms.values() for name, value in term.notes.items()}
+        return micro
 
     def counts(self, batch: Batch) -> dict[str, int]:
         return {name: count for term in self.terms.values() for name, count in term.counts(batch).items()}
@@ -212,7 +251,7 @@ class Total(Objective):
         features = None
         for name, weight in self.weights.items():
             term = self.terms[name.replace("-", "_")]
-            if isinstance(term, (SigLIP, Dense)):
+            if isinstance(term, OnFeatures):
                 features = features_of(model, batch) if features is None else features
                 parts = term.on_features(features, batch)
             else:

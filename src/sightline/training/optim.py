@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ..layers.adapted import OWN
 from .recipe import Stage
 
 TABLES = ("embedding", "positions", "registers")  # matrices whose rows are looked up or added, never multiplied
@@ -24,7 +25,7 @@ class Optimizers:
         others = [n for n in self.parameters if n not in set(matrices)]
         self.names: list[list[str]] = []
         self.optimizers: list[torch.optim.Optimizer] = []
-        self._add(torch.optim.AdamW, others, rates, stage, 1.0, betas=(0.9, 0.98), fused=True)
+        self._add(torch.optim.AdamW, others, rates, stage, 1.0, betas=stage.betas, fused=True)
         self._add(torch.optim.Muon, matrices, rates, stage, self.MUON, momentum=0.95)
 
     def _add(
@@ -87,5 +88,8 @@ class Optimizers:
 
 
 def _orthogonal(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter is a matrix inside a block. A projector is none: whole steps of Muon undo its alignment."""
-    return parameter.dim() == 2 and "blocks" in name
+    """Whether a parameter is a matrix inside a block. A projector is none: whole steps of Muon undo its alignment.
+
+    Nor is half of an adapter, whose product is what should be orthogonal.
+    """
+    return parameter.dim() == 2 and "blocks" in name and not name.endswith(OWN)

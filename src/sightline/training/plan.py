@@ -1,41 +1,94 @@
 """What a run would do, told before it does anything."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 
+from ..layers.adapted import merge
 from ..model import VLM
 from ..zoo.describe import short
 from ..zoo.hollow import hollow
-from .recipe import Recipe, Stage, check_sources, learning_rates
+from .adapters import Lora, adapt
+from .cost import Cost, Usual, cost, matmul_rate, usual
+from .recipe import Recipe, Stage, check_sources, freeze, learning_rates, without_files
 
 STATE = 12  # bytes of a learned parameter besides its weight: gradient and two moments in float32
+SPANS = {"years": 31_557_600, "days": 86_400, "hours": 3600, "minutes": 60}
 
 
-def plan(recipe: Recipe, stage: str | None = None) -> Iterator[str]:
-    """Lines about every stage, or one; ConfigError where a stage's patterns or sources match nothing."""
+def plan(recipe: Recipe, stage: str | None = None, rate: Callable[[str], float] = matmul_rate) -> Iterator[str]:
+    """Lines about every stage, or one; ConfigError where a stage's patterns or sources match nothing.
+
+    rate: operations a second of this machine, by precision.
+    """
     with hollow():
         model = VLM(recipe.model)
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    rate = cache(rate)
     chosen = recipe.stages if stage is None else (recipe.stages[recipe.stage(stage)],)
-    yield f"{recipe.name}: {short(sum(sizes.values()))} parameters, seed {recipe.seed}"
+    yield f"{recipe.name}: {short(sum(p.numel() for p in model.parameters()))} parameters, seed {recipe.seed}"
     for each in chosen:
-        rates = learning_rates(model, each.learn)
         check_sources(each, recipe.sources)
         yield ""
-        yield from _stage(each, sum(sizes.values()), sum(sizes[name] for name in rates))
+        yield from _stage(recipe, each, model, rate)
 
 
-def _stage(stage: Stage, total: int, learned: int) -> Iterator[str]:
+def _stage(recipe: Recipe, stage: Stage, model: VLM, rate: Callable[[str], float]) -> Iterator[str]:
+    with hollow():
+        adapt(model, stage.learn)
+    rates = learning_rates(model, stage.learn)
+    freeze(model, rates)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    total, learned = sum(sizes.values()), sum(sizes[name] for name in rates)
+    samples = {name: usual(recipe.sources[name]) for name in stage.data}
+    costs = _costs(recipe, stage, model, samples)
+    with hollow():
+        merge(model)
+    shares = {name: weight / sum(stage.data.values()) for name, weight in stage.data.items()}
+    tokens = sum(shares[name] * each.tokens for name, each in costs.items())
+    per_sample = sum(shares[name] * each.operations for name, each in costs.items())
     per_step = stage.batch * stage.accumulate
+    count = stage.steps * per_step
+    speed = rate(stage.precision)
     yield f"{stage.name}"
     yield f"  learns     {short(learned)} of {short(total)} parameters ({learned / total:.1%})"
-    yield from (f"             {pattern} at {rate:g}" for pattern, rate in stage.learn.items())
-    yield f"  from       {_weighted(stage.data)}, to lower {_weighted(stage.objective)}"
-    yield f"  steps      {stage.steps:,} of {per_step} samples, {short(stage.steps * per_step)} samples in all"
-    yield f"  with       {stage.optimizer}, {stage.precision}, {stage.warmup} steps of warm-up"
+    for pattern, how in stage.learn.items():
+        yield f"             {pattern} at {how if isinstance(how, Lora) else f'{how:g}'}"
+    yield f"  from       {_weighted(stage.data)}, to lower {_weighted(stage.terms)}"
+    for name, source in without_files(stage, recipe.sources).items():
+        yield f"  files      sources.{name}.path=FILE is still to be given, in the format {source.format}"
+    for name, each in costs.items():
+        guess = ", a guess until there are files" if samples[name].guess else ""
+        whose = f", {name}" if len(costs) > 1 else ""
+        yield f"  sample     {each.visual:,} tokens of pictures, about {each.text:,} of text{guess}{whose}"
+    whole = f"{short(count)} samples and {short(count * tokens)} tokens in all"
+    yield f"  steps      {stage.steps:,} of {per_step:,} samples, {whole}"
+    yield f"  with       {stage.optimizer}, {stage.precision}, {stage.warmup:,} steps of warm-up"
     yield f"  saved      every {stage.save_every} steps"
-    memory = short(4 * total + STATE * learned, "B")
-    yield f"  memory     {memory} of weights, gradients and optimiser state, activations apart"
+    yield f"  memory     {short(4 * total + STATE * learned, 'B')} of weights, gradients and optimiser state"
+    kept = max(each.memory(stage.batch, stage.precision) for each in costs.values())
+    yield f"             {short(kept, 'B')} of activations, {stage.batch} samples at a time"
+    yield f"  work       {short(per_sample, 'FLOP')} a sample, {short(per_sample * per_step, 'FLOP')} a step"
+    yield f"  time       {lasting(per_sample * count / speed)} at this machine's {short(speed, 'FLOP')} a second"
 
 
-def _weighted(weights: dict[str, float]) -> str:
+def _costs(recipe: Recipe, stage: Stage, model: VLM, samples: Mapping[str, Usual]) -> dict[str, Cost]:
+    """What a sample of each source costs; sources whose samples are alike are measured once."""
+    known: dict[tuple[Usual, bool], Cost] = {}
+    found = {}
+    for name, sample in samples.items():
+        key = sample, recipe.sources[name].gives != "pictures"
+        if key not in known:
+            known[key] = cost(model, *key)
+        found[name] = known[key]
+    return found
+
+
+def lasting(seconds: float) -> str:
+    """A span of time in the largest unit that it holds two of."""
+    for name, length in SPANS.items():
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.0f} {name}"
+    return f"{seconds:.0f} seconds"
+
+
+def _weighted(weights: Mapping[str, float]) -> str:
     return " + ".join(f"{name} x {weight:g}" if weight != 1 else name for name, weight in weights.items())

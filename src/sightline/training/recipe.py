@@ -1,10 +1,10 @@
 """A recipe is a value that says the whole run: model, data, and stages that list what learns and how fast."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import field
 from fnmatch import fnmatchcase
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import nn
@@ -12,10 +12,15 @@ from torch import nn
 from ..core.config import config, nearest
 from ..core.errors import ConfigError
 from ..data.tiles import Pipeline
+from ..layers.adapted import OWN, adapted
 from ..model import VLMConfig
-from .sources import Source
+from .adapters import Learning, Lora
+from .preferences import PairsSource
+from .settings import DEFAULTS, FROM_PAIRS, READS, ObjectiveConfig, check_names
+from .sources import FilesSource, ScenesSource
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Source = ScenesSource | FilesSource | PairsSource  # told apart by `kind`
 
 
 @config
@@ -23,22 +28,24 @@ class Stage:
     """One stage of a run.
 
     learn: patterns over parameter names and their learning rates; everything else is frozen. A pattern that matches
-    nothing is an error; a parameter that two patterns match takes the later one's rate.
-    data: weights of the recipe's sources. objective: weights of the terms of the loss.
+    nothing is an error; a parameter that two patterns match takes the later one's rate. Under a `Lora` the parameters
+    stay frozen as well and adapters beside the linear maps among them learn (`training.adapters`).
+    data: weights of the recipe's sources. objective: weights of the terms of the loss, or one term with its settings.
     """
 
     name: str
-    learn: dict[str, float]
+    learn: dict[str, float | Lora]
     data: dict[str, float]
     steps: PositiveInt
     batch: PositiveInt = 16
-    objective: dict[str, float] = field(default_factory=lambda: {"next-token": 1.0})
+    objective: ObjectiveConfig | dict[str, float] = field(default_factory=lambda: {"next-token": 1.0})
     optimizer: Literal["adamw", "muon"] = "adamw"
     warmup: NonNegativeInt = 50
     schedule: Literal["linear", "cosine"] = "linear"  # how the rate falls
     decay: float = 0.5  # share of the stage, at its end, over which it falls; 0 keeps it constant
     floor: float = 0.03  # what it falls to, as a share
     weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)  # of AdamW
     clip: float = 1.0
     precision: Literal["bf16", "fp32"] = "bf16"
     accumulate: PositiveInt = 1  # micro-batches a step
@@ -47,6 +54,15 @@ class Stage:
     group: PositiveInt = 1  # batches whose samples are sorted by length among them
     recompute: bool = False  # blocks are computed again for their gradients instead of kept (arXiv:1604.06174)
     max_bad: Share = 0.01  # how many samples may be passed over, of the first 1,000 or of all
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """The terms of the loss by name, and their weights."""
+        return self.objective if isinstance(self.objective, dict) else {self.objective.kind: 1.0}
+
+    def settings(self, name: str) -> Any:
+        """The settings of one of the terms: the stage's, or the default ones."""
+        return DEFAULTS[name] if isinstance(self.objective, dict) else self.objective
 
     def rate(self, step: int) -> float:
         """The learning rate at a step (from 0) as a share of its peak."""
@@ -85,23 +101,61 @@ class Recipe:
         return names.index(name)
 
 
-def check_sources(stage: Stage, known: Iterable[str]) -> None:
-    """ConfigError, telling the nearest, for a source of a stage that a recipe does not have."""
-    known = list(known)
+def check_sources(stage: Stage, sources: Mapping[str, Source]) -> str:
+    """What a batch of the stage holds, as in `READS`; ConfigError where its sources and objective do not fit."""
     for name in stage.data:
-        if name not in known:
-            raise ConfigError(f"stage {stage.name!r} has no source {name!r}{nearest(name, known)}")
+        if name not in sources:
+            raise ConfigError(f"stage {stage.name!r} has no source {name!r}{nearest(name, sources)}")
+    check_names(stage.terms)
+    wanted = {READS[name] for name in stage.terms}
+    given = {sources[name].gives for name in stage.data}
+    needed = {"pairs" if form in FROM_PAIRS else form for form in wanted}
+    if given != needed or len(wanted) > 1:
+        reads, learns = " and ".join(sorted(given)), " and ".join(sorted(needed if len(wanted) == 1 else wanted))
+        raise ConfigError(
+            f"stage {stage.name!r} reads {reads}, its objective learns from {learns}; one batch is one of them"
+        )
+    dense = {"dense", "words", "boxes"} & set(stage.terms)
+    if dense and (files := [name for name in stage.data if isinstance(sources[name], FilesSource)]):
+        raise ConfigError(f"objective {min(dense)!r} learns the truth of every patch; source {files[0]!r} has none")
+    if stage.packing and given != {"conversations"}:
+        reads = given.pop()
+        raise ConfigError(f"stage {stage.name!r} packs rows, but reads {reads}; only conversations are packed")
+    for name in {"kto", "itm"} & set(stage.terms):
+        if stage.batch < 2:
+            raise ConfigError(f"stage {stage.name!r}: {name!r} compares samples of a batch, expected one of at least 2")
+    return wanted.pop()
 
 
-def learning_rates(model: nn.Module, learn: dict[str, float]) -> dict[str, float]:
-    """The rate of every parameter that a stage's patterns name; the others are frozen."""
+def without_files(stage: Stage, sources: Mapping[str, Source]) -> dict[str, FilesSource]:
+    """The sources of a stage that are read from files and name none yet."""
+    found = {name: sources[name] for name in stage.data}
+    return {name: each for name, each in found.items() if isinstance(each, FilesSource) and not each.path}
+
+
+def check_files(stage: Stage, sources: Mapping[str, Source]) -> None:
+    """ConfigError for a source of a stage that is unknown, or is read from files and names none yet."""
+    check_sources(stage, sources)
+    for name, found in without_files(stage, sources).items():
+        what = f"{found.kind} in the format {found.format!r}"
+        raise ConfigError(f"source {name!r} names no file; set sources.{name}.path=FILE, {what}")
+
+
+def learning_rates(model: nn.Module, learn: Learning) -> dict[str, float]:
+    """The rate of every parameter that a stage's patterns name; the others are frozen.
+
+    Under a `Lora` these are the adapters' own, where `adapt` has put some.
+    """
+    beside = {f"{name}.{own}": f"{name}.weight" for name in adapted(model) for own in OWN}
     names = [name for name, _ in model.named_parameters()]
     rates: dict[str, float] = {}
-    for pattern, rate in learn.items():
-        matched = [name for name in names if fnmatchcase(name, pattern)]
+    for pattern, how in learn.items():
+        matched = [name for name in names if fnmatchcase(beside.get(name, name), pattern)]
         if not matched:
             raise ConfigError(f"pattern {pattern!r} matches no parameter{nearest(pattern, names)}")
-        rates |= dict.fromkeys(matched, rate)
+        low = isinstance(how, Lora)
+        rate = how.rate if isinstance(how, Lora) else how
+        rates |= dict.fromkeys((name for name in matched if (name in beside) == low), rate)
     return rates
 
 

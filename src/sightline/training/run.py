@@ -6,24 +6,32 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from ..core.config import nearest
 from ..core.errors import CheckpointError, ConfigError, DataError
 from ..core.sequence import Text
 from ..data.processor import Processor
 from ..grounding.codecs import LocationTokens
 from ..language.tokenizer import Tokenizer, train_tokenizer
+from ..layers.adapted import merge
 from ..model import VLM
 from ..worlds.scene_questions import questions
 from ..worlds.scenes import COLORS, SHAPES, SIZES, TEXTURES, scene
 from ..zoo.names import locate
 from ..zoo.own import ProcessorConfig, load_model, read_card
 from . import checkpoints
+from .adapters import adapt
 from .alignment import Words, smooth_places, words_of
-from .objectives import Dense, NextToken, SigLIP, Total
-from .recipe import Recipe, Stage
+from .answers import Reference
+from .boxes import Boxes
+from .contrast import CLIP, Matching
+from .distill import DINO
+from .objectives import Dense, NextToken, Objective, SigLIP, Total
+from .policy import GRPO, PPO
+from .preferring import DPO, KTO, ORPO, DenseDPO, Reward
+from .recipe import Recipe, Stage, check_files, learning_rates
 from .records import prepare, tell, whole
+from .reference import frozen
+from .settings import check_names
 from .sources import FilesSource
 from .trainer import Step, Trainer
 
@@ -82,19 +90,37 @@ def processor_config(recipe: Recipe) -> ProcessorConfig:
     return ProcessorConfig(recipe.pixels, recipe.template, recipe.codec, max_length=recipe.max_length)
 
 
-def objective_of(stage: Stage, recipe: Recipe, tokenizer: Tokenizer) -> Total:
-    """The terms that a stage names."""
-    width, first = recipe.model.image.width, tokenizer.control(LocationTokens().name(0))
-    made: dict[str, Callable[[], nn.Module]] = {
+def objective_of(stage: Stage, recipe: Recipe, tokenizer: Tokenizer, model: VLM) -> Total:
+    """The terms that a stage names; the model is as the stage finds it."""
+    check_names(stage.terms)
+    features, first = recipe.model.image.features, tokenizer.control(LocationTokens().name(0))
+    width, text = recipe.model.decoder.width, (recipe.model.decoder.vocab_size, tokenizer.control(tokenizer.pad))
+
+    def reference() -> Reference:
+        return frozen(model, learning_rates(model, stage.learn))
+
+    def processor() -> Processor:
+        return processor_of(recipe, tokenizer, model)
+
+    made: dict[str, Callable[[], Objective]] = {
         "next-token": lambda: NextToken(first, LocationTokens().bins),
         "answers": lambda: NextToken(first, LocationTokens().bins, by_answer=True),
-        "siglip": lambda: SigLIP(width, recipe.model.decoder.vocab_size, tokenizer.control(tokenizer.pad)),
-        "dense": lambda: Dense(width, {name: len(values) for name, values in VALUES.items()}),
+        "siglip": lambda: SigLIP(features, *text),
+        "clip": lambda: CLIP(features, *text, stage.settings("clip")),
+        "itm": lambda: Matching(model, *text),
+        "dino": lambda: DINO(model.encoder, stage.settings("dino")),
+        "dense": lambda: Dense(features, {name: len(values) for name, values in VALUES.items()}),
+        "boxes": lambda: Boxes(features, stage.settings("boxes")),
         "words": lambda: Words(words_of(tokenizer, VALUES), first, LocationTokens().bins),
+        "dpo": lambda: DPO(stage.settings("dpo"), reference()),
+        "dense-dpo": lambda: DenseDPO(stage.settings("dense-dpo"), reference()),
+        "kto": lambda: KTO(stage.settings("kto"), reference()),
+        "orpo": lambda: ORPO(stage.settings("orpo")),
+        "reward": lambda: Reward(stage.settings("reward"), width),
+        "ppo": lambda: PPO(stage.settings("ppo"), processor(), reference(), width),
+        "grpo": lambda: GRPO(stage.settings("grpo"), processor(), reference()),
     }
-    if unknown := sorted(set(stage.objective) - set(made)):
-        raise ConfigError(f"unknown objective {unknown[0]!r}{nearest(unknown[0], made)}")
-    return Total({name: made[name]() for name in stage.objective}, stage.objective)  # type: ignore[misc]
+    return Total({name: made[name]() for name in stage.terms}, stage.terms)
 
 
 def initial_model(recipe: Recipe) -> VLM:
@@ -121,12 +147,19 @@ def weights_before(recipe: Recipe, folder: Path, number: int, model: VLM) -> Non
     """Start a stage from the last weights of the one before it, the first one of a run from where the recipe says."""
     before = recipe.stages[number - 1] if number else None
     if before and (found := last_of(folder, before)):
-        model.load_state_dict(found.tensors["model"])
+        restore(model, before, found)
+        merge(model)
     elif recipe.start:
         load_start(recipe, model)
     elif before:
         after = recipe.stages[number].name
         raise CheckpointError(f"{folder}: stage {before.name!r} is not finished; train it before {after!r}")
+
+
+def restore(model: VLM, stage: Stage, found: checkpoints.Saved) -> None:
+    """Give a model the weights and adapters of a stage's checkpoint."""
+    adapt(model, stage.learn)
+    model.load_state_dict(found.tensors["model"])
 
 
 def load_start(recipe: Recipe, model: VLM) -> None:
@@ -146,28 +179,32 @@ def run(
     evaluate: Callable[[VLM], dict[str, float]] | None = None,
 ) -> Iterator[Step]:
     """Steps of one stage, or of every stage that is not finished; killed at any instant, it goes on from there."""
+    chosen = range(len(recipe.stages)) if stage is None else [recipe.stage(stage)]
+    for number in chosen:
+        check_files(recipe.stages[number], recipe.sources)
     with checkpoints.locked(folder):
         prepare(recipe, folder)
         tokenizer = tokenizer_of(recipe, folder)
-        chosen = range(len(recipe.stages)) if stage is None else [recipe.stage(stage)]
         for number in chosen:
             current = recipe.stages[number]
             if finished(recipe, folder, current):
                 continue
             model = initial_model(recipe)
             weights_before(recipe, folder, number, model)
+            model.to(device)
             torch.manual_seed(recipe.seed + number)
-            objective = objective_of(current, recipe, tokenizer)
-            trainer = Trainer(recipe, current, model.to(device), objective.to(device), folder)
+            adapt(model, current.learn)  # before a reference copies what the stage begins from
+            objective = objective_of(current, recipe, tokenizer, model)
+            trainer = Trainer(recipe, current, model, objective.to(device), folder)
             trainer.resume()
             yield from trainer.run(processor_of(recipe, tokenizer, model), workers, evaluate)
 
 
 def final_model(recipe: Recipe, folder: Path) -> tuple[VLM, tuple[Stage, ...]]:
-    """The model after the last stage that is finished, and the stages it went through."""
+    """The model after the last stage that is finished, with that one's adapters, and the stages it went through."""
     model = initial_model(recipe)
     for number, stage in reversed(list(enumerate(recipe.stages))):
         if found := last_of(folder, stage):
-            model.load_state_dict(found.tensors["model"])
+            restore(model, stage, found)
             return model.eval(), recipe.stages[: number + 1]
     raise CheckpointError(f"{folder}: no stage of recipe {recipe.name!r} is finished")

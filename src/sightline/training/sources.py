@@ -130,7 +130,8 @@ class FilesSource:
 
     kind: what they become: "conversations", "image-text" (a picture and its caption, which is the last answer), or
     "preferences". format: one of `data.formats`; path, images, annotations, prompt, frames: as in its `Files`. Paths
-    are relative to where the program runs; an empty one stands in a recipe that others complete.
+    are relative to where the program runs; an empty one stands in a recipe that others complete. text: tokens
+    of text in a usual sample, a guess for plans while there is no file to look at.
     """
 
     kind: Literal["conversations", "image-text", "preferences"]
@@ -140,6 +141,7 @@ class FilesSource:
     annotations: str = ""
     prompt: str = ""
     frames: PositiveInt = 8
+    text: PositiveInt = 256
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -179,6 +181,3 @@ def opened(source: FilesSource) -> Reader:
     """The data set of a source."""
     images, annotations = (Path(path) if path else None for path in (source.images, source.annotations))
     return open_files(source.format, Files(Path(source.path), images, annotations, source.prompt, source.frames))
-
-
-Source = ScenesSource | FilesSource  # told apart by `kind`

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +31,7 @@ class Step:
     """One step that was done: its number from 1, its loss and terms, and how fast it went.
 
     waited: seconds that passed before its samples were there. applied: False when it was not made of numbers.
+    notes: what else the objective tells, such as the mean reward of what it sampled.
     """
 
     stage: str
@@ -42,6 +42,7 @@ class Step:
     samples_per_second: float = 0.0
     waited: float = 0.0
     applied: bool = True
+    notes: dict[str, float] = field(default_factory=dict)
 
 
 class NonFinite(SightlineError):
@@ -73,9 +74,9 @@ class Trainer:
         rates = learning_rates(model, stage.learn)
         freeze(model, rates)
         learned = {name: p for name, p in model.named_parameters() if name in rates}
-        own = {f"objective.{name}": p for name, p in objective.named_parameters()}
+        own = {f"objective.{name}": p for name, p in objective.named_parameters() if p.requires_grad}
         self.parameters = learned | own
-        self.optimizers = Optimizers(self.parameters, rates | dict.fromkeys(own, max(stage.learn.values())), stage)
+        self.optimizers = Optimizers(self.parameters, rates | dict.fromkeys(own, max(rates.values())), stage)
         self.step, self.refused, self.checked = 0, 0, False
         scaling = getattr(model.config.decoder, "rope_scaling", None)
         if stage.packing and scaling is not None and scaling.by_length:
@@ -121,13 +122,23 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------------ one step
 
     def learn(self, micro: list[Batch]) -> Step:
-        """One step over some micro-batches; refused, and counted, when anything in it is not a number.
+        """One step over some micro-batches: one update, or several where the objective wants to learn them so often."""
+        torch.manual_seed(hash((self.recipe.seed, self.number, self.step)))  # a step's chance, wherever a run resumes
+        with self.autocast():
+            micro = self.objective.prepare(self.model, micro, f"{self.recipe.seed} {self.number} {self.step}")
+        step = self.update(micro)
+        for _ in range(1, self.objective.updates):
+            step = self.update(micro) if step.applied else step
+        self.step += 1
+        return step
 
-        Every term is divided by its count over all micro-batches, so that two of 16 are one of 32; SigLIP apart, which
-        contrasts the pairs of one micro-batch only.
+    def update(self, micro: list[Batch]) -> Step:
+        """One update; refused, and counted, when anything in it is not a number.
+
+        Every term is divided by its count over all micro-batches, so that two of 16 are one of 32; apart from those
+        that compare the pairs of one micro-batch only, such as SigLIP.
         """
         self.optimizers.zero()
-        torch.manual_seed(hash((self.recipe.seed, self.number, self.step)))  # a step's chance, wherever a run resumes
         counts: Counter[str] = Counter()
         for batch in micro:
             counts.update(self.objective.counts(batch))
@@ -143,24 +154,28 @@ class Trainer:
         if applied:
             self.optimizers.step(self.stage.rate(self.step))
         self.refused = 0 if applied else self.refused + 1
-        self.step += 1
         values = {name: float(value) for name, value in terms.items()}
-        return Step(self.stage.name, self.step, float(loss), values, float(norm), applied=applied)
+        notes = dict(self.objective.notes)
+        return Step(self.stage.name, self.step + 1, float(loss), values, float(norm), applied=applied, notes=notes)
 
     def backward(self, batch: Batch, counts: Counter[str]) -> dict[str, Tensor]:
         """Add a micro-batch's gradients; return its share of each term."""
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.stage.precision == "bf16"):
+        with self.autocast():
             found = self.objective(self.model, batch)
         terms = {name: total.float() / max(counts[name], 1) for name, (total, _) in found.items()}
         torch.stack(list(terms.values())).sum().backward()
         return {name: value.detach() for name, value in terms.items()}
 
+    def autocast(self) -> torch.autocast:
+        """The precision that the stage computes in."""
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.stage.precision == "bf16")
+
     def check_gradients(self) -> None:
         """Hold the stage to its word with real gradients: every pattern it learns got some, what it froze did not."""
         self.checked, stage = True, self.stage.name
         silent = {name for name, p in self.parameters.items() if p.grad is None}
-        for pattern in self.stage.learn:
-            if all(name in silent for name in self.parameters if fnmatchcase(name, pattern)):
+        for pattern, how in self.stage.learn.items():
+            if all(name in silent for name in learning_rates(self.model, {pattern: how}) if name in self.parameters):
                 raise ConfigError(f"stage {stage!r} learns {pattern!r}, but its data and objective never reach it")
         moved = [n for n, p in self.model.named_parameters() if n not in self.parameters and p.grad is not None]
         if moved:

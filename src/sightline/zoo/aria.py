@@ -159,6 +159,7 @@ FAMILIES = {
         lambda c, f: llava.bare_tower(read_tensors(f)),
         inputs,
         habits=lambda c, f, t: habits(c),
+        modules=llava.module_name,
     )
 }
 

@@ -102,7 +102,8 @@ class Family:
     settings. tensors: those of a folder in the map's layout. inputs: its published keyword inputs as a batch, given the
     model and its configuration first (`zoo.inputs`); None for a part that reads no text. tokenizer: that of a folder,
     or None where it lies without one. habits: of its processor, or what tells them from configuration, folder and
-    tokenizer. complete: a configuration with what only the files beside it say.
+    tokenizer. complete: a configuration with what only the files beside it say. modules: what transformers calls a
+    module in memory, by its name in any layout that it reads.
     """
 
     build: Callable[[Json, Path], nn.Module]
@@ -112,6 +113,7 @@ class Family:
     tokenizer: Callable[[Path], Tokenizer | None] = tokenizer_json
     habits: Habits | Callable[[Json, Path, Tokenizer], Habits] | None = None
     complete: Callable[[Json, Path], Json] = as_read
+    modules: Callable[[str], str] = str
 
 
 @dataclass(frozen=True)

@@ -221,6 +221,7 @@ FAMILIES = {
             expand=tagged,
             frames="<video>",
         ),
+        modules=llava.module_name,
     ),
     "internvl_chat": Family(
         lambda c, f: VLM(original_config(c)),

@@ -5,7 +5,7 @@ parameter of ours without a published name, is an error that names a few of them
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -154,6 +154,15 @@ class KeyMap:
 
     def __add__(self, other: "KeyMap") -> "KeyMap":
         return KeyMap(self.rules + other.rules, self.ignore + other.ignore)
+
+    def joins(self, ours: Collection[str]) -> dict[str, tuple[tuple[str, ...], Reshape]]:
+        """The published names of some of ours, each with the names that it is made of, in order, and how."""
+        found: dict[str, tuple[tuple[str, ...], Reshape]] = {}
+        for r in self.rules:
+            for match in [m for key in ours if (m := pattern(r.ours[0]).fullmatch(key))]:
+                fields = match.groupdict()
+                found[r.theirs.format(**fields)] = tuple(name.format(**fields) for name in r.ours), r.reshape
+        return found
 
     def load(self, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Published tensors under our names."""

@@ -98,6 +98,16 @@ def published_name(key: str) -> str:
     return re.sub(r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", key)
 
 
+def module_name(key: str) -> str:
+    """One name of any layout as transformers 5 has it in memory."""
+    key = published_name(key)
+    if key.startswith("language_model.model."):
+        return "model.language_model." + key.removeprefix("language_model.model.")
+    if key.startswith("language_model.lm_head"):
+        return key.removeprefix("language_model.")
+    return "model." + key.replace("vision_tower.vision_model.", "vision_tower.").removeprefix("model.")
+
+
 # -------------------------------------------------------------------------------------------------- original layout
 
 
@@ -185,6 +195,7 @@ FAMILIES = {
         keys,
         published_tensors,
         habits=Habits(TEMPLATES["llava-hf"], "<image>", "decimals", pixels=_pixels),
+        modules=module_name,
     ),
     "llava_llama": Family(
         lambda c, f: VLM(original_config(c, f)),

@@ -15,7 +15,7 @@ from ..model import VLM, VLMConfig
 from .backbones import Json, decoder_keys, language_config, siglip_config, siglip_keys
 from .family import Family, Habits, Row, Stages, scaling
 from .keymap import KeyMap, rule
-from .llava import published_tensors
+from .llava import module_name, published_tensors
 
 
 def config(c: Json) -> VLMConfig:
@@ -47,6 +47,7 @@ FAMILIES = {
         keys,
         published_tensors,
         habits=Habits(paligemma_template, "<image>", "paligemma", "<bos>", "<eos>", pixels=_stretched),
+        modules=module_name,
     )
 }
 

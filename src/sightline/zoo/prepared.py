@@ -9,6 +9,7 @@ from ..core.errors import ConfigError
 from ..language.decoder import Decoder
 from ..language.stepper import Stepper
 from ..layers import native
+from ..layers.adapted import merged_state
 from ..layers.packed import Precision, pack
 from .hollow import hollow
 
@@ -27,13 +28,15 @@ def dtype_of(precision: str) -> torch.dtype:
 def prepared(model: M, precision: Precision = "fp32") -> M:
     """A twin of a VLM, a decoder or an encoder for inference only; it gives no gradients and cannot be saved.
 
+    Adapters are merged into the weights that they stand beside.
+
     fp32 and bf16 are the precision of weights and activations. int8 is bf16 whose decoder keeps a second copy of its
     weights in int8, read when a token or a few are written: 3 bytes a weight.
     """
     dtype = dtype_of(precision)
     with hollow():
         twin: M = type(model)(model.config)
-    twin.load_state_dict({name: t.detach().to(dtype) for name, t in model.state_dict().items()}, assign=True)
+    twin.load_state_dict({name: t.to(dtype) for name, t in merged_state(model).items()}, assign=True)
     for decoder in [module for module in twin.modules() if isinstance(module, Decoder)]:
         if decoder.head is None:  # tied: the table is read by row, the head as a product
             decoder.head = nn.Linear(decoder.config.width, decoder.config.vocab_size, bias=False, device="meta")

@@ -16,6 +16,7 @@ from ..encoders.vit import ViT
 from ..language.cache import Cache
 from ..language.decoder import Decoder
 from ..language.seq2seq import Seq2Seq
+from ..layers.adapted import merged_state
 from ..layers.packed import Precision
 from ..model import VLM
 from .backbones import Json
@@ -109,9 +110,9 @@ class Published:
             hidden = _read(runner, step, cache)[:, -1]
 
     def save(self, folder: Path) -> None:
-        """Write the model in its published layout, with its configuration as it was read."""
+        """Write the model in its published layout, adapters merged, with its configuration as it was read."""
         keys = FAMILIES[self.family].keys(self.model.config)
-        write(folder, keys.save(self.model.state_dict()), self.config)
+        write(folder, keys.save(merged_state(self.model)), self.config)
 
     def batch(self, **inputs: Tensor | None) -> Batch:
         """The published inputs as a batch; InputError where pictures and their places do not match."""

@@ -1,0 +1,89 @@
+"""Recipes of published systems: what each stage teaches, how long, and that none begins before its files are there."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sightline.core.config import from_dict, to_dict
+from sightline.core.errors import ConfigError
+from sightline.language.decoder import DecoderConfig
+from sightline.recipes import RECIPES, recipe
+from sightline.training.adapters import Lora
+from sightline.training.plan import plan
+from sightline.training.recipe import Recipe
+from sightline.training.run import run
+
+PUBLISHED = [name for name in RECIPES if name != "sightline-mini"]
+
+
+def dry(chosen: Recipe, stage: str | None = None) -> list[str]:
+    return list(plan(chosen, stage, rate=lambda precision: 1e12))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_each_can_be_planned_and_none_begins_without_its_files(name: str, tmp_path: Path) -> None:
+    chosen = recipe(name)
+    assert chosen.name == name
+    assert from_dict(Recipe, to_dict(chosen)) == chosen
+    lines = dry(chosen)
+    assert sum(line.startswith("  files ") for line in lines) == sum(len(stage.data) for stage in chosen.stages)
+    source = next(iter(chosen.stages[0].data))
+    with pytest.raises(ConfigError, match=rf"names no file; set sources\.{source}\.path=FILE"):
+        next(run(chosen, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "learned"),
+    [
+        ("llava-1.5-7b", {"align": "21.0 M of 7.06 G", "instruct": "6.76 G of 7.06 G"}),
+        ("llava-1.5-7b-lora", {"align": "21.0 M of 7.06 G", "instruct": "341 M of 7.38 G"}),
+        ("qwen-vl", {"tasks": "9.66 G of 9.66 G", "instruct": "7.81 G of 9.66 G"}),
+        ("cogvlm-224", {"pretrain": "6.62 G of 17.6 G"}),
+    ],
+)
+def test_what_learns(name: str, learned: dict[str, str]) -> None:
+    """Adapters of LLaVA: 128 x (inputs + outputs) of 7 maps in 32 blocks are 320 M, beside the projector's 21 M."""
+    for stage, wanted in learned.items():
+        assert any(f"learns     {wanted} parameters" in line for line in dry(recipe(name), stage))
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "samples"),
+    [
+        ("llava-1.5-7b", "align", 558_128),
+        ("llava-1.5-13b", "instruct", 665_298),
+        ("qwen-vl-224", "pretrain", 50_000 * 30_720),
+        ("cogvlm-224", "pretrain", 120_000 * 8192),
+        ("blip2-opt-2.7b", "generate", 80_000 * 1920),
+    ],
+)
+def test_how_much_is_seen(name: str, stage: str, samples: int) -> None:
+    chosen = recipe(name)
+    found = chosen.stages[chosen.stage(stage)]
+    batch = found.batch * found.accumulate
+    assert 0 <= found.steps * batch - samples < batch
+
+
+def test_rates_rise_and_fall_along_half_a_cosine_to_what_was_published() -> None:
+    stage = recipe("blip2-opt-2.7b").stages[0]
+    assert stage.rate(1999) == stage.rate(2000) == 1.0
+    assert stage.rate(2000 + 39_000) == pytest.approx(0.75)  # half way
+    assert stage.rate(79_999) == pytest.approx(0.5, abs=1e-6)
+
+
+def test_the_adapters_of_llava_are_those_of_its_script() -> None:
+    assert recipe("llava-1.5-7b-lora").stages[1].learn["decoder.*"] == Lora(128, 256, 2e-4, dropout=0.05)
+
+
+def test_a_plan_of_34_billion_parameters_takes_no_time() -> None:
+    small = recipe("llava-1.5-7b")
+    sizes = {"vocab_size": 64_000, "width": 7168, "depth": 60, "heads": 56, "kv_heads": 8, "mlp": 20_480}
+    fusion = replace(small.model.fusion, width=7168)
+    large = replace(small, model=replace(small.model, decoder=DecoderConfig(**sizes), fusion=fusion))  # type: ignore[arg-type]
+    began = time.process_time()
+    lines = list(plan(large, "align"))
+    assert time.process_time() - began < 3
+    assert lines[0] == "llava-1.5-7b: 34.8 G parameters, seed 0"
