@@ -108,11 +108,11 @@ def save(
 ) -> None:
     """Write a model folder whole or not at all; whatever was there stays until the new one is on the disk.
 
-    Weights are written in `dtype`, adapters merged, tables that are not learned as they are. beside: further files by name.
-    OSError (a full disk, say) leaves the old folder as it was.
+    Weights are written in `dtype`, adapters merged; tables that are not learned as they are. beside: further files by
+    name. OSError (a full disk, say) leaves the old folder as it was.
     """
     with whole(folder) as new:
-        fixed = {name for name, _ in model.named_buffers()}  # nothing learned made up for what rounding takes of them
+        fixed = {name for name, _ in model.named_buffers()}  # exact, so that saving changes nothing of them
         state = {name: tensor.cpu() for name, tensor in merged_state(model).items()}
         tensors = {name: tensor if name in fixed else tensor.to(dtype) for name, tensor in state.items()}
         write_pieces(new, tensors, piece)
