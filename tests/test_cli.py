@@ -399,10 +399,15 @@ def test_answer_resumes(model: tuple[str, ...], picture: Path, tmp_path: Path) -
 def test_models_lists_what_can_be_loaded() -> None:
     done = run("models")
     assert re.search(
-        r"^llava-1\.5-7b +7\.06 G +CLIP ViT-L/14 336 → MLP of 2 layers → Vicuna 7B v1\.5 +Llama 2", done.out, re.M
+        r"^llava-1\.5-7b +7\.06 G +CLIP ViT-L/14 336 → MLP of 2 layers → Vicuna 7B v1\.5\n"
+        r"    LLaVA-1\.5; licence Llama 2; llava-hf/llava-1\.5-7b-hf; not here\n    logits, greedy tokens",
+        done.out,
+        re.M,
     )
+    assert max(map(len, done.out.splitlines())) <= 100
     rows = json.loads(run("models", "--json").out)
-    assert {"name", "family", "encoder", "fusion", "llm", "parameters", "licence", "source", "proof"} == set(rows[0])
+    keys = "name family encoder fusion llm parameters licence source proof revision here"
+    assert set(keys.split()) == set(rows[0])
 
 
 def test_show_needs_no_weights(tiny_folder: Path) -> None:
@@ -410,6 +415,24 @@ def test_show_needs_no_weights(tiny_folder: Path) -> None:
     described = json.loads(run("show", tiny_folder, "--json").out)
     assert described["visual_tokens"] == 16
     assert set(described["trained"]) == {"align", "instruct"}
+
+
+def test_show_tells_the_tokens_of_a_picture() -> None:
+    assert "1792 visual tokens a picture" in run("show", "internvl-chat-v1-5", "--size", "1344x896").out
+    assert "expected width and height such as 1344x896" in refused(run("show", "aria", "--size", "1344"))
+    assert "a picture of 0x3 pixels" in refused(run("show", "aria", "--size", "0x3"))
+
+
+def test_convert_says_what_does_not_fit_and_writes_nothing(tiny_folder: Path, tmp_path: Path) -> None:
+    message = refused(run("convert", tiny_folder, tmp_path / "out"))
+    assert message.startswith("it does not fit LLaVA's layout: image.stem is (8, 16), expected ()")
+    assert "did you mean 'llava'?" in refused(run("convert", tiny_folder, tmp_path / "out", "--to", "lava"))
+    assert "own layout already" in refused(run("convert", tiny_folder, tmp_path / "out", "--to", "sightline"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pull_refuses_what_has_no_weights() -> None:
+    assert "did you mean 'llava-1.5-7b'?" in refused(run("pull", "llava-1.5-7c"))
 
 
 def test_train_tells_its_plan() -> None:

@@ -168,18 +168,31 @@ def answer(
 
 @app.command()
 def models(as_json: AsJson = False) -> None:
-    """List what can be loaded."""
+    """List what can be loaded: what it is made of, where it is from, how that was proven, whether it is here."""
     from dataclasses import asdict
 
-    from .zoo.describe import short, table
     from .zoo.names import listed
 
     rows = listed()
     if as_json:
         print(json.dumps([asdict(row) for row in rows]))
         return
-    for line in table([(r.name, short(r.parameters), r.made, r.licence, r.source) for r in rows]):
-        print(line)
+    room = max(len(row.name) for row in rows)
+    for row in rows:
+        print("\n".join(row.lines(room)))
+
+
+@app.command()
+def pull(
+    name: Annotated[str, typer.Argument(help="A published model that `models` lists.")],
+    folder: Annotated[Path | None, typer.Option(help="Where to; without it a cache that NAME is looked up in.")] = None,
+) -> None:
+    """Bring the weights of a published model from the hub; a pull that was stopped goes on."""
+    from .zoo.pull import pull as bring
+
+    with _progress("pulling", data=True) as progress:
+        where = bring(name, folder, progress)
+    print(where)
 
 
 @app.command()
@@ -187,13 +200,28 @@ def show(
     name: Annotated[
         str | None, typer.Argument(help="A name that `models` lists, a folder, or openai:NAME, gemini:NAME.")
     ] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Of a picture, such as 1344x896.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw a model's pipeline with its shapes and costs; no weights are needed."""
     from .zoo.names import describe_named
 
-    description = describe_named(name)
+    description = describe_named(name, None if size is None else _sides(size))
     print(json.dumps(description.to_dict()) if as_json else "\n".join(description.lines()))
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="IN", help="A name that `models` lists, or a folder.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
+    to: Annotated[str | None, typer.Option(help="sightline, or llava, which transformers and engines read.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a model that is in OUT.")] = False,
+) -> None:
+    """Write a model in another layout: ours as LLaVA's, those of others as ours."""
+    from .zoo.convert import convert as write
+    from .zoo.names import locate
+
+    print(write(locate(source), out, to, force))
 
 
 @app.command()
@@ -251,6 +279,14 @@ def _settings(max_tokens: int, temperature: float, top_p: float, seed: int, stop
     }
 
 
+def _sides(size: str) -> tuple[int, int]:
+    """Width and height of `1344x896`."""
+    width, _, height = size.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise InputError(f"a size of {size!r}, expected width and height such as 1344x896")
+    return int(width), int(height)
+
+
 def _picture(path: str) -> str | bytes:
     """A path, or for `-` the bytes of stdin."""
     return sys.stdin.buffer.read() if path == "-" else path
@@ -294,12 +330,13 @@ def _tell(line: str) -> None:
 
 
 @contextmanager
-def _progress(what: str) -> "Iterator[Callable[..., None]]":
-    """A bar on stderr, or where that is no terminal a line every half minute."""
+def _progress(what: str, data: bool = False) -> "Iterator[Callable[..., None]]":
+    """A bar on stderr, or where that is no terminal a line every half minute; `data` is counted in bytes."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    counted = DownloadColumn() if data else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), counted, TimeRemainingColumn())
     seen = sys.stderr.isatty()
     told = time.monotonic()
     with Progress(*columns, console=Console(stderr=True), disable=not seen) as bar:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -9,14 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.core.sequence import Image, ask
+from sightline.core.sequence import Conversation, Image, ask
 from sightline.data.batch import Batch, Example, collate
 from sightline.data.images import Square
 from sightline.data.processor import Processor
+from sightline.data.template import End, Segment, Writer
 from sightline.encoders.vit import ViTConfig
+from sightline.fusion.anyres import AnyResConfig
 from sightline.fusion.cross_attention import CrossAttentionConfig
 from sightline.fusion.glu import GLUConfig
+from sightline.fusion.pooling import LatentPoolConfig, PositionPoolConfig, SizedPoolConfig
 from sightline.fusion.projector import ProjectorConfig
+from sightline.fusion.qformer import QFormerConfig
 from sightline.fusion.resampler import ResamplerConfig
 from sightline.fusion.visual_expert import VisualExpertConfig
 from sightline.language.decoder import DecoderConfig
@@ -26,8 +31,20 @@ from sightline.zoo.own import ProcessorConfig
 
 CONTROLS = ("<pad>", "<bos>", "<eos>", "<image>", "<user>", "<assistant>")
 SETTINGS = ProcessorConfig(Square(32), codec=None, max_length=256)
-CROSS = {"inputs": 24, "width": 32, "heads": 4, "mlp": 48}
+SIZES: Any = {"inputs": 24, "width": 32}
+CROSS: Any = {**SIZES, "heads": 4, "mlp": 48}
+QFORMER: Any = {**SIZES, "queries": 3, "hidden": 16, "depth": 2, "heads": 2, "mlp": 24}
 FUSIONS: dict[str, FusionConfig] = {
+    "linear": ProjectorConfig(**SIZES, layers=1),
+    "mlp": ProjectorConfig(**SIZES),
+    "anyres": AnyResConfig(ProjectorConfig(**SIZES)),
+    "glu": GLUConfig(**SIZES, hidden=24),
+    "qformer": QFormerConfig(**QFORMER),
+    "asked qformer": QFormerConfig(**QFORMER, vocab_size=300, max_length=40),
+    "perceiver": ResamplerConfig(**SIZES, latents=3, depth=2, heads=2, head_dim=8),
+    "position pool": PositionPoolConfig(**SIZES, heads=2, side=2),
+    "latent pool": LatentPoolConfig(**SIZES, heads=2, queries=3),
+    "sized pool": SizedPoolConfig(**SIZES, heads=2, queries={16: 5}),
     "causal": ProjectorConfig(inputs=24, width=32, shuffle=2),
     "prefix": ProjectorConfig(inputs=24, width=32, shuffle=2),
     "flamingo": CrossAttentionConfig(
@@ -38,6 +55,18 @@ FUSIONS: dict[str, FusionConfig] = {
     ),
     "expert": VisualExpertConfig(GLUConfig(inputs=24, width=32, hidden=40)),
 }
+
+
+def in_place(conversation: Conversation) -> list[Segment]:
+    """A form of conversation that moves nothing."""
+    out = Writer()
+    out.control("<bos>")
+    for message in conversation:
+        out.control(f"<{message.role}>")
+        out.parts(message, learned=message.role == "assistant")
+        if message.role == "assistant":
+            out.segments.append(End("<eos>"))
+    return out.segments
 
 
 @dataclass(frozen=True)
@@ -63,6 +92,12 @@ class Tiny:
         """Noise, another for every seed."""
         noise = [np.random.default_rng(seed + i).integers(0, 255, (32, 32, 3), dtype=np.uint8) for i in range(count)]
         return tuple(Image(PIL.Image.fromarray(each)) for each in noise)
+
+    def in_place(self, conversation: Conversation) -> Example:
+        """A conversation whose pictures stay where they stand among its words."""
+        processor = self.processor
+        processor.template = in_place
+        return processor(conversation)
 
     def question(self, images: int, words: str = "how many?", answer: str | None = "two", seed: int = 0) -> Example:
         """One question about some pictures, with its answer or without."""
@@ -104,6 +139,12 @@ def build(tokenizer: Tokenizer) -> Callable[[str], Tiny]:
         return Tiny(model, tokenizer)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def fusions() -> dict[str, FusionConfig]:
+    """All of them, by the names of the models that have them."""
+    return FUSIONS
 
 
 @pytest.fixture(params=FUSIONS)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,6 +15,8 @@ from sightline.core.patches import Patches
 from sightline.core.sequence import Conversation, Message, Text
 from sightline.data.batch import IGNORE, Batch, Example, pack
 from sightline.fusion.bridge import Bridge
+from sightline.fusion.vocabulary import VocabularyConfig
+from sightline.model import FusionConfig
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 NO_SLOTS = torch.zeros(0, dtype=torch.int64)
@@ -53,7 +55,7 @@ def part(seen: Bridge, inside: Tensor) -> Bridge | None:
 def in_pieces(tiny: Any, example: Example, stops: list[int]) -> Tensor:
     """Hidden states of one example read with a cache; pictures are seen once and handed out in order."""
     batch, cache, out = tiny.batch(example), tiny.model.new_cache(), []
-    seen = None if batch.patches is None else tiny.model.see(batch.patches)
+    seen = None if batch.patches is None else tiny.model.see(batch.patches, batch.instruction)
     for a, b in pairwise([0, *stops]):
         inside = (batch.slots >= a) & (batch.slots < b)
         bridge = None if seen is None else part(seen, inside)
@@ -74,6 +76,52 @@ def test_cached_is_whole(tiny: Any, images: int) -> None:
         cuts += [list(range(1, stop + 1)), [2, 5, 9, stop]]
     for stops in cuts:
         torch.testing.assert_close(in_pieces(tiny, example, stops), whole, **CLOSE)
+
+
+ORDERS = ["word picture word picture word", "picture word picture", "word picture picture word", "picture picture word"]
+
+
+def ordered(tiny: Any, order: str, seed: int = 0) -> Example:
+    """Words and pictures in an order, then an answer."""
+    pictures = iter(tiny.pictures(2, seed))
+    parts = [next(pictures) if kind == "picture" else Text(" how") for kind in order.split()]
+    return tiny.in_place((Message("user", tuple(parts)), Message("assistant", (Text(" two where"),))))
+
+
+def test_every_fusion_is_read(fusions: dict[str, FusionConfig]) -> None:
+    """The table of equalities is complete: each kind of fusion is a column of it."""
+    coded = {VocabularyConfig}  # reads codes, not features: tests/fusion/test_vocabulary.py
+    assert {type(cfg) for cfg in fusions.values()} == set(get_args(FusionConfig)) - coded
+
+
+@torch.no_grad()
+def test_pictures_in_any_order_among_words(tiny: Any) -> None:
+    """Cached, packed, batched on either side or alone; and what comes before a picture knows nothing of it."""
+    examples = [ordered(tiny, order, 10 * i) for i, order in enumerate(ORDERS)]
+    alone = tiny.hidden(*examples)
+    for side in ("left", "right"):
+        batch = tiny.batch(*examples, side=side)
+        hidden = tiny.model(batch)
+        for row, wanted in enumerate(alone):
+            torch.testing.assert_close(hidden[row][batch.layout.document[row] >= 0], wanted, **CLOSE)
+    packed = pack(examples, 8, tiny.pad, sum(e.length for e in examples))
+    hidden = tiny.model(packed)[0]
+    longest = sorted(range(len(examples)), key=lambda i: -examples[i].length)
+    for document, i in enumerate(longest):
+        torch.testing.assert_close(hidden[packed.layout.document[0] == document], alone[i], **CLOSE)
+    for example, wanted in zip(examples, alone, strict=True):
+        stops = [prompt_length(example), example.length]
+        if tiny.model.config.look == "causal":
+            stops = list(range(1, example.length + 1))
+        torch.testing.assert_close(in_pieces(tiny, example, stops), wanted, **CLOSE)
+    first, other = ordered(tiny, ORDERS[0]), ordered(tiny, ORDERS[0], seed=50)
+    other = replace(other, pixels=(first.pixels[0], other.pixels[1]))
+    a, b = tiny.hidden(first, other)
+    apart = (a - b).abs().amax(1) > 1e-4
+    second = int(first.slots[len(first.slots) // 2])
+    if tiny.model.config.look == "causal":
+        assert not bool(apart[:second].any())
+    assert bool(apart[prompt_length(first) :].all())
 
 
 @pytest.mark.parametrize("talk", [turn("how many?", "two two"), turn("how?", "two") + turn("where?", "two where")])

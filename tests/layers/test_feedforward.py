@@ -17,6 +17,7 @@ FORMULAS = {
     "quick_gelu": X / (1 + np.exp(-1.702 * X)),
     "silu": X / (1 + np.exp(-X)),
     "relu": np.maximum(X, 0),
+    "none": X,
     "relu_squared": np.maximum(X, 0) ** 2,
 }
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from sightline.core.errors import ConfigError, InputError
 from sightline.core.layout import causal_layout
 from sightline.core.patches import Patches
 from sightline.data.batch import Batch
@@ -16,7 +18,7 @@ from sightline.fusion.projector import ProjectorConfig
 from sightline.model import VLM, VLMConfig
 from sightline.zoo import own
 from sightline.zoo.describe import QUESTION, describe, short
-from sightline.zoo.families import ROWS
+from sightline.zoo.families import ROWS, kind_of
 from sightline.zoo.hollow import hollow
 from sightline.zoo.names import DEFAULT, describe_named, listed, locate
 
@@ -130,6 +132,66 @@ def test_the_sizes_of_aria() -> None:
     assert told.visual_tokens == 256
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "views", "tokens", "around"),
+    [
+        ("llava-1.5-7b", (1344, 896), 1, 576, 0),
+        ("llava-1.6-mistral-7b", (1344, 896), 5, 576 + 32 * 49, 0),
+        ("internvl-chat-v1-5", (1344, 896), 7, 7 * 256, 2),  # 3x2 tiles and the whole, between two tokens
+        ("internvl-chat-v1-5", (448, 448), 1, 256, 2),
+        ("qwen-vl", (1344, 896), 1, 256, 2),
+        ("paligemma-3b-pt-448", (30, 3000), 1, 1024, 0),
+    ],
+)
+def test_a_picture_of_any_size(name: str, size: tuple[int, int], views: int, tokens: int, around: int) -> None:
+    """LLaVA-NeXT: 48x48 patches less the 8 rows above and below that are padding, a token a row; then the whole."""
+    told = describe_named(name, size)
+    picture, patches, *_, sequence, _, _ = told.pipeline
+    assert picture.shape == (3, size[1], size[0])
+    assert patches.note.startswith(f"{views} view")
+    assert (
+        told.visual_tokens == tokens == 576 + 32 * 49 if name.startswith("llava-v1.6") else told.visual_tokens == tokens
+    )
+    assert sequence.shape[0] == tokens + around + QUESTION
+    assert (f", {around} control and" in sequence.note) == bool(around)
+    assert list(told.flops)[1] == f"to read {tokens + around + QUESTION} tokens"
+    if views > 1:
+        whole = describe_named(name)
+        assert told.flops["to see a picture"] == pytest.approx(views * whole.flops["to see a picture"], rel=0.05)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_published_model_tells_how_it_sees(name: str) -> None:
+    if not kind_of(ROWS[name]):
+        with pytest.raises(ConfigError, match=f"how {name} prepares pictures is not known here"):
+            describe_named(name, (640, 480))
+        return
+    told = describe_named(name, (640, 480))
+    assert told.visual_tokens > 0 and told.pipeline[0].shape == (3, 480, 640)
+
+
+def test_our_own_models_see_a_picture_of_any_size_as_they_do(tiny_folder: Path) -> None:
+    told = describe_named(tiny_folder, (100, 30))
+    assert told.visual_tokens == 16 and told.pipeline[1].note == "1 view: 1 of 64x64"
+    for size in ((0, 5), (100_000, 100_000)):
+        with pytest.raises(InputError, match=f"a picture of {size[0]}x{size[1]} pixels"):
+            describe_named(tiny_folder, size)
+
+
+def test_34_billion_parameters_are_described_in_under_two_seconds() -> None:
+    """Every block of a kind is run once: the second time, when torch has imported what it does late, in a third of one.
+
+    A program that begins anew waits for torch as well, which takes longer than this.
+    """
+    took = []
+    for _ in range(2):
+        start = time.perf_counter()
+        told = describe_named("llava-1.6-34b", (1344, 896))
+        took.append(time.perf_counter() - start)
+    assert sum(told.parameters.values()) == pytest.approx(34.8e9, rel=0.002)
+    assert min(took) < 2
+
+
 def test_lines_say_what_the_numbers_say(config: VLMConfig) -> None:
     told = describe("tiny", config, {"align": ("fusion.*",)})
     text = "\n".join(told.lines())
@@ -150,7 +212,7 @@ def test_a_hollow_model_takes_no_memory_and_no_compiler() -> None:
     code = """
 import sys
 from sightline.zoo.hollow import hollow
-from sightline.zoo.families import ROWS
+from sightline.zoo.families import ROWS, kind_of
 from sightline.model import VLM
 with hollow():
     model = VLM(ROWS["llava-1.5-13b"].model)

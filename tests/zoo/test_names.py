@@ -10,7 +10,8 @@ from sightline.zoo import names
 from sightline.zoo.checkpoint import write
 from sightline.zoo.families import ROWS
 from sightline.zoo.hollow import hollow
-from sightline.zoo.names import describe_named, listed, locate, shipped
+from sightline.zoo.names import COLUMNS, describe_named, listed, locate, shipped
+from sightline.zoo.pull import pullable
 
 
 @pytest.fixture
@@ -59,6 +60,7 @@ def test_published_models_are_known_but_not_here(name: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         locate(name)
     wanted = f"the weights of {name!r} are not here; give the folder that holds {ROWS[name].source}"
+    wanted += f", or run: sightline pull {name}" if pullable(ROWS[name]) else ""
     if not ROWS[name].weights:
         wanted = f"no weights of {name!r} were ever published; it can be described, not loaded"
     assert str(caught.value) == wanted
@@ -78,6 +80,18 @@ def test_every_model_of_the_list_says_what_it_is(assets: Path) -> None:
     for name in ("llava-1.5-7b", "paligemma-3b-pt-224"):
         with hollow():
             assert rows[name].parameters == sum(p.numel() for p in VLM(ROWS[name].model).parameters())
+
+
+def test_the_list_is_read_in_a_hundred_columns(assets: Path) -> None:
+    rows = listed()
+    room = max(len(row.name) for row in rows)
+    for row in rows:
+        lines = row.lines(room)
+        assert max(map(len, lines)) <= COLUMNS == 100
+        told = " ".join(" ".join(lines).split())
+        parts = (row.name, row.family, row.encoder, row.fusion, row.llm, row.licence, row.source, row.proof)
+        assert all(" ".join(part.split()) in told for part in parts)
+        assert ("; here" in told) == row.here == (row.name == "tiny")
 
 
 def test_a_part_alone_is_not_described_as_a_model(tmp_path: Path) -> None:

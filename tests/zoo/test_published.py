@@ -164,9 +164,16 @@ def test_every_parameter_tells_where_it_came_from(published: Get) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"language_model.lm_head.weight": None}, "1 tensors are missing, such as decoder.head.weight"),
+        ({"language_model.lm_head.weight": None}, "1 tensors are missing, such as language_model.lm_head.weight"),
         ({"language_model.extra": torch.ones(1)}, "no place for, such as language_model.extra"),
-        ({"language_model.lm_head.weight": torch.ones(2, 2)}, r"decoder.head.weight is \[2, 2\], expected \[50, 16\]"),
+        (
+            {"language_model.lm_head.weight": torch.ones(2, 2)},
+            r"language_model.lm_head.weight is \[2, 2\], its config.json asks for \[50, 16\]",
+        ),
+        (
+            {"vision_tower.vision_model.embeddings.patch_embedding.weight": torch.ones(16, 3, 7, 7)},
+            r"patch_embedding.weight is \[16, 3, 7, 7\], its config.json asks for \[16, 3, 8, 8\]",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_told(folder: Path, change: dict[str, Tensor | None], message: str) -> None:

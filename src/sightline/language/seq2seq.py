@@ -57,6 +57,11 @@ class Seq2SeqConfig:
             raise ConfigError(f"start_id is {self.start_id}, expected an id from 0 to {self.vocab_size - 1}")
 
     @property
+    def total_vocab(self) -> int:
+        """How many ids there are in all."""
+        return self.vocab_size
+
+    @property
     def depth(self) -> int:
         """Blocks of the side that writes."""
         return self.decoder_depth

@@ -96,6 +96,11 @@ class Tokenizer:
                 self.controls[name], self._names[index] = index, name
         self._encode.cache_clear()
 
+    @property
+    def words(self) -> int:
+        """Ids that plain text may become: all below this."""
+        return max(self._text.get_vocab(with_added_tokens=False).values(), default=-1) + 1
+
     def control(self, name: str) -> int:
         """The id of a control token; ConfigError tells the nearest known one."""
         if name not in self.controls:

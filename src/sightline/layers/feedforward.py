@@ -29,6 +29,10 @@ def relu_squared(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": gelu_tanh,
@@ -36,6 +40,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "relu": F.relu,
     "relu_squared": relu_squared,
+    "none": _same,
 }
 
 
@@ -53,10 +58,6 @@ def scaled(linear: nn.Linear, weight: float, bias: float) -> nn.Linear:
     if linear.bias is not None:
         out.bias = nn.Parameter(linear.bias.detach() * bias)
     return out
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
 
 
 class FeedForward(nn.Module):

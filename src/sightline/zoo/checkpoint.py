@@ -8,8 +8,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +28,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 MAX_HEADER = 100_000_000  # safetensors' own limit
+PIECE = 4 << 30  # bytes of weights in one file
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -52,7 +55,11 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             if not plain or not name.endswith(".safetensors"):
                 raise CheckpointError(f"{folder / INDEX}: {str(name)[:60]!r} is not a safetensors file of this folder")
         tensors: dict[str, Tensor] = {}
-        for name in sorted(set(index.values())):
+        files = sorted(set(index.values()))
+        if absent := [name for name in files if not (folder / name).exists()]:
+            few = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
+            raise CheckpointError(f"{folder}: {len(absent)} of {len(files)} files of weights are missing: {few}")
+        for name in files:
             tensors |= read_file(folder / name)
         if missing := sorted(set(index) - set(tensors)):
             raise CheckpointError(f"{folder}: {len(missing)} tensors of the index are in no file, such as {missing[0]}")
@@ -126,6 +133,69 @@ def write(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS, tensors)
     (folder / "config.json").write_text(json.dumps(dict(config), indent=1), encoding="utf-8")
+
+
+def write_pieces(folder: Path, tensors: Mapping[str, Tensor], piece: int = PIECE) -> None:
+    """Write weights into as many files as pieces of at most `piece` bytes take, with an index if there are several."""
+    pieces: list[dict[str, Tensor]] = [{}]
+    room = piece
+    for name, tensor in tensors.items():
+        if tensor.nbytes > room and pieces[-1]:
+            pieces.append({})
+            room = piece
+        pieces[-1][name] = tensor
+        room -= tensor.nbytes
+    if len(pieces) == 1:
+        write_tensors(folder / WEIGHTS, pieces[0])
+        return
+    where: dict[str, str] = {}
+    for i, content in enumerate(pieces, 1):
+        file = f"model-{i:05d}-of-{len(pieces):05d}.safetensors"
+        write_tensors(folder / file, content)
+        where |= dict.fromkeys(content, file)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a JSON object as people read it."""
+    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """A new folder to write into; once all of it is on the disk it takes the place of `folder`, or else it vanishes.
+
+    Whatever was there stays until then. OSError (a full disk, say) leaves the old folder as it was.
+    """
+    temporary, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                path.chmod(0o644)  # safetensors' files are for their owner alone, which an installed package cannot use
+            flush(path)
+        flush(temporary)
+        _swap(temporary, folder, old)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _swap(new: Path, folder: Path, old: Path) -> None:
+    """Put a finished folder in the place of another, which comes back if that fails."""
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

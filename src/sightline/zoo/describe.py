@@ -9,13 +9,17 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+import PIL.Image
 import torch
 
+from ..core.errors import InputError
 from ..core.layout import Medium, causal_layout
-from ..core.patches import Patches
+from ..core.patches import Grid, Patches, Tiling
 from ..data.batch import Batch
+from ..data.media import MAX_PIXELS
+from ..data.processor import Expand, ImagePipeline, whole
 from ..model import VLM, VLMConfig
-from .hollow import Operations, hollow
+from .hollow import Operations, hollow, share_alike
 
 QUESTION = 32  # tokens of text that a prompt is counted with
 BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
@@ -28,6 +32,43 @@ class Station:
     name: str
     shape: tuple[int, ...]
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """How a picture of some size is seen: its views by their patches, and the tokens that it takes.
+
+    size: width and height of the picture. tiling: where the model is told how the views lie. around: control tokens
+    before, between and after the picture's own.
+    """
+
+    size: tuple[int, int]
+    grids: tuple[Grid, ...]
+    tokens: int
+    tiling: Tiling | None = None
+    around: int = 0
+
+    def note(self, patch: int) -> str:
+        """The views as people read them."""
+        sides = [f"{columns * patch}x{rows * patch}" for _, rows, columns in self.grids]
+        kinds = [f"{sides.count(side)} of {side}" for side in dict.fromkeys(sides)]
+        return f"{len(sides)} view{'s' if len(sides) > 1 else ''}: {', '.join(kinds)}"
+
+
+def sight(cfg: VLMConfig, pixels: ImagePipeline, size: tuple[int, int], expand: Expand = whole) -> Sight:
+    """What a model's own picture pipeline makes of a blank picture of this size; InputError for an impossible one."""
+    if min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
+        raise InputError(f"a picture of {size[0]}x{size[1]} pixels, expected sides of 1 or more, {MAX_PIXELS} in all")
+    seen = pixels.seen(PIL.Image.new("RGB", size))
+    patch = cfg.image.patch_size
+    grids = tuple((1, view.shape[-2] // patch, view.shape[-1] // patch) for view in seen.pixels)
+    with hollow():
+        model = VLM(cfg)
+    tiling = seen.tiling
+    counts = [model.num_tokens(grid) for grid in grids] if tiling is None else [model.num_tokens(grids[0], tiling)]
+    parts = expand(seen, counts)
+    tokens = sum(part for part in parts if not isinstance(part, str))
+    return Sight(size, grids, tokens, tiling, sum(isinstance(part, str) for part in parts))
 
 
 @dataclass(frozen=True)
@@ -84,15 +125,20 @@ class Description:
         return out
 
 
-def describe(name: str, config: VLMConfig, stages: Mapping[str, tuple[str, ...]] | None = None) -> Description:
-    """Measure a design for one picture of its published size; `stages` are patterns over parameter names."""
+def describe(
+    name: str,
+    config: VLMConfig,
+    stages: Mapping[str, tuple[str, ...]] | None = None,
+    seen: Sight | None = None,
+) -> Description:
+    """Measure a design for one picture, of its published size or as it is seen; `stages` are patterns over names."""
     with hollow():
         model = VLM(config)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     total = sum(sizes.values())
     parts = dict.fromkeys(("encoder", "fusion", "decoder", *(name.split(".")[0] for name in sizes)))
     trained = {stage: _matched(sizes, patterns) for stage, patterns in (stages or {}).items()}
-    pipeline, visual, flops = _run(model)
+    pipeline, visual, flops = _run(model, seen)
     decoder = config.decoder
     keys = 2 * decoder.depth * (decoder.kv_heads or decoder.heads) * decoder.head_size
     return Description(
@@ -119,25 +165,28 @@ def _matched(sizes: Mapping[str, int], patterns: tuple[str, ...]) -> int:
 
 
 @torch.no_grad()
-def _run(model: VLM) -> tuple[tuple[Station, ...], int, dict[str, int]]:
+def _run(model: VLM, seen: Sight | None) -> tuple[tuple[Station, ...], int, dict[str, int]]:
     """Send one picture and a question through a model without content."""
     image, decoder = model.config.image, model.config.decoder
-    grid = (1, image.grid, image.grid)
+    grids = ((1, image.grid, image.grid),) if seen is None else seen.grids
+    around = 0 if seen is None else seen.around
+    share_alike(model)
     with torch.device("meta"):
-        pixels = Patches(torch.empty(image.grid**2, image.patch_dim), (grid,))
+        values = torch.empty(sum(t * h * w for t, h, w in grids), image.patch_dim)
+        pixels = Patches(values, grids, () if seen is None or seen.tiling is None else (seen.tiling,))
         # a fusion that reads an instruction is counted with one as long as the question
         words = min(QUESTION, model.config.instruction_length)
-        asked = [torch.zeros(1, words, dtype=torch.int64)] if words else []
+        asked = [torch.zeros(len(grids), words, dtype=torch.int64)] if words else []
         with Operations() as seeing:
-            features = model.encoder(pixels)
+            features = replace(model.encoder(pixels), tilings=pixels.tilings)
             bridge = model.fusion(features, *asked)
-        visual = model.num_tokens(grid)
-        length = visual + QUESTION
+        visual = sum(model.num_tokens(grid) for grid in grids) if seen is None else seen.tokens
+        length = visual + around + QUESTION
         cache = model.new_cache(length + 1)
         # what tokens carry decides which weights they take, and whose a picture is where its memory goes: both are real
-        carried = torch.tensor([[Medium.IMAGE] * visual + [Medium.TEXT] * QUESTION], device="cpu")
+        carried = torch.tensor([[Medium.IMAGE] * visual + [Medium.TEXT] * (around + QUESTION)], device="cpu")
         layout = replace(causal_layout(1, length, "meta"), medium=carried)
-        owners = torch.tensor([[0, 0, 1]], device="cpu")
+        owners = torch.tensor([[0, 0, 1]] * len(grids), device="cpu")
         prompt = Batch(torch.zeros(1, length, dtype=torch.int64), layout, torch.arange(visual), owners=owners)
         layout = replace(causal_layout(1, 1, "meta"), medium=carried[:, -1:])
         step = Batch(torch.zeros(1, 1, dtype=torch.int64), layout, torch.zeros(0, dtype=torch.int64))
@@ -152,22 +201,17 @@ def _run(model: VLM) -> tuple[tuple[Station, ...], int, dict[str, int]]:
     look = model.config.look
     looked = f"read whole by {decoder.encoder_depth} blocks of their own" if model.config.beside else look
     given = bridge.tokens if bridge.memory is None else bridge.memory.values
-    seen = bridge.ids if given is None else given
-    assert seen is not None
+    bridged = bridge.ids if given is None else given
+    assert bridged is not None
+    width, height = (image.image_size, image.image_size) if seen is None else seen.size
+    cut = f"{image.grid}x{image.grid} of {image.patch_size}x{image.patch_size} pixels"
+    read = f"{visual} visual, {around} control" if around else f"{visual} visual"
     stations = (
-        Station("picture", (image.channels, image.image_size, image.image_size)),
-        Station(
-            "patches",
-            tuple(pixels.values.shape),
-            f"{image.grid}x{image.grid} of {image.patch_size}x{image.patch_size} pixels",
-        ),
-        Station(
-            "encoder",
-            tuple(features.values.shape),
-            image.note,
-        ),
-        Station("fusion", tuple(seen.shape), model.config.fusion.note),
-        Station("sequence", (length, hidden.shape[2]), f"{visual} visual and {QUESTION} text tokens, {looked}"),
+        Station("picture", (image.channels, height, width)),
+        Station("patches", tuple(pixels.values.shape), cut if seen is None else seen.note(image.patch_size)),
+        Station("encoder", tuple(features.values.shape), image.note),
+        Station("fusion", tuple(bridged.shape), model.config.fusion.note),
+        Station("sequence", (length, hidden.shape[2]), f"{read} and {QUESTION} text tokens, {looked}"),
         Station(
             "decoder",
             tuple(hidden.shape[1:]),

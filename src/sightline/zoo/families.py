@@ -126,6 +126,19 @@ for module in WHOLE:
 ROWS: dict[str, Row] = {row.name: row for module in WHOLE for row in module.ROWS}
 
 
+def kind_of(row: Row) -> str:
+    """The family that reads a row's folder: the one that its configuration names, or else the first of its file.
+
+    "" for a model that was never published as a folder.
+    """
+    known = next(module.FAMILIES for module in WHOLE if row in module.ROWS)
+    try:
+        kind = family_of(row.config)
+    except ConfigError:  # rows leave out what their files say of themselves
+        kind = ""
+    return kind if kind in known else next(iter(known), "")
+
+
 def family_of(c: Json) -> str:
     """The family that a configuration names; ConfigError tells the nearest known one."""
     kind = str(c.get("model_type", ""))
@@ -136,6 +149,8 @@ def family_of(c: Json) -> str:
         return "qwen_vl"
     if "CogVLMForCausalLM" in (c.get("architectures") or []):  # its own files name no type
         return "cogvlm"
+    if not kind:
+        raise ConfigError("config.json names no model type, expected that of a published model")
     if kind not in FAMILIES:
         raise ConfigError(f"config.json names the model type {kind!r}, which is not known{nearest(kind, FAMILIES)}")
     return kind

@@ -121,6 +121,7 @@ class Row:
     """A published model: what it is made of, where it comes from, how loading it is proven.
 
     `config` are the sizes of its configuration, written as in its `config.json`; `read` makes them settings of ours.
+    `revision` is the commit of the source that is pulled, "" for the newest.
     weights: whether any were published; without them it can be described and built, not loaded.
     """
 
@@ -135,6 +136,7 @@ class Row:
     config: Mapping[str, Any]
     stages: Stages = field(default_factory=dict)
     proof: str = EQUAL
+    revision: str = ""
     weights: bool = True
 
     @property

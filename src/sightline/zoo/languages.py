@@ -40,6 +40,7 @@ ACTIVATIONS = {
     "silu": "silu",
     "relu": "relu",
     "relu2": "relu_squared",
+    "linear": "none",
 }
 
 
@@ -136,6 +137,14 @@ def qwen2_config(c: Json) -> DecoderConfig:
     sizes = {"vocab_size": 151_936, "width": 4096, "depth": 32, "heads": 32, "mlp": 22_016}
     plain = {key: value for key, value in c.items() if key != "attention_bias"}
     return _decoder(plain, **sizes, qkv_bias=True, max_length=32_768)
+
+
+def qwen3_config(c: Json) -> DecoderConfig:
+    """Qwen3 within its trained context: norms of queries and keys instead of biases."""
+    expect(c, use_sliding_window=False)
+    sizes = {"vocab_size": 151_936, "width": 4096, "depth": 32, "heads": 32, "mlp": 22_016, "kv_heads": 32}
+    norm = QKNorm("rms", c.get("rms_norm_eps", 1e-6))
+    return _decoder(c, **sizes, head_dim=128, qk_norm=norm, max_length=32_768)
 
 
 def qwen_config(c: Json) -> DecoderConfig:
@@ -376,6 +385,7 @@ LANGUAGES: dict[str, Language] = {
     "mistral": Language(mistral_config),
     "mixtral": Language(mixtral_config, mixtral_keys),
     "qwen2": Language(qwen2_config),
+    "qwen3": Language(qwen3_config),
     "qwen": Language(qwen_config, qwen_keys),
     "internlm2": Language(internlm2_config, internlm2_keys),
     "gemma": Language(gemma_config),

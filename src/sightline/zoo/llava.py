@@ -13,14 +13,14 @@ from typing import Any
 from torch import Tensor
 
 from ..core.errors import CheckpointError, ConfigError
-from ..data.images import PadSquare
+from ..data.images import PadSquare, Scaling, Square
 from ..data.processor import ImagePipeline
-from ..data.template import vicuna_template
+from ..data.template import TEMPLATES
 from ..fusion.projector import ProjectorConfig
 from ..model import VLM, VLMConfig
 from .backbones import Json, act, clip_config, clip_keys, decoder_keys, language_config, siglip_config, siglip_keys
 from .checkpoint import read_json, read_tensors
-from .family import Family, Habits, Row, Stages, llama, scaling
+from .family import Family, Habits, Row, Stages, clip_crop, llama, scaling
 from .keymap import KeyMap, rule
 
 # the towers that the original configurations name; sizes as published by OpenAI
@@ -178,20 +178,30 @@ def _padded(c: Json, side: int) -> ImagePipeline:
     return PadSquare(side, scaling(c, PadSquare(side).scaling))
 
 
+def _pixels(c: Json, side: int) -> ImagePipeline:
+    """As the class says that a `preprocessor_config.json` names; CLIP's where it names none."""
+    named = str(c.get("image_processor_type", ""))
+    if named.startswith("Siglip"):
+        return Square(c.get("size", {}).get("height", side), scaling(c, Scaling()))
+    if named.startswith("Llava") and c.get("do_pad"):
+        return _padded(c, side)
+    return clip_crop(c, side)
+
+
 # the original has no image token of its own; the unknown token stands in its slots, which the model replaces
 FAMILIES = {
     "llava": Family(
         lambda c, f: VLM(config(c)),
         keys,
         published_tensors,
-        habits=Habits(vicuna_template(""), "<image>", "decimals"),
+        habits=Habits(TEMPLATES["llava-hf"], "<image>", "decimals", pixels=_pixels),
         modules=module_name,
     ),
     "llava_llama": Family(
         lambda c, f: VLM(original_config(c, f)),
         original_keys,
         original_tensors,
-        habits=Habits(vicuna_template(), "<unk>", "decimals", pixels=_padded),
+        habits=Habits(TEMPLATES["llava-v1"], "<unk>", "decimals", pixels=_padded),
     ),
 }
 

@@ -4,10 +4,9 @@ config.json            model_type "sightline", the configuration, the stages, le
 model.safetensors      bfloat16; a large model comes in pieces beside `model.safetensors.index.json`
 tokenizer.json         and tokenizer_config.json
 processor.json         template, picture pipeline, convention for places, context
+published/             of a model that was published by others: its own small files, which say this instead
 """
 
-import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -25,12 +24,14 @@ from ..language.tokenizer import Tokenizer
 from ..layers.adapted import merged_state
 from ..layers.packed import Precision
 from ..model import VLM, VLMConfig
-from .checkpoint import INDEX, WEIGHTS, assign, digest, flush, read_file, read_json, write_tensors
+from . import processors
+from .checkpoint import PIECE, assign, digest, read_file, read_json, whole, write_json, write_pieces
+from .families import FAMILIES
 from .hollow import hollow
 from .prepared import dtype_of
 from .published import Published
 
-PIECE = 4 << 30  # bytes of weights in one file
+PUBLISHED = "published"  # where a converted model keeps the small files that it was published with
 
 
 @config
@@ -70,6 +71,13 @@ class ProcessorConfig:
 
 
 @config
+class PublishedProcessor:
+    """Conversations become numbers as in this published family, by its own files, which lie in `published/`."""
+
+    family: str
+
+
+@config
 class FileIdentity:
     """What a file of weights must be: its length in bytes and the sha256 of its content."""
 
@@ -94,47 +102,31 @@ class Card:
 def save(
     model: VLM,
     tokenizer: Tokenizer,
-    processor: ProcessorConfig,
+    processor: "ProcessorConfig | PublishedProcessor",
     folder: Path,
     stages: Mapping[str, tuple[str, ...]] | None = None,
     piece: int = PIECE,
+    dtype: torch.dtype = torch.bfloat16,
+    beside: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write a model folder whole or not at all; whatever was there stays until the new one is on the disk.
 
-    Floating-point weights are written as bfloat16. OSError (a full disk, say) leaves the old folder as it was.
+    Weights are written in `dtype`, adapters merged; tables that are not learned as they are. beside: further files by
+    name. OSError (a full disk, say) leaves the old folder as it was.
     """
-    temporary, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        _write_weights(model, temporary, piece)
-        tokenizer.save(temporary)
-        _write_json(temporary / "processor.json", to_dict(processor))
-        weights = {path.name: _identity(path) for path in sorted(temporary.glob("*.safetensors"))}
+    with whole(folder) as new:
+        fixed = {name for name, _ in model.named_buffers()}  # exact, so that saving changes nothing of them
+        state = {name: tensor.cpu() for name, tensor in merged_state(model).items()}
+        tensors = {name: tensor if name in fixed else tensor.to(dtype) for name, tensor in state.items()}
+        write_pieces(new, tensors, piece)
+        tokenizer.save(new)
+        for name, content in (beside or {}).items():
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            (new / name).write_bytes(content)
+        write_json(new / "processor.json", to_dict(processor))
+        weights = {path.name: _identity(path) for path in sorted(new.glob("*.safetensors"))}
         card = Card("sightline", folder.name, model.config, dict(stages or {}), weights)
-        _write_json(temporary / "config.json", to_dict(card))
-        for path in temporary.iterdir():
-            path.chmod(0o644)  # safetensors' files are for their owner alone, which an installed package cannot use
-            flush(path)
-        flush(temporary)
-        _swap(temporary, folder, old)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _swap(new: Path, folder: Path, old: Path) -> None:
-    """Put a finished folder in the place of another, which comes back if that fails."""
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    try:
-        new.rename(folder)
-    except OSError:
-        if old.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        write_json(new / "config.json", to_dict(card))
 
 
 def read_card(folder: Path) -> Card:
@@ -151,6 +143,9 @@ def load(folder: Path, precision: Precision = "fp32") -> tuple[Published, Proces
     """The model of a folder, behind the same door as published ones, and its processor."""
     model = load_model(folder, dtype_of(precision))
     processor = load_processor(folder, model)
+    if (folder / PUBLISHED).is_dir():
+        family, c = _published(folder)
+        return Published(model, c, family, folder, precision), processor
     tokenizer = processor.tokenizer
     ids = {"image_token_id": processor.image_id, "eos_token_id": tokenizer.control(tokenizer.eos)}
     return Published(model, ids, "sightline", folder, precision), processor
@@ -166,8 +161,23 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> VLM:
 
 def load_processor(folder: Path, model: VLM) -> Processor:
     """The processor of a folder, for its model."""
+    if (folder / PUBLISHED).is_dir():
+        (family, c), files = _published(folder), folder / PUBLISHED
+        found = processors.load_processor(Published(model, c, family, files))
+        if found is None:
+            raise CheckpointError(f"{files}: no files of a tokenizer, expected those of a {family}")
+        return found
     settings = from_dict(ProcessorConfig, read_json(folder / "processor.json"), f"{folder}/processor.json")
     return settings.build(Tokenizer.from_folder(folder), model)
+
+
+def _published(folder: Path) -> tuple[str, Mapping[str, Any]]:
+    """The family of a model that was published by others, and its configuration as it was published."""
+    settings = from_dict(PublishedProcessor, read_json(folder / "processor.json"), f"{folder}/processor.json")
+    if (name := settings.family) not in FAMILIES:
+        raise ConfigError(f"{folder}/processor.json: unknown family {name!r}{nearest(name, FAMILIES)}")
+    files = folder / PUBLISHED
+    return name, FAMILIES[name].complete(read_json(files / "config.json"), files)
 
 
 def read_weights(folder: Path, card: Card) -> dict[str, Tensor]:
@@ -175,6 +185,9 @@ def read_weights(folder: Path, card: Card) -> dict[str, Tensor]:
     if not card.weights:
         raise CheckpointError(f"{folder}/config.json: no weights are listed")
     found: dict[str, Tensor] = {}
+    absent = [name for name in card.weights if not (folder / name).is_file()]
+    if len(absent) > 1:
+        raise CheckpointError(f"{folder}: {len(absent)} files of weights are missing: {', '.join(absent)}")
     for name, wanted in card.weights.items():
         path = folder / name
         if path.name != name or not path.is_file():
@@ -186,33 +199,6 @@ def read_weights(folder: Path, card: Card) -> dict[str, Tensor]:
             raise CheckpointError(f"{path}: the content differs from its sha256; the file is damaged")
         found |= read_file(path)
     return found
-
-
-def _write_weights(model: VLM, folder: Path, piece: int) -> None:
-    """Weights in bfloat16, adapters merged, in as many files as pieces of at most `piece` bytes take."""
-    tensors = {name: tensor.to("cpu", torch.bfloat16) for name, tensor in merged_state(model).items()}
-    pieces: list[dict[str, Tensor]] = [{}]
-    room = piece
-    for name, tensor in tensors.items():
-        if tensor.nbytes > room and pieces[-1]:
-            pieces.append({})
-            room = piece
-        pieces[-1][name] = tensor
-        room -= tensor.nbytes
-    if len(pieces) == 1:
-        write_tensors(folder / WEIGHTS, pieces[0])
-        return
-    where: dict[str, str] = {}
-    for i, content in enumerate(pieces, 1):
-        file = f"model-{i:05d}-of-{len(pieces):05d}.safetensors"
-        write_tensors(folder / file, content)
-        where |= dict.fromkeys(content, file)
-    total = sum(tensor.nbytes for tensor in tensors.values())
-    _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _identity(path: Path) -> FileIdentity:

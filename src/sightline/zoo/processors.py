@@ -25,6 +25,10 @@ def load_processor(published: Published) -> Processor | None:
     if not isinstance(habits, Habits):
         habits = habits(published.config, folder, tokenizer)
     tokenizer.reserve(habits.controls)
+    if (rows := model.config.decoder.total_vocab) < tokenizer.words:
+        raise CheckpointError(
+            f"{folder}: tokenizer.json has words up to id {tokenizer.words - 1}, the model knows {rows}"
+        )
     tokenizer.bos, tokenizer.eos = tokenizer.bos or habits.bos, habits.end or tokenizer.eos or habits.eos
     return Processor(
         tokenizer=tokenizer,
@@ -54,12 +58,8 @@ def load_template(folder: Path, tokenizer: Tokenizer, habits: Habits) -> Templat
 
     A template that has no place for pictures came with the language model and is not the one to use.
     """
-    path = folder / "chat_template.jinja"
-    source = path.read_text(encoding="utf-8") if path.exists() else None
-    for name in ("chat_template.json", "tokenizer_config.json"):
-        if source is None and (folder / name).exists():
-            source = read_json(folder / name).get("chat_template")
-    if not isinstance(source, str):  # none, or several by name, of which none is said to be the one to use
+    source = chat_template(folder)
+    if source is None:
         return habits.template
     path = folder / "tokenizer_config.json"
     template = ChatTemplate(
@@ -73,6 +73,16 @@ def load_template(folder: Path, tokenizer: Tokenizer, habits: Habits) -> Templat
         begins=not path.exists() or read_json(path).get("add_bos_token") is not False,
     )
     return template if template.in_parts else habits.template
+
+
+def chat_template(folder: Path) -> str | None:
+    """The Jinja source that a folder brings; None where there is none, or several by name and none said to be it."""
+    path = folder / "chat_template.jinja"
+    source = path.read_text(encoding="utf-8") if path.exists() else None
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if source is None and (folder / name).exists():
+            source = read_json(folder / name).get("chat_template")
+    return source if isinstance(source, str) else None
 
 
 def load_pipeline(folder: Path, habits: Habits, side: int) -> ImagePipeline:

@@ -1,6 +1,6 @@
 """A published checkpoint by its folder: what `config.json` says it is, its weights, the inputs it is known by."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from inspect import signature
 from pathlib import Path
 from typing import cast
@@ -24,6 +24,7 @@ from .checkpoint import assign, read_json, write
 from .families import FAMILIES, family_of
 from .hollow import hollow
 from .inputs import pictures
+from .keymap import KeyMap
 from .prepared import dtype_of, prepared
 
 
@@ -171,17 +172,41 @@ def build(family: str, c: Json, folder: Path) -> nn.Module:
         raise
     except KeyError as error:
         raise CheckpointError(f"{where}: the key {error} is missing") from None
-    except (ValueError, TypeError, ArithmeticError, AttributeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise CheckpointError(f"{where}: its values describe no {family} model ({reason})") from None
+    except (ValueError, TypeError, ArithmeticError, AttributeError, RuntimeError, IndexError) as error:
+        raise CheckpointError(f"{where}: its values describe no {family} model ({_first_line(error)[:120]})") from None
 
 
 def load_published(folder: Path, precision: Precision = "fp32") -> Published:
     """Load a folder by its own `config.json`; CheckpointError or ConfigError tells what is wrong with it."""
-    found = read_json(folder / "config.json")
-    family = family_of(found)
+    said = read_json(folder / "config.json")
+    family = family_of(said)
     chosen = FAMILIES[family]
-    c = chosen.complete(found, folder)
+    c = chosen.complete(said, folder)
     model = build(family, c, folder)
-    tensors = chosen.keys(model.config).load(chosen.tensors(c, folder))
-    return Published(assign(model, tensors, dtype_of(precision), folder), c, family, folder, precision)
+    keys, found = chosen.keys(model.config), chosen.tensors(c, folder)
+    try:
+        assign(model, keys.load(found), dtype_of(precision), folder)
+    except (CheckpointError, RuntimeError, ValueError) as error:  # tensors of other sizes cannot be cut as a map says
+        told = _contradiction(model, keys, found, folder)
+        if isinstance(error, CheckpointError) and not told:
+            raise
+        raise CheckpointError(told or f"{folder}: its weights are not as expected ({_first_line(error)})") from None
+    return Published(model, c, family, folder, precision)
+
+
+def _contradiction(model: nn.Module, keys: KeyMap, found: Mapping[str, Tensor], folder: Path) -> str:
+    """Which tensor is not as large as the configuration says, or missing, by its published name; "" if none is."""
+    try:
+        wanted = keys.save(model.state_dict())
+    except (CheckpointError, RuntimeError, ValueError):
+        return ""
+    for name, value in found.items():
+        if name in wanted and value.shape != wanted[name].shape:
+            sizes = f"{list(value.shape)}, its config.json asks for {list(wanted[name].shape)}"
+            return f"{folder}: {name} is {sizes}"
+    absent = sorted(set(wanted) - set(found))
+    return f"{folder}: {len(absent)} tensors are missing, such as {absent[0]}" if absent else ""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
