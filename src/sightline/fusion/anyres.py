@@ -38,7 +38,7 @@ class AnyRes(TokenFusion):
         self.config = cfg
         self.projector = cfg.projector.build()
         width = cfg.projector.width
-        self.newline = nn.Parameter(torch.randn(width) / width**0.5)
+        self.newline = nn.Parameter(nn.init.normal_(torch.empty(width), std=width**-0.5))
 
     def num_tokens(self, grid: Grid, tiling: Tiling | None = None) -> int:
         """How many slots of the sequence a picture takes whose items have this grid."""
