@@ -96,7 +96,7 @@ def trace_of(folder: Path) -> list[tuple[str, ...]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=1000)
-    parser.add_argument("--processes", type=int, default=1, help="forks that are one run; one of them is killed")
+    parser.add_argument("--processes", type=int, default=1, help="forks that are one run, killed one after the other")
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dry", action="store_true", help="print only")
@@ -119,7 +119,8 @@ def main() -> None:
             while len(trace_of(folder)) < until:
                 time.sleep(0.001)
             time.sleep(rng.uniform(0, 0.02))
-            os.kill(rng.choice(children), signal.SIGKILL)
+            for child in rng.sample(children, len(children)):  # the others as torchrun does, which may not have met yet
+                os.kill(child, signal.SIGKILL)
             assert -signal.SIGKILL in ended(children), "a run ended before it was killed"
             killed += 1
         assert ended(start(recipe, folder, args.processes)) == [0] * args.processes
