@@ -14,7 +14,7 @@ WORKERS ?= 2
 QUIET := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 PYTEST := $(QUIET) $(BIN)/python -m pytest
 
-.PHONY: install demo test test-slow parity check fix bench clean
+.PHONY: install demo test test-slow crash parity check fix bench clean
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
@@ -41,6 +41,10 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(PYTEST) --timeout 3600 -m "slow or kill"
+
+crash: $(INSTALLED)
+	$(PYTEST) --timeout 3600 tests/training/test_kill.py tests/training/test_checkpoints.py tests/training/test_distributed.py
+	$(QUIET) $(BIN)/python benchmarks/kills.py
 
 parity: $(INSTALLED)
 	$(PYTEST) -m parity

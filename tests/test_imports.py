@@ -10,6 +10,7 @@ import sightline
 
 SOURCE = Path(sightline.__file__).parent
 RANKS = {
+    "train": 10,
     "cli": 9,
     "recipes": 8,
     "evaluation": 7,

@@ -1,6 +1,7 @@
 """The command line: parses, calls, prints. Everything of weight is imported inside the verb that needs it."""
 
 import json
+import os
 import sys
 import time
 import warnings
@@ -47,7 +48,8 @@ class Verbs(TyperGroup):
 
 def fail(message: str, code: int = 2) -> NoReturn:
     """One line on stderr, whatever the message holds, and the end."""
-    print(f"error: {' '.join(clean(message).split())}", file=sys.stderr)
+    which = f" of process {os.environ['RANK']}" if os.environ.get("RANK", "0") != "0" else ""
+    print(f"error{which}: {' '.join(clean(message).split())}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -231,23 +233,32 @@ def train(
     stage: Annotated[str | None, typer.Option(help="Only this stage.")] = None,
     folder: Annotated[Path | None, typer.Option(help="Where the run lies; runs/RECIPE without it.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    shard: Annotated[bool, typer.Option("--shard", help="Each process of torchrun keeps a part of the model.")] = False,
+    world: Annotated[int, typer.Option(min=1, help="With --dry-run: what each of so many processes takes.")] = 1,
 ) -> None:
     """Train a recipe, or one stage of it; a run that was stopped goes on."""
     from .core.config import override
     from .recipes import recipe as named
-    from .training.export import export
-    from .training.plan import plan
-    from .training.run import run
 
     chosen = override(named(recipe), overrides or [])
     if dry_run:
-        print("\n".join(plan(chosen, stage)))
+        from .training.plan import plan
+
+        print("\n".join(plan(chosen, stage, world=world, shard=shard)))
         return
+    if world > 1:
+        raise InputError("--world is for --dry-run; to train on several processes start them with torchrun")
+    from .training import distributed
+    from .training.export import export
+    from .training.run import run
+
     where = folder or Path("runs") / chosen.name
-    with _progress("training") as progress:
-        for step in run(chosen, where, stage):
+    with distributed.joined(), _progress("training", quiet=not distributed.first()) as progress:
+        first = distributed.first()
+        for step in run(chosen, where, stage, distributed.device(), shard=shard):
             progress(step.step, chosen.stages[chosen.stage(step.stage)].steps, f"{step.stage}, loss {step.loss:.3f}")
-    print(export(chosen, where, where / "model"))
+    if first:
+        print(export(chosen, where, where / "model"))
 
 
 @app.command()
@@ -330,8 +341,11 @@ def _tell(line: str) -> None:
 
 
 @contextmanager
-def _progress(what: str, data: bool = False) -> "Iterator[Callable[..., None]]":
-    """A bar on stderr, or where that is no terminal a line every half minute; `data` is counted in bytes."""
+def _progress(what: str, data: bool = False, quiet: bool = False) -> "Iterator[Callable[..., None]]":
+    """A bar on stderr, or where that is no terminal a line every half minute; neither if it is to be quiet.
+
+    data: whether what is counted are bytes.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -339,13 +353,13 @@ def _progress(what: str, data: bool = False) -> "Iterator[Callable[..., None]]":
     columns = (TextColumn("{task.description}"), BarColumn(), counted, TimeRemainingColumn())
     seen = sys.stderr.isatty()
     told = time.monotonic()
-    with Progress(*columns, console=Console(stderr=True), disable=not seen) as bar:
+    with Progress(*columns, console=Console(stderr=True), disable=quiet or not seen) as bar:
         task = bar.add_task(what, total=None)
 
         def progress(done: int, total: int, note: str = what) -> None:
             nonlocal told
             bar.update(task, completed=done, total=total, description=note)
-            if not seen and time.monotonic() - told > 30:
+            if not quiet and not seen and time.monotonic() - told > 30:
                 told = time.monotonic()
                 _tell(f"{note}: {done} of {total}")
 

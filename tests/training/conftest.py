@@ -1,5 +1,9 @@
 """A recipe so small that a step takes milliseconds, and folders in which its runs find their tokenizer."""
 
+import os
+import socket
+import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -90,3 +94,42 @@ def alone() -> Callable[..., Recipe]:
         return replace(recipe, stages=(replace(recipe.stages[recipe.stage(name)], **changes),))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def launch() -> Callable[..., list[int]]:
+    """launch(work, count): ids of so many forks of this process that do `work` as one run, as under torchrun."""
+
+    def start(work: Callable[[], None], count: int = 2) -> list[int]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        children = []
+        for rank in range(count):
+            child = os.fork()
+            if child == 0:
+                told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
+                os.environ.update({name: str(value) for name, value in told.items()}, MASTER_ADDR="127.0.0.1")
+                one_of_them(work)
+            children.append(child)
+        return children
+
+    return start
+
+
+def one_of_them(work: Callable[[], None]) -> None:
+    """Do some work as a process of its own and end; nothing of the test runner may run twice."""
+    from sightline.training import distributed
+
+    code = 1
+    try:
+        with distributed.joined():
+            work()
+        code = 0
+    except SystemExit as left:
+        code = int(left.code or 0)
+    except BaseException:
+        traceback.print_exc(file=sys.stderr)
+    finally:
+        sys.stderr.flush()
+        os._exit(code)

@@ -242,8 +242,9 @@ def test_more_bad_samples_than_the_cap_end_the_run(tmp_path: Path, capsys: pytes
     none = torch.zeros(0)
     tally = PassedOver(tmp_path, 0.01)
 
-    def batch(seen: int, *passed: str) -> Batch:
-        return Batch(none, None, none, extra={"names": ["good"] * seen, "passed": list(passed)})  # type: ignore[arg-type]
+    def batch(seen: int, *passed: str) -> list[Batch]:
+        extra = {"names": ["good"] * seen, "passed": list(passed)}
+        return [Batch(none, None, none, extra=extra)]  # type: ignore[arg-type]
 
     tally.count(batch(10, *(f"a:{i}: bad" for i in range(10))))  # of the first 1,000
     tally.count(batch(10, "a:3: bad", "a:4: bad"))  # told before

@@ -46,20 +46,29 @@ def ended(process: int) -> int:
 
 def trace_of(folder: Path) -> list[tuple[str, str]]:
     """(stage and step, bits of the loss) of every step that was done, those done again too."""
-    lines = (folder / "trace").read_text().splitlines()
+    path = folder / "trace"
+    lines = path.read_text().splitlines() if path.exists() else []
     return [(line.rpartition(" ")[0], line.rpartition(" ")[2]) for line in lines]
+
+
+def seen(folder: Path, steps: int, process: int) -> None:
+    """Wait until so many lines are in a trace: a start takes longer than many steps, and how long says the machine."""
+    while len(trace_of(folder)) < steps:
+        assert os.waitpid(process, os.WNOHANG) == (0, 0), "ended before it was killed"
+        time.sleep(0.001)
 
 
 def survives(recipe: Recipe, whole: Path, folder: Path, kills: int, workers: int) -> None:
     """Train once in one go, once killed so often, and compare every step and the last weights bit for bit."""
-    began = time.monotonic()
     assert ended(start(recipe, whole, workers)) == 0
-    seconds = time.monotonic() - began
     wanted = dict(trace_of(whole))
     rng = random.Random(1)
-    for _ in range(kills):  # all of them together last less than the whole run, so that none comes too late
+    most = 2 * len(wanted) // kills - 1  # all of them together do fewer steps than there are: none comes too late
+    for _ in range(kills):
+        before = len(trace_of(folder))
         process = start(recipe, folder, workers)
-        time.sleep(rng.uniform(0, 1.4 * seconds / kills))
+        seen(folder, before + rng.randint(0, most), process)
+        time.sleep(rng.choice((0.0, rng.uniform(0, 0.02))))
         os.kill(process, signal.SIGKILL)
         assert ended(process) == -signal.SIGKILL
     assert ended(start(recipe, folder, workers)) == 0

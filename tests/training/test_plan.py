@@ -92,3 +92,23 @@ def test_the_machine_is_measured_once_for_each_precision(recipe: Recipe) -> None
 )
 def test_spans_of_time(seconds: float, told: str) -> None:
     assert lasting(seconds) == told
+
+
+def test_what_each_of_several_processes_takes(recipe: Recipe, alone: Callable[..., Recipe]) -> None:
+    chosen = alone(recipe, "instruct", batch=8, accumulate=2)
+    model = VLM(recipe.model)
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    total, block = sum(sizes.values()), sum(n for name, n in sizes.items() if name.startswith("decoder.blocks."))
+    learned = sum(n for name, n in sizes.items() if not name.startswith("encoder."))
+    whole = list(plan(chosen, rate=lambda precision: 1e6, world=4))
+    assert "  processes  4, each with 4 samples of a step" in whole
+    memory = 4 * total + STATE * learned
+    assert f"  memory     {short(memory, 'B')} of weights, gradients and optimiser state on each" in whole
+    assert any(line.endswith("of activations, 4 samples at a time") for line in whole)
+    shards = list(plan(chosen, rate=lambda precision: 1e6, world=4, shard=True))
+    assert f"  memory     {short(-(-memory // 4), 'B')} of weights, gradients and optimiser state on each" in shards
+    assert f"             {short(4 * (total - block) + 8 * block, 'B')} of weights that are gathered from all" in shards
+    with pytest.raises(ConfigError, match="5 processes cannot share 16 samples"):
+        list(plan(chosen, world=5))
+    with pytest.raises(ConfigError, match="learns by muon"):
+        list(plan(alone(recipe, "language"), world=2, shard=True))

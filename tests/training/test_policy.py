@@ -116,7 +116,7 @@ def test_ppo_by_hand(recipe: Recipe, tokenizer: Tokenizer, model: VLM) -> None:
         objective.value.weight.normal_(std=0.1)
         for parameter in model.decoder.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    micro = prepared(objective, recipe, tokenizer, model, stage_of(cfg), micro=2)
+    micro = prepared(objective, recipe, tokenizer, model, stage_of(cfg, accumulate=2), micro=2)
     raw = []
     for batch in micro:
         answers = answers_of(batch)

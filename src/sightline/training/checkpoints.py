@@ -1,5 +1,7 @@
 """Checkpoints that exist under their final name only when they are whole: safetensors and JSON, no pickle.
 
+Of a model in shards each process writes a file of its rows of every tensor; any number of processes can read them.
+
 A checkpoint is written into a temporary folder, every file and the folder flushed to disk, a manifest with the
 length and sha256 of each file written last, and the folder renamed. Whatever a crash leaves behind is either the old
 state or a temporary folder that the next run sweeps away.
@@ -10,18 +12,22 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
+import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from ..core.errors import CapacityError, CheckpointError
 from ..zoo.checkpoint import digest, flush, write_tensors
+from . import distributed
 
 MANIFEST = "manifest.json"
+Rows = Callable[[str, str], tuple[int, int] | None]  # which rows of a group's tensor are asked for; None: all of it
+Files = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -33,33 +39,65 @@ class Saved:
     path: Path
 
 
-def save(folder: Path, name: str, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
-    """Write folder/name whole or not at all; OSError (a full disk, say) leaves what was there."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save(
+    folder: Path,
+    name: str,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    shards: bool = False,
+) -> Path:
+    """Write folder/name whole or not at all; OSError (a full disk, say) leaves what was there, on every process.
+
+    shards: each process has its own rows of the tensors to write; else all have the same, which the first one writes.
+    """
     temporary, final = folder / f".{name}.tmp", folder / name
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    first, parts = distributed.first(), f".{distributed.rank()}-of-{distributed.size()}" if shards else ""
+
+    def begin() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        for group, content in tensors.items():
-            write_tensors(temporary / f"{group}.safetensors", content)
-        (temporary / "state.json").write_text(json.dumps(dict(state)))
-        files = {path.name: {"bytes": path.stat().st_size, "sha256": digest(path)} for path in temporary.iterdir()}
-        (temporary / MANIFEST).write_text(json.dumps({"files": files}))
-        for path in temporary.iterdir():
+
+    def write() -> Files:
+        mine = []
+        for group, content in tensors.items() if first or shards else ():
+            mine.append(temporary / f"{group}{parts}.safetensors")
+            write_tensors(mine[-1], content)
+        if first:
+            mine.append(temporary / "state.json")
+            mine[-1].write_text(json.dumps(dict(state)))
+        for path in mine:
             flush(path)
+        return {path.name: {"bytes": path.stat().st_size, "sha256": digest(path)} for path in mine}
+
+    def finish() -> None:
+        (temporary / MANIFEST).write_text(json.dumps({"files": files}))
+        flush(temporary / MANIFEST)
         flush(temporary)
         if final.exists():  # the same step saved again: the one there was damaged, or a run would have gone on from it
             _remove(final)
         temporary.rename(final)
         flush(folder)
+
+    try:
+        distributed.together(lambda: begin() if first else None)
+        files = {name: told for each in distributed.together(write) for name, told in each.items()}
+        distributed.together(lambda: finish() if first else None)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if first:
+            shutil.rmtree(temporary, ignore_errors=True)
         raise
     return final
 
 
 def load(path: Path) -> Saved:
     """Read a checkpoint after checking every file against the manifest; CheckpointError tells what is damaged."""
+    check(path)
+    return read(path)
+
+
+def check(path: Path) -> dict[str, Any]:
+    """The state of a checkpoint whose files are all as the manifest says; CheckpointError for one that is damaged."""
     files = _manifest(path)
     for name, (size, sha256) in files.items():
         file = path / name
@@ -69,8 +107,45 @@ def load(path: Path) -> Saved:
             raise CheckpointError(f"{file}: {file.stat().st_size} bytes, expected {size}")
         if digest(file) != sha256:
             raise CheckpointError(f"{file}: content differs from its sha256")
-    groups = {Path(name).stem: load_file(path / name) for name in files if name.endswith(".safetensors")}
-    return Saved(groups, json.loads((path / "state.json").read_text()), path)
+    return dict(json.loads((path / "state.json").read_text()))
+
+
+def read(path: Path, rows: Rows | None = None) -> Saved:
+    """Read a checkpoint that has been checked: all of it, or of each tensor the rows that are asked for."""
+    groups: dict[str, list[Path]] = {}
+    for name in sorted(_manifest(path), key=_shard):
+        if name.endswith(".safetensors"):
+            groups.setdefault(name.split(".")[0], []).append(path / name)
+    found = {group: _joined(group, files, rows or (lambda group, key: None)) for group, files in groups.items()}
+    return Saved(found, json.loads((path / "state.json").read_text()), path)
+
+
+def _shard(name: str) -> int:
+    """The number of the process that a file is of."""
+    parts = name.split(".")
+    return int(parts[1].split("-")[0]) if len(parts) == 3 else 0
+
+
+def _joined(group: str, files: list[Path], rows: Rows) -> dict[str, Tensor]:
+    """The tensors of a group's files; of one that lies in several by rows, no other rows than asked for are read."""
+    with ExitStack() as stack:
+        opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
+        names = [set(file.keys()) for file in opened]
+        found = {}
+        for key in names[0]:
+            pieces = [file.get_slice(key) for file, known in zip(opened, names, strict=True) if key in known]
+            asked = rows(group, key) if pieces[0].get_shape() else None
+            if len(pieces) == 1 and asked is None:
+                found[key] = opened[0].get_tensor(key)
+                continue
+            parts, at = [], 0
+            for piece in pieces:
+                count = piece.get_shape()[0]
+                low, high = asked or (at, at + count)
+                parts.append(piece[min(max(low - at, 0), count) : min(max(high - at, 0), count)])
+                at += count
+            found[key] = torch.cat(parts)
+        return found
 
 
 def _manifest(path: Path) -> dict[str, tuple[int, str]]:
@@ -92,14 +167,37 @@ def listed(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def newest(folder: Path, warn: Callable[[str], None]) -> Saved | None:
-    """The newest checkpoint that is whole; damaged ones are passed over with a line to `warn`."""
+def newest(
+    folder: Path,
+    warn: Callable[[str], None],
+    fits: Callable[[dict[str, Any]], str] = lambda state: "",
+    rows: Rows | None = None,
+) -> Saved | None:
+    """The newest checkpoint that is whole and belongs here; others are passed over with a line to `warn`.
+
+    fits: what is wrong with a state, or nothing. CheckpointError where all that are whole belong elsewhere. Of several
+    processes the first one chooses.
+    """
+    name, strange = distributed.gathered(_newest(folder, warn, fits) if distributed.first() else None)[0]
+    if strange and name is None:
+        raise CheckpointError(strange)
+    return None if name is None else read(folder / name, rows)
+
+
+def _newest(folder: Path, warn: Callable[[str], None], fits: Callable[[dict[str, Any]], str]) -> tuple[str | None, str]:
+    """The name of the newest that fits, and what is wrong with the last that does not."""
+    strange = ""
     for path in reversed(listed(folder)):
         try:
-            return load(path)
+            wrong = fits(check(path))
         except CheckpointError as error:
             warn(f"passed over a damaged checkpoint: {error}")
-    return None
+            continue
+        if not wrong:
+            return path.name, strange
+        strange = f"{path}: belongs to another model or stage ({wrong})"
+        warn(f"passed over a checkpoint: {strange}")
+    return None, strange
 
 
 def prune(folder: Path, newest: str, keep: int) -> None:

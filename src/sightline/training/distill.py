@@ -12,6 +12,7 @@ from ..core.patches import Patches, patchify, unpatchify
 from ..data.batch import Batch
 from ..encoders.vit import ViT
 from ..model import VLM
+from . import distributed
 from .objectives import Objective, Term
 from .settings import DINOConfig
 
@@ -62,7 +63,9 @@ class DINO(Objective):
             target = ((said - self.center) / self.cfg.teacher_temperature).softmax(-1)
             every.append(said.flatten(0, 1))
             made.append(replace(batch, extra=batch.extra | {"views": views, "target": target}))
-        self.center.lerp_(torch.cat(every).mean(0), 1 - self.cfg.center_momentum)
+        answers = torch.cat(every)
+        count = distributed.summed(torch.tensor(len(answers)))
+        self.center.lerp_(distributed.summed(answers.sum(0)) / count, 1 - self.cfg.center_momentum)
         return made
 
     def follow(self, encoder: nn.Module) -> None:

@@ -1,8 +1,13 @@
-"""Batches of a stage: batch k is a pure function of (seed, stage, k), whoever makes it and wherever a run resumes."""
+"""Batches of a stage: batch k is a pure function of (seed, stage, k), whoever makes it and wherever a run resumes.
 
+Several processes share out the batches of every step, or parts of them: what a step learns is the same for any number.
+"""
+
+import math
 import random
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -14,7 +19,7 @@ from ..data.mix import Mixture, permuted
 from ..data.processor import Processor
 from .preferences import preferred
 from .recipe import Source, Stage, check_sources
-from .settings import FROM_PAIRS
+from .settings import COMPARES, FROM_PAIRS
 from .signals import leave_to_parent
 from .sources import FilesSource, Sample, opened
 
@@ -30,18 +35,69 @@ class Made:
     passed: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Share:
+    """What of each step one of `size` processes learns from: micro-batches of its own, or parts of some.
+
+    pieces: how many parts it cuts its own into, which are computed one after the other.
+    """
+
+    rank: int = 0
+    size: int = 1
+    pieces: int = 1
+
+    def check(self, stage: Stage) -> None:
+        """ConfigError for a stage whose steps cannot be shared by so many without changing what it learns."""
+        samples = stage.batch * stage.accumulate
+        if samples % self.size:
+            raise ConfigError(
+                f"stage {stage.name!r}: {self.size} processes cannot share {samples} samples of a step alike; "
+                f"choose batch and accumulate whose product they divide"
+            )
+        for name in COMPARES & set(stage.terms) if stage.accumulate % self.size else ():
+            raise ConfigError(
+                f"stage {stage.name!r}: {name!r} compares the samples of a micro-batch, which {self.size} processes "
+                f"would cut; set accumulate to a multiple of {self.size}"
+            )
+
+    def cuts(self, stage: Stage, k: int) -> list[tuple[int, int]]:
+        """The parts of micro-batch k that are this process's, from a sample to before another."""
+        lanes = math.gcd(stage.accumulate, self.size)
+        if k % stage.accumulate % lanes != self.rank % lanes:
+            return []
+        parts, begin = self.size // lanes * self.pieces, self.rank // lanes * self.pieces
+        edges = [stage.batch * part // parts for part in range(begin, begin + self.pieces + 1)]
+        return [(low, high) for low, high in pairwise(edges) if low < high]
+
+    def per_step(self, stage: Stage) -> int:
+        """How many batches a step of this process has."""
+        return sum(len(self.cuts(stage, k)) for k in range(stage.accumulate))
+
+    def largest(self, stage: Stage) -> int:
+        """The most samples that it computes at a time."""
+        return max(high - low for k in range(stage.accumulate) for low, high in self.cuts(stage, k))
+
+
 class Batches(Dataset[Batch]):
     """The micro-batches of one stage, by their number.
 
     A sample that cannot be used is replaced by another of its source, which one is a pure function as well. With
-    `group`, so many batches share out their samples by length, so that each holds some of about the same.
+    `group`, so many batches share out their samples by length, so that each holds some of about the same; then every
+    process makes the samples of whole groups. extra of a batch: "first", the place of its first sample in the step.
     """
 
     def __init__(
-        self, stage: Stage, number: int, seed: int, sources: Mapping[str, Source], processor: Processor
+        self,
+        stage: Stage,
+        number: int,
+        seed: int,
+        sources: Mapping[str, Source],
+        processor: Processor,
+        share: Share = Share(),
     ) -> None:
         self.form = check_sources(stage, sources)
-        self.stage, self.number, self.seed = stage, number, seed
+        share.check(stage)
+        self.stage, self.number, self.seed, self.share = stage, number, seed, share
         self.sources, self.processor = sources, processor
         self.mixture = Mixture(stage.data)
         opened.cache_clear()  # files may have changed since another run
@@ -50,22 +106,47 @@ class Batches(Dataset[Batch]):
     def __len__(self) -> int:
         return self.stage.steps * self.stage.accumulate
 
+    def shared(self, share: Share) -> "Batches":
+        """The same batches, of which a process has another share."""
+        return Batches(self.stage, self.number, self.seed, self.sources, self.processor, share)
+
     def __getitem__(self, k: int) -> Batch:
+        """All of micro-batch k, whoever learns from it."""
         if k >= len(self):
             raise IndexError(k)
-        group = self.stage.group
-        return self.__getitems__(range(k - k % group, min(k - k % group + group, len(self))))[k % group]
+        (batch,) = self.parts(k, self.sorted(self.group(k)), Share())
+        return batch
 
     def __getitems__(self, numbers: Sequence[int]) -> list[Batch]:
-        """The batches of a whole group, whose samples are made once (torch's loader calls this by its name)."""
+        """This process's batches of a whole group (torch's loader calls this by its name)."""
+        known = self.sorted(numbers)
+        return [batch for k in numbers for batch in self.parts(k, known, self.share)]
+
+    def group(self, k: int) -> range:
+        """The numbers of the batches that are made together with k."""
+        first = k - k % self.stage.group
+        return range(first, min(first + self.stage.group, len(self)))
+
+    def parts(self, k: int, known: Mapping[int, list[Made]], share: Share) -> list[Batch]:
+        """A share's parts of micro-batch k, whose samples may be known."""
+        size, found = self.stage.batch, []
+        for low, high in share.cuts(self.stage, k):
+            part = known[k][low:high] if k in known else [self.made(k * size + j) for j in range(low, high)]
+            batch = assemble(part, self.processor, self.form, self.stage.packing)
+            found.append(replace(batch, extra=batch.extra | {"first": k % self.stage.accumulate * size + low}))
+        return found
+
+    def sorted(self, numbers: Sequence[int]) -> dict[int, list[Made]]:
+        """The samples of several batches, those of about the same length in one; none of a batch that is alone."""
+        if len(numbers) == 1:
+            return {}
         size = self.stage.batch
         made = [self.made(k * size + j) for k in numbers for j in range(size)]
-        if len(numbers) > 1:
-            made.sort(key=lambda each: each.example.length)
+        made.sort(key=lambda each: each.example.length)
         parts = [made[i : i + size] for i in range(0, len(made), size)]
         # else every group would end with its longest
         random.Random(f"{self.seed} {self.number} {numbers[0]}").shuffle(parts)
-        return [assemble(part, self.processor, self.form, self.stage.packing) for part in parts]
+        return dict(zip(numbers, parts, strict=True))
 
     def sample(self, index: int) -> Sample:
         """Sample `index` of the stage."""
@@ -147,7 +228,7 @@ def _captions(texts: list[str], processor: Processor) -> torch.Tensor:
 
 
 def batches(data: Batches, start: int, workers: int, group: int = 1) -> Generator[Batch, None, None]:
-    """Micro-batches from number `start` on, made ahead of time by `workers` processes, in order.
+    """This process's batches from micro-batch `start` on, made ahead of time by `workers` processes, in order.
 
     group: how many are made together. Close it when it is left early: the processes end with it, whoever still holds
     the error that ended it.
@@ -162,7 +243,8 @@ def batches(data: Batches, start: int, workers: int, group: int = 1) -> Generato
         worker_init_fn=_one_thread if workers else None,
     )
     source = iter(loader)
-    skipped = start % group  # of the first group, which a run that goes on has learned before
+    begun = range(start - start % group, start)  # of the first group, which a run that goes on has learned before
+    skipped = sum(len(data.share.cuts(data.stage, k)) for k in begun)
     try:
         for found in source:
             yield from found[skipped:]

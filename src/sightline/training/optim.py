@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.adapted import OWN
+from . import sharding
 from .recipe import Stage
 
 TABLES = ("embedding", "positions", "registers")  # matrices whose rows are looked up or added, never multiplied
@@ -38,10 +39,11 @@ class Optimizers:
         **more: object,
     ) -> None:
         """One parameter group per rate and decay; norms, biases and embeddings do not decay."""
-        groups: dict[tuple[float, float], list[str]] = {}
+        groups: dict[tuple[float, float, bool], list[str]] = {}
         for name in names:
             decays = self.parameters[name].dim() > 1 and not any(table in name for table in TABLES)
-            groups.setdefault((rates[name] * factor, stage.weight_decay if decays else 0.0), []).append(name)
+            cut = sharding.rows(self.parameters[name]) is not None  # shards have an arithmetic of their own
+            groups.setdefault((rates[name] * factor, stage.weight_decay if decays else 0.0, cut), []).append(name)
         if not groups:
             return
         self.names.append([name for group in groups.values() for name in group])
@@ -49,7 +51,7 @@ class Optimizers:
             kind(
                 [
                     {"params": [self.parameters[n] for n in group], "lr": rate, "peak": rate, "weight_decay": decay}
-                    for (rate, decay), group in groups.items()
+                    for (rate, decay, _), group in groups.items()
                 ],
                 **more,
             )
@@ -80,7 +82,8 @@ class Optimizers:
         state: dict[str, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             name, field = key.rsplit("/", 1)
-            state.setdefault(name, {})[field] = value.clone().to(self.parameters[name].device)
+            value = value.clone().to(self.parameters[name].device)
+            state.setdefault(name, {})[field] = sharding.like(value, self.parameters[name])
         for names, optimizer in zip(self.names, self.optimizers, strict=True):
             for name in names:
                 if name in state:

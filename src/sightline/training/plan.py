@@ -1,6 +1,7 @@
 """What a run would do, told before it does anything."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 
 from ..layers.adapted import merge
@@ -8,17 +9,46 @@ from ..model import VLM
 from ..zoo.describe import short
 from ..zoo.hollow import hollow
 from .adapters import Lora, adapt
-from .cost import Cost, Usual, cost, matmul_rate, usual
+from .cost import BYTES, Cost, Usual, cost, matmul_rate, usual
+from .loader import Share
 from .recipe import Recipe, Stage, check_sources, freeze, learning_rates, without_files
+from .sharding import check_shards
 
 STATE = 12  # bytes of a learned parameter besides its weight: gradient and two moments in float32
 SPANS = {"years": 31_557_600, "days": 86_400, "hours": 3600, "minutes": 60}
 
 
-def plan(recipe: Recipe, stage: str | None = None, rate: Callable[[str], float] = matmul_rate) -> Iterator[str]:
+@dataclass(frozen=True)
+class Processes:
+    """How many processes a run would have, and whether each would keep a part of the model only."""
+
+    world: int = 1
+    shard: bool = False
+
+    def memory(self, model: VLM, stage: Stage, learned: int) -> tuple[int, int]:
+        """Bytes on one process: of its weights, gradients and optimiser state, and of what it gathers for a while.
+
+        Gathered are two blocks of the decoder, one computing while the next one comes, and all that is not in one.
+        """
+        sizes = {name: p.numel() for name, p in model.named_parameters()}
+        lasting = 4 * sum(sizes.values()) + STATE * learned
+        if not self.shard:
+            return lasting, 0
+        blocks = [sum(p.numel() for p in block.parameters()) for block in model.decoder.blocks]
+        gathered = 4 * (sum(sizes.values()) - sum(blocks)) + BYTES[stage.precision] * 2 * max(blocks)
+        return -(-lasting // self.world), gathered
+
+
+def plan(
+    recipe: Recipe,
+    stage: str | None = None,
+    rate: Callable[[str], float] = matmul_rate,
+    world: int = 1,
+    shard: bool = False,
+) -> Iterator[str]:
     """Lines about every stage, or one; ConfigError where a stage's patterns or sources match nothing.
 
-    rate: operations a second of this machine, by precision.
+    rate: operations a second of this machine, by precision. world, shard: as many processes, which share each step.
     """
     with hollow():
         model = VLM(recipe.model)
@@ -27,11 +57,16 @@ def plan(recipe: Recipe, stage: str | None = None, rate: Callable[[str], float] 
     yield f"{recipe.name}: {short(sum(p.numel() for p in model.parameters()))} parameters, seed {recipe.seed}"
     for each in chosen:
         check_sources(each, recipe.sources)
+        Share(0, world).check(each)
+        if shard:
+            check_shards(each)
         yield ""
-        yield from _stage(recipe, each, model, rate)
+        yield from _stage(recipe, each, model, rate, Processes(world, shard))
 
 
-def _stage(recipe: Recipe, stage: Stage, model: VLM, rate: Callable[[str], float]) -> Iterator[str]:
+def _stage(
+    recipe: Recipe, stage: Stage, model: VLM, rate: Callable[[str], float], processes: Processes
+) -> Iterator[str]:
     with hollow():
         adapt(model, stage.learn)
     rates = learning_rates(model, stage.learn)
@@ -40,6 +75,7 @@ def _stage(recipe: Recipe, stage: Stage, model: VLM, rate: Callable[[str], float
     total, learned = sum(sizes.values()), sum(sizes[name] for name in rates)
     samples = {name: usual(recipe.sources[name]) for name in stage.data}
     costs = _costs(recipe, stage, model, samples)
+    held, gathered = processes.memory(model, stage, learned)
     with hollow():
         merge(model)
     shares = {name: weight / sum(stage.data.values()) for name, weight in stage.data.items()}
@@ -63,11 +99,19 @@ def _stage(recipe: Recipe, stage: Stage, model: VLM, rate: Callable[[str], float
     yield f"  steps      {stage.steps:,} of {per_step:,} samples, {whole}"
     yield f"  with       {stage.optimizer}, {stage.precision}, {stage.warmup:,} steps of warm-up"
     yield f"  saved      every {stage.save_every} steps"
-    yield f"  memory     {short(4 * total + STATE * learned, 'B')} of weights, gradients and optimiser state"
-    kept = max(each.memory(stage.batch, stage.precision) for each in costs.values())
-    yield f"             {short(kept, 'B')} of activations, {stage.batch} samples at a time"
+    world = processes.world
+    own = Share(0, world).largest(stage)
+    if world > 1:
+        yield f"  processes  {world:,}, each with {per_step // world:,} samples of a step"
+    where = " on each" if world > 1 else ""
+    yield f"  memory     {short(held, 'B')} of weights, gradients and optimiser state{where}"
+    if gathered:
+        yield f"             {short(gathered, 'B')} of weights that are gathered from all"
+    kept = max(each.memory(own, stage.precision) for each in costs.values())
+    yield f"             {short(kept, 'B')} of activations, {own} samples at a time"
     yield f"  work       {short(per_sample, 'FLOP')} a sample, {short(per_sample * per_step, 'FLOP')} a step"
-    yield f"  time       {lasting(per_sample * count / speed)} at this machine's {short(speed, 'FLOP')} a second"
+    spent, whose = per_sample * count / speed / world, "this machine's" if world == 1 else f"{world:,} times this one's"
+    yield f"  time       {lasting(spent)} at {whose} {short(speed, 'FLOP')} a second"
 
 
 def _costs(recipe: Recipe, stage: Stage, model: VLM, samples: Mapping[str, Usual]) -> dict[str, Cost]:

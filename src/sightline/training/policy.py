@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..data.batch import Batch
 from ..data.processor import Processor
 from ..model import VLM
+from . import distributed
 from .answers import Answers, Reference, answers_of, count_of, written
 from .objectives import Objective, Term, exactly
 from .rewards import Rewards, checkable
@@ -29,17 +30,14 @@ class OnPolicy(Objective):
 
     @torch.no_grad()
     def prepare(self, model: VLM, micro: list[Batch], key: str) -> list[Batch]:
-        made: list[Batch] = []
-        first, learning = 0, model.training
+        learning = model.training
         model.eval()  # what an adapter leaves out by chance would be no part of the policy
-        for batch in micro:
-            made.append(self.rollouts(model, batch, key, first))
-            first += len(batch.extra["prompts"])
+        made = [self.rollouts(model, batch, key, batch.extra["first"]) for batch in micro]
         found = [self.measure(model, batch) for batch in made]
         model.train(learning)
         rewards = torch.cat([batch.extra["rewards"] for batch in made])
-        length = sum(len(answers.ids) for answers, _ in found) / len(rewards)
-        self.notes = {"reward": float(rewards.mean()), "tokens": length}
+        reward, tokens, count = over_all(rewards.sum(), sum(len(answers.ids) for answers, _ in found), len(rewards))
+        self.notes = {"reward": reward / count, "tokens": tokens / count}
         more = self.advantages(rewards, found)
         return [
             replace(batch, extra=batch.extra | known | told)
@@ -60,6 +58,11 @@ class OnPolicy(Objective):
     @abstractmethod
     def advantages(self, rewards: Tensor, found: list[tuple[Answers, dict[str, Tensor]]]) -> list[dict[str, Any]]:
         """What the loss of each micro-batch is told of the worth of its tokens; rewards [answers] of all of them."""
+
+
+def over_all(*values: Tensor | float) -> list[float]:
+    """Sums over the answers of all processes."""
+    return distributed.summed(torch.tensor([float(value) for value in values], dtype=torch.float64)).tolist()
 
 
 def surrogate(now: Tensor, old: Tensor, advantage: Tensor, clip: float) -> Tensor:
@@ -98,8 +101,10 @@ class PPO(OnPolicy):
             paid[answers.lengths.cumsum(0) - 1] += own
             gained = generalised_advantages(answers, paid, known["value"], self.cfg.discount, self.cfg.trace)
             told.append({"advantage": gained, "return": gained + known["value"]})
-        every = torch.cat([each["advantage"] for each in told])
-        spread, mean = every.std(correction=0).clamp(min=1e-8), every.mean()
+        every = torch.cat([each["advantage"] for each in told]).double()
+        total, count = over_all(every.sum(), len(every))
+        mean = total / count
+        spread = max((over_all((every - mean).square().sum())[0] / count) ** 0.5, 1e-8)
         return [each | {"advantage": (each["advantage"] - mean) / spread} for each in told]
 
     def forward(self, model: VLM, batch: Batch) -> dict[str, Term]:

@@ -5,7 +5,7 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,28 +15,30 @@ import torch
 from ..core.config import load_yaml, save_yaml, to_dict
 from ..core.errors import ConfigError, DataError
 from ..data.batch import Batch
-from . import checkpoints
+from . import checkpoints, distributed
 from .recipe import Recipe
 
 FREE = ("save_every",)  # what may change in a stage that has begun: it does not change what is learned
 
 
 def tell(line: str) -> None:
-    """A line for the person at the terminal, away from results."""
-    print(line, file=sys.stderr, flush=True)
+    """A line for the person at the terminal, away from results; of several processes the first one tells it."""
+    if distributed.first():
+        print(line, file=sys.stderr, flush=True)
 
 
 class Metrics:
     """`metrics.jsonl` of a run, one object per line; what is not a number is written as null.
 
-    It is only added to. A step that is done again after a kill is there twice, with the same loss. A full disk costs
-    the lines that do not fit and never the run.
+    It is only added to, by the first process. A step that is done again after a kill is there twice, with the same
+    loss. A full disk costs the lines that do not fit and never the run.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "metrics.jsonl"
         self.full = False
-        self._end_last_line()
+        if distributed.first():
+            self._end_last_line()
 
     def _end_last_line(self) -> None:
         """A kill may have cut the last line short; the next must not be glued to it."""
@@ -49,6 +51,8 @@ class Metrics:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Add one line."""
+        if not distributed.first():
+            return
         try:
             with self.path.open("a") as file:
                 file.write(json.dumps(_finite(row)) + "\n")
@@ -73,14 +77,16 @@ class PassedOver:
         self.seen = 0
         self.lines: set[str] = set()
 
-    def count(self, batch: Batch) -> None:
-        """Take note of a batch's samples, and of those that it was made without."""
-        self.seen += len(batch.extra["names"])
-        new = [line for line in dict.fromkeys(batch.extra["passed"]) if line not in self.lines]
+    def count(self, micro: Sequence[Batch]) -> None:
+        """Take note of all processes' samples of a step, and of those that their batches were made without."""
+        names = sum(len(batch.extra["names"]) for batch in micro)
+        told = distributed.gathered([names, [line for batch in micro for line in batch.extra["passed"]]])
+        self.seen += sum(seen for seen, _ in told)
+        new = [line for line in dict.fromkeys(line for _, lines in told for line in lines) if line not in self.lines]
         self.lines.update(new)
         for line in new[: max(0, self.TOLD - len(self.lines) + len(new))]:
             tell(f"passed over {line}")
-        if new:
+        if new and distributed.first():
             with suppress(OSError), self.path.open("a") as file:
                 file.write("".join(f"{line}\n" for line in new))
         if len(self.lines) > self.share * max(self.seen, self.FIRST):

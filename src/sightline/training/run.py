@@ -2,8 +2,9 @@
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,13 +19,14 @@ from ..worlds.scene_questions import questions
 from ..worlds.scenes import COLORS, SHAPES, SIZES, TEXTURES, scene
 from ..zoo.names import locate
 from ..zoo.own import ProcessorConfig, load_model, read_card
-from . import checkpoints
+from . import checkpoints, distributed
 from .adapters import adapt
 from .alignment import Words, smooth_places, words_of
 from .answers import Reference
 from .boxes import Boxes
 from .contrast import CLIP, Matching
 from .distill import DINO
+from .loader import Share
 from .located import Located
 from .objectives import Dense, NextToken, Objective, SigLIP, Total
 from .policy import GRPO, PPO
@@ -33,6 +35,7 @@ from .recipe import Recipe, Stage, check_files, learning_rates
 from .records import prepare, tell, whole
 from .reference import frozen
 from .settings import check_names
+from .sharding import check_shards
 from .sources import FilesSource
 from .trainer import Step, Trainer
 
@@ -141,7 +144,11 @@ def finished(recipe: Recipe, folder: Path, stage: Stage) -> bool:
 
 def last_of(folder: Path, stage: Stage) -> checkpoints.Saved | None:
     """The checkpoint of a stage's last step, where it is there and whole."""
-    found = checkpoints.newest(folder / "checkpoints" / stage.name, tell)
+
+    def strange(state: dict[str, Any]) -> str:
+        return "" if state["stage"] == stage.name else f"stage {state['stage']}"
+
+    found = checkpoints.newest(folder / "checkpoints" / stage.name, tell, strange)
     return found if found is not None and found.state["step"] >= stage.steps else None
 
 
@@ -179,13 +186,30 @@ def run(
     device: str = "cpu",
     workers: int = 1,
     evaluate: Callable[[VLM], dict[str, float]] | None = None,
+    shard: bool = False,
 ) -> Iterator[Step]:
-    """Steps of one stage, or of every stage that is not finished; killed at any instant, it goes on from there."""
+    """Steps of one stage, or of every stage that is not finished; killed at any instant, it goes on from there.
+
+    Within `distributed.joined` several processes are one run, in one folder that all of them see. shard: each keeps a
+    part of every weight only.
+    """
     chosen = range(len(recipe.stages)) if stage is None else [recipe.stage(stage)]
+    share = Share(distributed.rank(), distributed.size())
     for number in chosen:
         check_files(recipe.stages[number], recipe.sources)
-    with checkpoints.locked(folder):
-        prepare(recipe, folder)
+        share.check(recipe.stages[number])
+        if shard:
+            check_shards(recipe.stages[number])
+    if shard and (evaluate is not None or not distributed.started()):
+        raise ConfigError("shards are of several processes, which torchrun starts, and cannot be evaluated on the way")
+    with ExitStack() as held:
+
+        def begin() -> None:
+            held.enter_context(checkpoints.locked(folder))
+            prepare(recipe, folder)
+            tokenizer_of(recipe, folder)
+
+        distributed.led(begin)
         tokenizer = tokenizer_of(recipe, folder)
         for number in chosen:
             current = recipe.stages[number]
@@ -197,7 +221,7 @@ def run(
             torch.manual_seed(recipe.seed + number)
             adapt(model, current.learn)  # before a reference copies what the stage begins from
             objective = objective_of(current, recipe, tokenizer, model)
-            trainer = Trainer(recipe, current, model, objective.to(device), folder)
+            trainer = Trainer(recipe, current, model, objective.to(device), folder, shard)
             trainer.resume()
             yield from trainer.run(processor_of(recipe, tokenizer, model), workers, evaluate)
 

@@ -151,6 +151,8 @@ READS = {
     "kto": "judged",
     **dict.fromkeys(("ppo", "grpo"), "prompts"),
 }
+COMPARES = {"siglip", "clip", "itm", "kto"}  # those that hold the samples of a micro-batch against each other
+PREPARES = {"dino", "ppo", "grpo"}  # those that run a model before each step, for what the step learns from
 FROM_PAIRS = ("pairs", "judged", "prompts")  # all of them made of samples with a chosen and a rejected answer
 
 

@@ -2,17 +2,23 @@
 
 import signal
 import sys
+import time
 from types import FrameType
 from typing import Any
 
 
 class Signals:
-    """Within this context a first TERM or INT only sets `caught`; a second one ends the process at once."""
+    """Within this context a first TERM or INT only sets `caught`; a second one ends the process at once.
+
+    What comes within a moment of the first is the same wish: a terminal or Slurm signals all processes, and then
+    torchrun those that it started.
+    """
 
     ASKED = (signal.SIGTERM, signal.SIGINT)
+    MOMENT = 0.5  # seconds
 
     def __init__(self) -> None:
-        self.caught = 0
+        self.caught, self.when = 0, 0.0
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
@@ -24,9 +30,10 @@ class Signals:
         return self
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
-        if self.caught:
+        if self.caught and time.monotonic() - self.when > self.MOMENT:
             sys.exit(128 + number)
-        self.caught = number
+        if not self.caught:
+            self.caught, self.when = number, time.monotonic()
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():

@@ -1,28 +1,32 @@
 """The training loop: an iterator of steps that can be killed at any instant and goes on bit for bit."""
 
+import hashlib
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..core.errors import CheckpointError, ConfigError, SightlineError
+from ..core.errors import CapacityError, CheckpointError, ConfigError, SightlineError
 from ..data.batch import Batch
 from ..data.processor import Processor
 from ..model import VLM
-from . import checkpoints
-from .loader import Batches, batches
+from . import checkpoints, distributed, sharding
+from .loader import Batches, Share, batches
 from .objectives import Objective
 from .optim import Optimizers
 from .recipe import Recipe, Stage, freeze, learning_rates
 from .records import Metrics, PassedOver, tell
+from .settings import COMPARES, PREPARES
 from .signals import Signals
 
 
@@ -51,50 +55,79 @@ class NonFinite(SightlineError):
     exit_code = 65
 
 
+class Unsaved(SightlineError):
+    """Checkpoints could not be written, several times in a row."""
+
+    exit_code = 75
+
+
 def recompute(model: VLM) -> None:
     """Let every block keep its input only, and be computed again when its gradients are asked for."""
     for block in (*model.encoder.blocks, *model.decoder.blocks):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 
+def design(model: VLM, objective: Objective) -> str:
+    """What tells the weights of one model and objective from those of others: a digest of all names and shapes."""
+    everything = (*model.state_dict().items(), *objective.state_dict().items())
+    shapes = "\n".join(f"{name} {list(value.shape)}" for name, value in everything)
+    return hashlib.sha256(shapes.encode()).hexdigest()[:16]
+
+
+def short_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice; torch has no kind of its own for that on a CPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 class Trainer:
     """One stage of a recipe in one folder.
 
     `objective` holds the terms of the loss and their own weights, which are trained and kept in the training state
-    only. A run that finds checkpoints of its stage in the folder goes on from the newest whole one.
+    only. A run that finds checkpoints of its stage in the folder goes on from the newest whole one. Several processes
+    that are one run (`training.distributed`) share out each step's samples, and with `shard` the model as well.
     """
 
-    PATIENCE = 3  # steps in a row that may be refused before a run stops
+    PATIENCE = 3  # steps in a row that may be refused, or checkpoints that cannot be saved, before a run stops
     KEEP = 2  # checkpoints of a stage
 
-    def __init__(self, recipe: Recipe, stage: Stage, model: VLM, objective: Objective, folder: Path) -> None:
+    def __init__(
+        self, recipe: Recipe, stage: Stage, model: VLM, objective: Objective, folder: Path, shard: bool = False
+    ) -> None:
         self.recipe, self.stage, self.model, self.objective = recipe, stage, model, objective
         self.folder, self.saved = folder, folder / "checkpoints" / stage.name
         self.number = recipe.stage(stage.name)
         rates = learning_rates(model, stage.learn)
         freeze(model, rates)
-        learned = {name: p for name, p in model.named_parameters() if name in rates}
-        own = {f"objective.{name}": p for name, p in objective.named_parameters() if p.requires_grad}
-        self.parameters = learned | own
-        self.optimizers = Optimizers(self.parameters, rates | dict.fromkeys(own, max(rates.values())), stage)
-        self.step, self.refused, self.checked = 0, 0, False
         scaling = getattr(model.config.decoder, "rope_scaling", None)
         if stage.packing and scaling is not None and scaling.by_length:
             raise ConfigError(f"stage {stage.name!r} packs rows, but its model stretches with a row's length")
         if stage.recompute:
             recompute(model)
+        self.sharded: sharding.Sharded | None = None
+        if shard:
+            sharding.check_shards(stage)
+            self.sharded = sharding.Sharded(model, objective, stage.precision)
+        learned = {name: p for name, p in model.named_parameters() if name in rates}
+        own = {f"objective.{name}": p for name, p in objective.named_parameters() if p.requires_grad}
+        self.parameters = learned | own
+        self.optimizers = Optimizers(self.parameters, rates | dict.fromkeys(own, max(rates.values())), stage)
+        self.step, self.refused, self.unsaved, self.checked = 0, 0, 0, False
+        self.data: Batches | None = None  # where the samples of a step can be had again
+        self.design = design(model, objective)
 
     # ------------------------------------------------------------------------------------------- saving and resuming
 
     def resume(self) -> bool:
         """Go on from the newest whole checkpoint of this stage, if there is one."""
-        checkpoints.sweep(self.saved)
-        found = checkpoints.newest(self.saved, warn=tell)
+        if distributed.first():
+            checkpoints.sweep(self.saved)
+        found = checkpoints.newest(self.saved, tell, self.strange, self.rows)
         if found is None:
             return False
+        put = nn.Module.load_state_dict if self.sharded is None else sharding.put
         try:
-            self.model.load_state_dict(found.tensors["model"])
-            self.objective.load_state_dict(found.tensors.get("objective", {}))
+            put(self.model, found.tensors["model"])
+            put(self.objective, found.tensors.get("objective", {}))
             self.optimizers.load(found.tensors["optimizer"])
             self.step, self.refused = found.state["step"], found.state["refused"]
         except (KeyError, RuntimeError) as error:
@@ -102,28 +135,57 @@ class Trainer:
             raise CheckpointError(f"{found.path}: belongs to another model or stage ({line})") from None
         return True
 
+    def strange(self, state: dict[str, Any]) -> str:
+        """What shows that a checkpoint with this state is not of this stage, if anything does."""
+        mine = {"recipe": self.recipe.name, "stage": self.stage.name, "design": self.design}
+        found = {key: state.get(key, mine[key]) for key in mine}
+        return next((f"{key} {found[key]}, here it is {mine[key]}" for key in mine if found[key] != mine[key]), "")
+
+    def rows(self, group: str, name: str) -> tuple[int, int] | None:
+        """The rows that this process has of what a checkpoint calls so; None for all of them."""
+        if self.sharded is None:
+            return None
+        whose = self.objective if group == "objective" else self.model
+        known = self.parameters if group == "optimizer" else dict(whose.named_parameters())
+        return sharding.rows(known.get(name.rsplit("/", 1)[0]))
+
     def save(self) -> bool:
-        """Write a checkpoint; a full disk is told and the run goes on with the last good one."""
-        tensors = {
+        """Write a checkpoint; a full disk is told and the run goes on with the last good one, for a while."""
+        everything = {
             "model": self.model.state_dict(),
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizers.tensors(),
         }
-        state = {"step": self.step, "refused": self.refused, "stage": self.stage.name, "recipe": self.recipe.name}
+        tensors = {group: self.written(content) for group, content in everything.items()}
+        mine = {"step": self.step, "refused": self.refused, "stage": self.stage.name, "recipe": self.recipe.name}
         name = f"step-{self.step:07d}"
         try:
-            checkpoints.save(self.saved, name, tensors, state)
-            checkpoints.prune(self.saved, name, self.KEEP)
+            checkpoints.save(self.saved, name, tensors, mine | {"design": self.design}, self.sharded is not None)
+            if distributed.first():
+                checkpoints.prune(self.saved, name, self.KEEP)
         except OSError as error:
+            self.unsaved += 1
             tell(f"could not save step {self.step} ({error.strerror}); the last checkpoint stays, training goes on")
+            if self.unsaved >= self.PATIENCE:
+                size = sum(x.nbytes for content in tensors.values() for x in content.values())
+                told = f"{self.unsaved} checkpoints in a row could not be saved ({error.strerror})"
+                raise Unsaved(f"{told}; each takes {size:,} bytes in {self.saved}") from None
             return False
+        self.unsaved = 0
         return True
+
+    def written(self, content: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What of some tensors this process writes: its rows, and the first one what all of them have."""
+        if self.sharded is None:
+            return content
+        return {k: sharding.local(x) for k, x in content.items() if distributed.first() or sharding.rows(x) is not None}
 
     # ------------------------------------------------------------------------------------------------------ one step
 
     def learn(self, micro: list[Batch]) -> Step:
         """One step over some micro-batches: one update, or several where the objective wants to learn them so often."""
-        torch.manual_seed(hash((self.recipe.seed, self.number, self.step)))  # a step's chance, wherever a run resumes
+        chance = (self.recipe.seed, self.number, self.step, *([distributed.rank()] if distributed.rank() else []))
+        torch.manual_seed(hash(chance))  # a step's own, wherever a run resumes
         with self.autocast():
             micro = self.objective.prepare(self.model, micro, f"{self.recipe.seed} {self.number} {self.step}")
         step = self.update(micro)
@@ -138,18 +200,11 @@ class Trainer:
         Every term is divided by its count over all micro-batches, so that two of 16 are one of 32; apart from those
         that compare the pairs of one micro-batch only, such as SigLIP.
         """
-        self.optimizers.zero()
-        counts: Counter[str] = Counter()
-        for batch in micro:
-            counts.update(self.objective.counts(batch))
-        terms: dict[str, Tensor] = {}
-        for batch in micro:
-            for name, value in self.backward(batch, counts).items():
-                terms[name] = terms[name] + value if name in terms else value
+        terms = self.gradients(micro, self.counts(micro))
         loss = torch.stack(list(terms.values())).sum()
         if not self.checked:
             self.check_gradients()
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.stage.clip)
+        norm = sharding.clip(list(self.parameters.values()), self.stage.clip)
         applied = bool(torch.isfinite(norm)) and bool(torch.isfinite(loss))
         if applied:
             self.optimizers.step(self.stage.rate(self.step))
@@ -158,12 +213,70 @@ class Trainer:
         notes = dict(self.objective.notes)
         return Step(self.stage.name, self.step + 1, float(loss), values, float(norm), applied=applied, notes=notes)
 
-    def backward(self, batch: Batch, counts: Counter[str]) -> dict[str, Tensor]:
+    def counts(self, micro: list[Batch]) -> dict[str, int]:
+        """How much each term learns from a step, over all processes."""
+        counts: Counter[str] = Counter()
+        for batch in micro:
+            counts.update(self.objective.counts(batch))
+        return dict(zip(counts, distributed.summed(torch.tensor(list(counts.values()))).tolist(), strict=True))
+
+    def gradients(self, micro: list[Batch], counts: dict[str, int]) -> dict[str, Tensor]:
+        """Give the parameters the gradients of a step, of all processes; return its terms.
+
+        Where memory does not suffice, the same samples are computed in smaller parts, from then on.
+        """
+        while True:
+            try:
+                found = self.accumulated(micro, counts)
+                break
+            except (MemoryError, RuntimeError) as error:
+                if not short_of_memory(error):
+                    raise
+            micro = self.smaller()
+        got = {name for name, p in self.parameters.items() if p.grad is not None}
+        present = got if self.sharded is None else self.sharded.present
+        distributed.share_gradients(self.parameters, present)
+        values = distributed.summed(torch.stack(list(found.values())))
+        return dict(zip(found, values, strict=True))
+
+    def accumulated(self, micro: list[Batch], counts: dict[str, int]) -> dict[str, Tensor]:
+        """The gradients of this process's part of a step alone, and its share of each term."""
+        self.optimizers.zero()
+        if self.sharded is not None:
+            self.sharded.present.clear()
+        terms: dict[str, Tensor] = {}
+        for batch in micro:
+            for name, value in self.backward(batch, counts).items():
+                terms[name] = terms[name] + value if name in terms else value
+        return terms
+
+    def smaller(self) -> list[Batch]:
+        """The samples of this step again, half as many at a time; CapacityError where they cannot be cut."""
+        self.optimizers.zero()
+        data, together = self.data, (COMPARES | PREPARES) & set(self.stage.terms)
+        now = 0 if data is None else data.share.largest(self.stage)
+        if data is None or now == 1 or together or self.sharded is not None:
+            reason = f"{min(together)!r} needs them together" if together else "they cannot be cut further"
+            told = f"{now or self.stage.batch} samples at a time are too many for the memory, and {reason}"
+            raise CapacityError(f"stage {self.stage.name!r}: {told}; set batch lower and accumulate higher")
+        self.data = data.shared(replace(data.share, pieces=2 * data.share.pieces))
+        tell(f"{now} samples at a time are too many for the memory; {self.data.share.largest(self.stage)} from now on")
+        with closing(self.batches(workers=0)) as source:
+            return [batch.to(self.model.device) for batch in islice(source, self.data.share.per_step(self.stage))]
+
+    def batches(self, workers: int) -> Generator[Batch, None, None]:
+        """This process's batches from the next step on."""
+        assert self.data is not None
+        return batches(self.data, self.step * self.stage.accumulate, workers, self.stage.group)
+
+    def backward(self, batch: Batch, counts: dict[str, int]) -> dict[str, Tensor]:
         """Add a micro-batch's gradients; return its share of each term."""
         with self.autocast():
-            found = self.objective(self.model, batch)
+            found = self.objective(self.model, batch) if self.sharded is None else self.sharded(batch)
         terms = {name: total.float() / max(counts[name], 1) for name, (total, _) in found.items()}
-        torch.stack(list(terms.values())).sum().backward()
+        total = torch.stack(list(terms.values())).sum()
+        if total.requires_grad:  # text alone does not reach a projector
+            total.backward()
         return {name: value.detach() for name, value in terms.items()}
 
     def autocast(self) -> torch.autocast:
@@ -189,35 +302,42 @@ class Trainer:
         self, processor: Processor, workers: int = 1, evaluate: Callable[[VLM], dict[str, float]] | None = None
     ) -> Iterator[Step]:
         """Steps until the stage is done; a TERM or INT signal finishes the step, saves and ends the process."""
-        data = Batches(self.stage, self.number, self.recipe.seed, self.recipe.sources, processor)
-        every = self.stage.accumulate
-        source = batches(data, self.step * every, workers, self.stage.group)
+        share = Share(distributed.rank(), distributed.size())
+        self.data = Batches(self.stage, self.number, self.recipe.seed, self.recipe.sources, processor, share)
         metrics, passed = Metrics(self.folder), PassedOver(self.folder, self.stage.max_bad)
-        with Signals() as signals, closing(source):
+        with Signals() as signals, ExitStack() as stack:
+            data, source = self.data, stack.enter_context(closing(self.batches(workers)))
             while self.step < self.stage.steps:
                 began = time.perf_counter()
-                micro = [next(source).to(self.model.device) for _ in range(every)]
+                micro = [next(source).to(self.model.device) for _ in range(data.share.per_step(self.stage))]
                 waited = time.perf_counter() - began
-                for batch in micro:
-                    passed.count(batch)
+                passed.count(micro)
                 step = self.learn(micro)
-                speed = self.stage.batch * every / (time.perf_counter() - began)
+                speed = self.stage.batch * self.stage.accumulate / (time.perf_counter() - began)
                 step = replace(step, samples_per_second=speed, waited=waited)
                 metrics.write(asdict(step))
                 if not step.applied:
                     self.refuse(step, micro)
                 yield step
-                if self.step == self.stage.steps or signals.caught or self.step % self.stage.save_every == 0:
+                caught = distributed.most(signals.caught)
+                if self.step == self.stage.steps or caught or self.step % self.stage.save_every == 0:
                     self.save()
-                    if evaluate is not None and not signals.caught:
-                        scores = evaluate(self.model)
-                        metrics.write({"stage": self.stage.name, "step": self.step, "scores": scores})
-                if signals.caught:
-                    sys.exit(128 + signals.caught)
+                    if evaluate is not None and not caught:
+                        distributed.led(lambda: metrics.write(self.scores(evaluate)))
+                if caught:
+                    sys.exit(128 + caught)
+                if data is not self.data:  # memory did not suffice for what has been made ahead
+                    source.close()
+                    data, source = self.data, stack.enter_context(closing(self.batches(workers)))
+
+    def scores(self, evaluate: Callable[[VLM], dict[str, float]]) -> dict[str, Any]:
+        """A line of metrics that says how good the model is by now."""
+        return {"stage": self.stage.name, "step": self.step, "scores": evaluate(self.model)}
 
     def refuse(self, step: Step, micro: list[Batch]) -> None:
         """Name the samples of a step that was not applied; stop after several in a row."""
-        names = [name for batch in micro for name in batch.extra["names"]][:8]
+        here = [name for batch in micro for name in batch.extra["names"]][:8]
+        names = [name for there in distributed.gathered(here) for name in there][:8]
         tell(f"step {step.step} not applied: loss {step.loss}, gradient norm {step.norm}; samples {', '.join(names)}")
         if self.refused >= self.PATIENCE:
             raise NonFinite(f"{self.refused} steps in a row were not numbers, last samples {', '.join(names)}")

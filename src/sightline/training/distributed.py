@@ -1,0 +1,149 @@
+"""Several processes as one run, as `torchrun` starts them; alone, everything here is as if it were not there.
+
+Tensors are summed where they lie, by NCCL or gloo. Whatever else is told to one another goes as JSON over gloo.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor
+
+T = TypeVar("T")
+
+STARTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")  # what torchrun tells its processes
+TIMEOUT = timedelta(minutes=30)  # how long the others are waited for: an evaluation or a slow disk takes its time
+BUCKET = 1 << 25  # gradients that are summed at once
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def size() -> int:
+    """How many processes there are."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def started() -> bool:
+    """Whether this process is one of a run's, be it the only one."""
+    return distributed.is_initialized()
+
+
+def first() -> bool:
+    """Whether this process is the one that writes and tells."""
+    return rank() == 0
+
+
+def device() -> str:
+    """Where this process computes: on a GPU of its own if there are any."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def joined(timeout: timedelta = TIMEOUT) -> Iterator[None]:
+    """Within this context the processes that torchrun started are one run."""
+    if distributed.is_initialized() or not all(name in os.environ for name in STARTED):
+        yield
+        return
+    gpus = torch.cuda.is_available()
+    if gpus:
+        torch.cuda.set_device(device())
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timeout)
+    yield
+    distributed.destroy_process_group()  # after an error nobody waits for the others: torchrun ends them
+
+
+def gathered(value: Any) -> list[Any]:
+    """What every process has to say, in their order; anything that JSON can hold."""
+    if size() == 1:
+        return [value]
+    data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(size())]
+    distributed.all_gather(lengths, torch.tensor([len(data)]))
+    longest = int(max(lengths))
+    rows = [torch.zeros(longest, dtype=torch.uint8) for _ in range(size())]
+    distributed.all_gather(rows, nn.functional.pad(data, (0, longest - len(data))))
+    return [json.loads(bytes(row[: int(n)].tolist())) for row, n in zip(rows, lengths, strict=True)]
+
+
+def summed(x: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, in place."""
+    if size() > 1:
+        distributed.all_reduce(x)
+    return x
+
+
+def most(number: int) -> int:
+    """The largest number that a process has."""
+    if size() == 1:
+        return number
+    found = torch.tensor(number)
+    distributed.all_reduce(found, distributed.ReduceOp.MAX)
+    return int(found)
+
+
+def led(work: Callable[[], Any]) -> None:
+    """Let the first process do something while the others wait; where it fails it says why, and all end."""
+    if first():
+        try:
+            work()
+        except BaseException as error:
+            gathered(getattr(error, "exit_code", 1))
+            raise
+    code = gathered(0)[0]
+    if code:
+        sys.exit(code)
+
+
+def together(work: Callable[[], T]) -> list[T]:
+    """What some work on files gives on every process; where it fails on one, each has an OSError."""
+    found: T | None = None
+    failed: list[Any] | None = None
+    try:
+        found = work()
+    except OSError as error:
+        if size() == 1:
+            raise
+        failed = [error.errno, error.strerror, error.filename]
+    every = gathered([found, failed])
+    for _, error in every:
+        if error is not None:
+            raise OSError(*error)
+    return [each for each, _ in every]
+
+
+def share_gradients(parameters: Mapping[str, nn.Parameter], present: Collection[str]) -> None:
+    """Give every process the sum of all gradients; a parameter that none of them used has none.
+
+    present: those that got one here. Shards have been summed on the way (`training.sharding`), all others are now, and
+    those that only others used take part with zeros, or the others would wait for ever.
+    """
+    if size() == 1:
+        return
+    there = summed(torch.tensor([int(name in present) for name in parameters])).tolist()
+    bucket: list[nn.Parameter] = []
+    for count, parameter in zip(there, parameters.values(), strict=True):
+        if not count:
+            parameter.grad = None
+        elif not isinstance(parameter, DTensor):
+            bucket.append(parameter)
+            if sum(p.numel() for p in bucket) >= BUCKET:
+                _sum_bucket(bucket)
+                bucket = []
+    if bucket:
+        _sum_bucket(bucket)
+
+
+def _sum_bucket(bucket: list[nn.Parameter]) -> None:
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+    flat = summed(torch.cat([grad.flatten() for grad in grads]))
+    for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+        parameter.grad = part.view_as(parameter)
