@@ -9,6 +9,7 @@ from ..zoo.describe import short
 from ..zoo.hollow import hollow
 from .adapters import Lora, adapt
 from .cost import Cost, Usual, cost, matmul_rate, usual
+from .features import repeats
 from .recipe import Recipe, Stage, check_sources, freeze, learning_rates, without_files
 
 STATE = 12  # bytes of a learned parameter besides its weight: gradient and two moments in float32
@@ -48,6 +49,7 @@ def _stage(recipe: Recipe, stage: Stage, model: VLM, rate: Callable[[str], float
     per_step = stage.batch * stage.accumulate
     count = stage.steps * per_step
     speed = rate(stage.precision)
+    sees = any(each.pictures for each in samples.values())
     yield f"{stage.name}"
     yield f"  learns     {short(learned)} of {short(total)} parameters ({learned / total:.1%})"
     for pattern, how in stage.learn.items():
@@ -62,12 +64,23 @@ def _stage(recipe: Recipe, stage: Stage, model: VLM, rate: Callable[[str], float
     whole = f"{short(count)} samples and {short(count * tokens)} tokens in all"
     yield f"  steps      {stage.steps:,} of {per_step:,} samples, {whole}"
     yield f"  with       {stage.optimizer}, {stage.precision}, {stage.warmup:,} steps of warm-up"
+    frozen = sees and not any(name.startswith("encoder.") for name in rates)
+    if frozen and stage.feature_store and not without_files(stage, recipe.sources):
+        yield f"  features   of the frozen encoder are {_features(stage, recipe)}"
     yield f"  saved      every {stage.save_every} steps"
     yield f"  memory     {short(4 * total + STATE * learned, 'B')} of weights, gradients and optimiser state"
     kept = max(each.memory(stage.batch, stage.precision) for each in costs.values())
     yield f"             {short(kept, 'B')} of activations, {stage.batch} samples at a time"
     yield f"  work       {short(per_sample, 'FLOP')} a sample, {short(per_sample * per_step, 'FLOP')} a step"
     yield f"  time       {lasting(per_sample * count / speed)} at this machine's {short(speed, 'FLOP')} a second"
+
+
+def _features(stage: Stage, recipe: Recipe) -> str:
+    """What becomes of a frozen encoder's features."""
+    times = repeats(stage, recipe.sources)
+    if times > 1:
+        return f"kept, {stage.feature_store:g} GB at most: samples are met {times:.1f} times"
+    return f"computed each time: {'no sample is met twice' if times else 'its sources never repeat'}"
 
 
 def _costs(recipe: Recipe, stage: Stage, model: VLM, samples: Mapping[str, Usual]) -> dict[str, Cost]:

@@ -18,7 +18,7 @@ from ..data.batch import Batch
 from . import checkpoints
 from .recipe import Recipe
 
-FREE = ("save_every",)  # what may change in a stage that has begun: it does not change what is learned
+FREE = ("save_every", "feature_store")  # what may change in a stage that has begun: it does not change what is learned
 
 
 def tell(line: str) -> None:

@@ -18,6 +18,8 @@ from ..data.batch import Batch
 from ..data.processor import Processor
 from ..model import VLM
 from . import checkpoints
+from .features import GIGABYTE, FeatureStore, repeats
+from .guard import Guard
 from .loader import Batches, batches
 from .objectives import Objective
 from .optim import Optimizers
@@ -61,13 +63,22 @@ class Trainer:
     """One stage of a recipe in one folder.
 
     `objective` holds the terms of the loss and their own weights, which are trained and kept in the training state
-    only. A run that finds checkpoints of its stage in the folder goes on from the newest whole one.
+    only. A run that finds checkpoints of its stage in the folder goes on from the newest whole one. store: where
+    features of a frozen encoder are shared with other runs; without one the run keeps its own where that helps.
     """
 
     PATIENCE = 3  # steps in a row that may be refused before a run stops
     KEEP = 2  # checkpoints of a stage
 
-    def __init__(self, recipe: Recipe, stage: Stage, model: VLM, objective: Objective, folder: Path) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        stage: Stage,
+        model: VLM,
+        objective: Objective,
+        folder: Path,
+        store: FeatureStore | None = None,
+    ) -> None:
         self.recipe, self.stage, self.model, self.objective = recipe, stage, model, objective
         self.folder, self.saved = folder, folder / "checkpoints" / stage.name
         self.number = recipe.stage(stage.name)
@@ -78,6 +89,7 @@ class Trainer:
         self.parameters = learned | own
         self.optimizers = Optimizers(self.parameters, rates | dict.fromkeys(own, max(rates.values())), stage)
         self.step, self.refused, self.checked = 0, 0, False
+        self.store, self.warned = store, False
         scaling = getattr(model.config.decoder, "rope_scaling", None)
         if stage.packing and scaling is not None and scaling.by_length:
             raise ConfigError(f"stage {stage.name!r} packs rows, but its model stretches with a row's length")
@@ -193,6 +205,8 @@ class Trainer:
         every = self.stage.accumulate
         source = batches(data, self.step * every, workers, self.stage.group)
         metrics, passed = Metrics(self.folder), PassedOver(self.folder, self.stage.max_bad)
+        self.keep_features()
+        guard = Guard(data) if self.stage.guard_every else None
         with Signals() as signals, closing(source):
             while self.step < self.stage.steps:
                 began = time.perf_counter()
@@ -204,6 +218,8 @@ class Trainer:
                 speed = self.stage.batch * every / (time.perf_counter() - began)
                 step = replace(step, samples_per_second=speed, waited=waited)
                 metrics.write(asdict(step))
+                if guard is not None and self.step % self.stage.guard_every == 0:
+                    self.look(guard, metrics)
                 if not step.applied:
                     self.refuse(step, micro)
                 yield step
@@ -214,6 +230,29 @@ class Trainer:
                         metrics.write({"stage": self.stage.name, "step": self.step, "scores": scores})
                 if signals.caught:
                     sys.exit(128 + signals.caught)
+
+    def keep_features(self) -> None:
+        """Read a frozen encoder's features from the disk from now on, where the stage meets samples again."""
+        frozen = not any(parameter.requires_grad for parameter in self.model.encoder.parameters())
+        if self.store is None and self.stage.feature_store and repeats(self.stage, self.recipe.sources) > 1:
+            self.store = FeatureStore(self.folder / "features", int(self.stage.feature_store * GIGABYTE))
+        if self.store is not None and frozen:
+            self.store.serve(self.model.encoder, self.recipe.pixels)
+
+    def look(self, guard: Guard, metrics: Metrics) -> None:
+        """Write down whether the model looks at its pictures; warn, once, when it does not."""
+        with self.autocast():
+            found = guard.look(self.model, self.objective)
+        if found is None:
+            return
+        metrics.write({"stage": self.stage.name, "step": self.step, "guard": found.to_dict()})
+        if not found.sees and not self.warned and self.step >= self.stage.warmup:
+            self.warned = True
+            tell(
+                f"WARNING: stage {self.stage.name!r}, step {self.step}: pictures make no clear difference. The loss on "
+                f"held samples is {found.real:.4f} with them, {found.blank:.4f} with blank ones, {found.shuffled:.4f} "
+                "with those of others: the model does not look, or its questions need no picture"
+            )
 
     def refuse(self, step: Step, micro: list[Batch]) -> None:
         """Name the samples of a step that was not applied; stop after several in a row."""
