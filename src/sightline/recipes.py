@@ -112,13 +112,13 @@ def tiny() -> Recipe:
     )
     stage = Stage(
         name="look",
-        learn={"fusion.*": 2e-3, "decoder.*": 2e-3},
+        learn={"fusion.*": 3e-3, "decoder.*": 3e-3},
         data={"pairs": 1.0},
-        steps=400,
+        steps=300,
         batch=16,
         objective={"answers": 1.0},
         precision="fp32",
-        decay=0.3,
+        decay=0.5,
     )
     return Recipe(
         "tiny",

@@ -40,7 +40,7 @@ def _stage(recipe: Recipe, stage: Stage, model: VLM, rate: Callable[[str], float
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     total, learned = sum(sizes.values()), sum(sizes[name] for name in rates)
     samples = {name: usual(recipe.sources[name]) for name in stage.data}
-    costs = _costs(recipe, stage, model, samples)
+    costs = costs_of(recipe, stage, model, samples)
     with hollow():
         merge(model)
     shares = {name: weight / sum(stage.data.values()) for name, weight in stage.data.items()}
@@ -83,7 +83,7 @@ def _features(stage: Stage, recipe: Recipe) -> str:
     return f"computed each time: {'no sample is met twice' if times else 'its sources never repeat'}"
 
 
-def _costs(recipe: Recipe, stage: Stage, model: VLM, samples: Mapping[str, Usual]) -> dict[str, Cost]:
+def costs_of(recipe: Recipe, stage: Stage, model: VLM, samples: Mapping[str, Usual]) -> dict[str, Cost]:
     """What a sample of each source costs; sources whose samples are alike are measured once."""
     known: dict[tuple[Usual, bool], Cost] = {}
     found = {}

@@ -17,6 +17,7 @@ from ..core.errors import ConfigError, DataError
 from ..data.batch import Batch
 from . import checkpoints
 from .recipe import Recipe
+from .report import Board
 
 FREE = ("save_every", "feature_store")  # what may change in a stage that has begun: it does not change what is learned
 
@@ -34,7 +35,7 @@ class Metrics:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "metrics.jsonl"
+        self.path, self.board = folder / "metrics.jsonl", Board(folder)
         self.full = False
         self._end_last_line()
 
@@ -49,6 +50,7 @@ class Metrics:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Add one line."""
+        self.board.write(row)
         try:
             with self.path.open("a") as file:
                 file.write(json.dumps(_finite(row)) + "\n")

@@ -33,6 +33,7 @@ from .preferring import DPO, KTO, ORPO, DenseDPO, Reward
 from .recipe import Recipe, Stage, check_files, learning_rates
 from .records import prepare, tell, whole
 from .reference import frozen
+from .report import write_report
 from .settings import check_names
 from .sources import FilesSource
 from .trainer import Step, Trainer
@@ -211,6 +212,7 @@ def run(
             trainer = Trainer(recipe, current, model, objective.to(device), folder, store)
             trainer.resume()
             yield from trainer.run(processor_of(recipe, tokenizer, model), workers, evaluate)
+            write_report(folder, recipe.name)
 
 
 def final_model(recipe: Recipe, folder: Path) -> tuple[VLM, tuple[Stage, ...]]:

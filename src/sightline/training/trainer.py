@@ -32,8 +32,9 @@ from .signals import Signals
 class Step:
     """One step that was done: its number from 1, its loss and terms, and how fast it went.
 
-    waited: seconds that passed before its samples were there. applied: False when it was not made of numbers.
-    notes: what else the objective tells, such as the mean reward of what it sampled.
+    tokens_per_second: without padding, those of pictures among them. waited: seconds that passed before its samples
+    were there. applied: False when it was not made of numbers. notes: what else the objective tells, such as the mean
+    reward of what it sampled.
     """
 
     stage: str
@@ -42,6 +43,7 @@ class Step:
     terms: dict[str, float] = field(default_factory=dict)
     norm: float = 0.0
     samples_per_second: float = 0.0
+    tokens_per_second: float = 0.0
     waited: float = 0.0
     applied: bool = True
     notes: dict[str, float] = field(default_factory=dict)
@@ -57,6 +59,13 @@ def recompute(model: VLM) -> None:
     """Let every block keep its input only, and be computed again when its gradients are asked for."""
     for block in (*model.encoder.blocks, *model.decoder.blocks):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+
+
+def tokens_of(batch: Batch) -> int:
+    """Tokens of a batch without its padding; of pictures alone, their patches."""
+    if not batch.ids.numel():
+        return 0 if batch.patches is None else len(batch.patches.values)
+    return int((batch.layout.document >= 0).sum())
 
 
 class Trainer:
@@ -215,8 +224,9 @@ class Trainer:
                 for batch in micro:
                     passed.count(batch)
                 step = self.learn(micro)
-                speed = self.stage.batch * every / (time.perf_counter() - began)
-                step = replace(step, samples_per_second=speed, waited=waited)
+                took = time.perf_counter() - began
+                speed, tokens = self.stage.batch * every / took, sum(map(tokens_of, micro)) / took
+                step = replace(step, samples_per_second=speed, tokens_per_second=tokens, waited=waited)
                 metrics.write(asdict(step))
                 if guard is not None and self.step % self.stage.guard_every == 0:
                     self.look(guard, metrics)
