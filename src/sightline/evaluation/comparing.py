@@ -137,8 +137,8 @@ def with_fusion(recipe: Recipe, name: str) -> Recipe:
     stages = []
     for stage in recipe.stages:
         learn = {pattern: how for pattern, how in stage.learn.items() if fits(pattern)}
-        if native:
-            learn = {"encoder.*": stage.learn.get("fusion.*", max(learn.values(), key=str)), **learn}
+        if native and "fusion.*" in stage.learn:
+            learn = {"encoder.*": stage.learn["fusion.*"], **learn}
         stages.append(replace(stage, learn=learn))
     taken = tuple(p for p in recipe.taken if fits(p) and not (native and p.startswith("encoder.")))
     return replace(recipe, name=f"{recipe.name}-{name}", model=model, stages=tuple(stages), taken=taken)
@@ -308,7 +308,8 @@ class Comparison:
     def summary(self, fusion: str, budget: Budget) -> dict[str, charts.Interval]:
         """Mean accuracy over seeds with its 95% interval, of all questions and by kind; one seed has no interval."""
         found = [each.accuracy for each in self.outcomes if (each.fusion, each.budget) == (fusion, budget)]
-        return {kind: spread([each[kind] for each in found]) for kind in (found[0] if found else {})}
+        kinds = dict.fromkeys(kind for each in found for kind in each)
+        return {kind: spread([each[kind] for each in found if kind in each]) for kind in kinds}
 
     def steps(self, fusion: str, budget: Budget) -> int:
         """How many steps were done under a budget."""
@@ -336,7 +337,7 @@ class Comparison:
         lines = [
             f"# {self.recipe.name}: fusions compared",
             "",
-            f"Accuracy on {self.questions} questions about unseen scenes: the mean of {self.seeds} seeds and the 95% "
+            f"Accuracy on {self.questions} questions about unseen scenes: the mean of {_seeds(self.seeds)} and the 95% "
             "interval of that mean.",
         ]
         titles = {"steps": "At equal steps", "operations": f"At the operations of {next(iter(self.prices))}"}
@@ -348,8 +349,9 @@ class Comparison:
             lines.append(_row(["---", *["---:"] * (2 + len(kinds))]))
             for fusion in fusions:
                 found = self.summary(fusion, budget)
-                count = sum((o.fusion, o.budget) == (fusion, budget) for o in self.outcomes)
-                lines.append(_row([fusion, f"{self.steps(fusion, budget):,}", str(count), *map(_said, found.values())]))
+                count = sum((each.fusion, each.budget) == (fusion, budget) for each in self.outcomes)
+                shares = [_said(found.get(kind)) for kind in kinds]
+                lines.append(_row([fusion, f"{self.steps(fusion, budget):,}", str(count), *shares]))
         lines += ["", "## What they cost", "", _row(COSTS), _row(["---", *["---:"] * (len(COSTS) - 1)])]
         samples = sum(stage.steps * stage.batch * stage.accumulate for stage in self.recipe.stages)
         for name, each in self.prices.items():
@@ -361,7 +363,7 @@ class Comparison:
     def plot(self) -> str:
         """Accuracy of all questions under both budgets, as SVG."""
         rows = {fusion: [self.summary(fusion, budget).get("all") for budget in BUDGETS] for fusion in self.prices}
-        title = f"{self.recipe.name}: right answers, mean of {self.seeds} seeds, 95% interval"
+        title = f"{self.recipe.name}: right answers, mean of {_seeds(self.seeds)}, 95% interval"
         return charts.intervals(title, rows, ["equal steps", "equal operations"])
 
     def write(self, folder: Path) -> None:
@@ -383,9 +385,15 @@ def spread(values: Sequence[float]) -> charts.Interval:
     return mean, max(0.0, mean - wide), min(1.0, mean + wide)
 
 
-def _said(interval: charts.Interval) -> str:
+def _said(interval: charts.Interval | None) -> str:
+    if interval is None:
+        return "–"
     mean, low, high = interval
     return f"{mean:.1%}" if low == high else f"{mean:.1%} ({low:.1%} – {high:.1%})"
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' if count > 1 else ''}"
 
 
 def _row(cells: Sequence[str]) -> str:
