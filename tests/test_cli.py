@@ -328,6 +328,10 @@ def test_unknown_verbs_recipes_stages_keys_and_worlds() -> None:
     assert "matches no parameter" in refused(
         run("train", "sightline-mini", "stages.2.learn={fushion.*: 0.1}", "--dry-run")
     )
+    assert (
+        refused(run("compare", "tiny", "--fusion", "mlp,lineer")) == "unknown fusion 'lineer'; did you mean 'linear'?"
+    )
+    assert "0 seeds" in refused(run("compare", "tiny", "--seeds", "0"))
     assert "unknown world 'scene'; did you mean 'scenes'?" in refused(run("render", "scene"))
 
 

@@ -20,7 +20,7 @@ assert "torch" not in sys.modules, "torch was imported"
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for verb in ("ask", "chat", "answer", "models", "show", "pull", "convert", "train", "render"):
+    for verb in ("ask", "chat", "answer", "models", "show", "pull", "convert", "train", "compare", "render"):
         assert verb in done.stdout
 
 

@@ -15,7 +15,7 @@ from sightline.training.plan import plan
 from sightline.training.recipe import Recipe
 from sightline.training.run import run
 
-PUBLISHED = [name for name in RECIPES if name != "sightline-mini"]
+PUBLISHED = [name for name in RECIPES if name not in ("sightline-mini", "tiny")]
 
 
 def dry(chosen: Recipe, stage: str | None = None) -> list[str]:

@@ -239,6 +239,7 @@ def train(
     """Train a recipe, or one stage of it; a run that was stopped goes on."""
     from .core.config import override
     from .recipes import recipe as named
+    from .training.pace import Pace
 
     chosen = override(named(recipe), overrides or [])
     if dry_run:
@@ -253,12 +254,37 @@ def train(
     from .training.run import run
 
     where = folder or Path("runs") / chosen.name
+    pace = Pace(chosen)
     with distributed.joined(), _progress("training", quiet=not distributed.first()) as progress:
         first = distributed.first()
         for step in run(chosen, where, stage, distributed.device(), shard=shard):
-            progress(step.step, chosen.stages[chosen.stage(step.stage)].steps, f"{step.stage}, loss {step.loss:.3f}")
+            progress(step.step, chosen.stages[chosen.stage(step.stage)].steps, pace.note(step))
     if first:
         print(export(chosen, where, where / "model"))
+
+
+@app.command()
+def compare(
+    recipe: Annotated[str, typer.Argument(help="The name of a recipe, or a YAML or JSON file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="stages.0.steps=200")] = None,
+    fusion: Annotated[str, typer.Option(help="Which, with commas between them; the first is the yardstick.")] = (
+        "linear,mlp,qformer,resampler,cross-attention,expert,native"
+    ),
+    seeds: Annotated[int, typer.Option(help="How often each is trained.")] = 3,
+    questions: Annotated[int, typer.Option(help="How many questions each is asked.")] = 400,
+    folder: Annotated[Path | None, typer.Option(help="Where it lies; runs/RECIPE-fusions without it.")] = None,
+) -> None:
+    """Train a recipe with one fusion after another and compare them; what was stopped goes on."""
+    from .core.config import override
+    from .evaluation.comparing import compare
+    from .recipes import recipe as named
+
+    chosen = override(named(recipe), overrides or [])
+    where = folder or Path("runs") / f"{chosen.name}-fusions"
+    with _progress("comparing") as progress:
+        found = compare(chosen, fusion.split(","), where, seeds, questions, progress)
+    print(found.markdown())
+    _tell(f"{where}: comparison.md, comparison.json, comparison.svg")
 
 
 @app.command()

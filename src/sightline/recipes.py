@@ -96,6 +96,42 @@ def sightline_mini() -> Recipe:
     return Recipe("sightline-mini", model, Square(128), sources, stages)
 
 
+def tiny() -> Recipe:
+    """A small decoder that learns in a minute or two to name colours and shapes, with the default model's encoder.
+
+    What `compare` begins from: every fusion fits its decoder, and its scenes of two things ask for looking at the right
+    one of them.
+    """
+    model = VLMConfig(
+        image=sightline_mini().model.image,
+        fusion=ProjectorConfig(inputs=192, width=96, layers=2),
+        decoder=DecoderConfig(vocab_size=1024, width=96, depth=3, heads=4, mlp=256, tied=True, max_length=256),
+    )
+    pairs = ScenesSource(
+        kind="plain", start=60_000_000, asks=("color", "shape"), distinct=True, first=2, grown=1_000_000_000
+    )
+    stage = Stage(
+        name="look",
+        learn={"fusion.*": 3e-3, "decoder.*": 3e-3},
+        data={"pairs": 1.0},
+        steps=300,
+        batch=16,
+        objective={"answers": 1.0},
+        precision="fp32",
+        decay=0.5,
+    )
+    return Recipe(
+        "tiny",
+        model,
+        Square(128),
+        {"pairs": pairs},
+        (stage,),
+        max_length=256,
+        start="sightline-mini",
+        taken=("encoder.*",),
+    )
+
+
 # ---------------------------------------------------------------------------------------------------- published ones
 #
 # Rates, sizes and steps are those of the paper or the scripts that each names. A batch is what one device was given, or
@@ -227,6 +263,7 @@ def _square(side: int) -> Square:
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "sightline-mini": sightline_mini,
+    "tiny": tiny,
     **{f"llava-1.5-{size}": partial(llava_15, size) for size in ("7b", "13b")},
     **{f"llava-1.5-{size}-lora": partial(llava_15, size, lora=True) for size in ("7b", "13b")},
     **{f"blip2-opt-{size}": partial(blip_2, size) for size in ("2.7b", "6.7b")},

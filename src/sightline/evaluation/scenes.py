@@ -5,7 +5,7 @@ fall to the question's prior on the last two.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -15,10 +15,11 @@ from ..core.geometry import Box, Frame, Point, match
 from ..core.sequence import Conversation, Image, ask
 from ..grounding.codecs import Grounded
 from ..worlds.scene_questions import Question, questions
-from ..worlds.scenes import scene
+from ..worlds.scenes import Scene, SceneConfig, scene
 
 Control = Literal["real", "blank", "shuffled"]
 FIRST_SEED = 900_000_000  # far from every seed that training asks for
+ANY = SceneConfig()
 REACH = 8 / 128  # how far a point may be off, as a share of the picture's shorter side
 
 
@@ -32,12 +33,13 @@ class Answers(Protocol):
 
 @dataclass(frozen=True)
 class Item:
-    """A question with the scene it is about and the group its score goes to."""
+    """A question with the scene it is about, of which world that is, and the group its score goes to."""
 
     number: int
     question: Question
     frame: Frame
     group: str
+    world: SceneConfig = ANY
 
 
 @dataclass
@@ -77,13 +79,18 @@ class Report:
         return {"overall": round(self.overall, 4), "boxes at IoU 0.5": round(self.boxes, 4), **rows}
 
 
-def items(count: int, turns: int = 4, first: int = FIRST_SEED) -> Iterator[Item]:
-    """`count` questions about scenes of seeds from `first` on."""
+Asking = Callable[[Scene, random.Random, int], list[Question]]
+
+
+def items(
+    count: int, turns: int = 4, first: int = FIRST_SEED, world: SceneConfig = ANY, asking: Asking = questions
+) -> Iterator[Item]:
+    """`count` questions about scenes of seeds from `first` on; asking: makes some about a scene."""
     made, seed = 0, first
     while made < count:
-        picture = scene(seed)
-        for question in questions(picture, random.Random(seed), turns)[: count - made]:
-            yield Item(seed, question, Frame(*picture.size), group(question))
+        picture = scene(seed, world)
+        for question in asking(picture, random.Random(seed), turns)[: count - made]:
+            yield Item(seed, question, Frame(*picture.size), group(question), world)
             made += 1
         seed += 1
 
@@ -102,7 +109,7 @@ def picture_of(item: Item, control: Control) -> Image:
     """The picture that a control shows."""
     if control == "blank":
         return Image(PIL.Image.new("RGB", (int(item.frame.width), int(item.frame.height)), (128, 128, 128)))
-    return Image(scene(item.number if control == "real" else item.number + 500_009).picture())
+    return Image(scene(item.number if control == "real" else item.number + 500_009, item.world).picture())
 
 
 def score(item: Item, answer: Grounded, into: Score) -> None:
@@ -133,10 +140,17 @@ def _near(found: Sequence[Point], truth: Sequence[Point], reach: float) -> bool:
     return not left
 
 
-def evaluate(answers: Answers, count: int = 2000, control: Control = "real", first: int = FIRST_SEED) -> Report:
+def evaluate(
+    answers: Answers,
+    count: int = 2000,
+    control: Control = "real",
+    first: int = FIRST_SEED,
+    world: SceneConfig = ANY,
+    asking: Asking = questions,
+) -> Report:
     """Ask `count` questions and score them; `answers` is called with about 64 at a time."""
     report = Report()
-    asked = list(items(count, first=first))
+    asked = list(items(count, first=first, world=world, asking=asking))
     shown: dict[int, Image] = {}
     for start in range(0, len(asked), 64):
         chunk = asked[start : start + 64]

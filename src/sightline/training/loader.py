@@ -5,7 +5,9 @@ Several processes share out the batches of every step, or parts of them: what a 
 
 import math
 import random
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -23,6 +25,7 @@ from .settings import COMPARES, FROM_PAIRS
 from .signals import leave_to_parent
 from .sources import FilesSource, Sample, opened
 
+HELD = 32  # samples that a stage with a guard holds out
 TRIES = 16  # samples that are looked at in place of one that cannot be used
 
 
@@ -102,6 +105,10 @@ class Batches(Dataset[Batch]):
         self.mixture = Mixture(stage.data)
         opened.cache_clear()  # files may have changed since another run
         self.lengths = {name: length_of(name, sources[name]) for name in stage.data}
+        self.kept: dict[str, int] = {}  # rows of each file at the end of its first order, which are never learned from
+        if stage.guard_every:
+            self.kept = {name: min(HELD, length // 10) for name, length in self.lengths.items() if length}
+            self.lengths = {name: length and length - self.kept.get(name, 0) for name, length in self.lengths.items()}
 
     def __len__(self) -> int:
         return self.stage.steps * self.stage.accumulate
@@ -165,12 +172,33 @@ class Batches(Dataset[Batch]):
             where = permuted(place, length, f"{self.seed} {epoch} {attempt}") if attempt else place
             told = ""
             try:
-                sample = source(self.seed, epoch, where)
+                sample = self._row(name, epoch, where)
                 told = f"{sample.name}: "
                 return Made(sample, example_of(sample, self.processor), tuple(passed))
             except (DataError, InputError, CapacityError) as error:
                 passed.append(f"{told}{error}")
         raise DataError(f"source {name!r}: {TRIES} samples in a row cannot be used; the last is {passed[-1]}")
+
+    def _row(self, name: str, epoch: int, place: int) -> Sample:
+        """A sample of a file; where some are held out, every epoch is another order of the others."""
+        source, length = self.sources[name], self.lengths[name]
+        if not self.kept.get(name):
+            return source(self.seed, epoch, place)
+        assert length is not None
+        return source(self.seed, 0, permuted(place, length, f"{self.seed} {epoch} held") if epoch else place)
+
+    def held(self) -> list[Sample]:
+        """Samples that the stage never learns from, in the shares of its mixture: of files few, else later ones."""
+        found, taken, total = [], Counter[str](), len(self) * self.stage.batch
+        for index in range(total, total + HELD):
+            name, _ = self.mixture(index)
+            length, place = self.lengths[name], taken[name]
+            if length is not None and place >= self.kept[name]:
+                continue
+            taken[name] += 1
+            with suppress(DataError, InputError):
+                found.append(self.sources[name](self.seed, 0, index if length is None else length + place))
+        return found
 
 
 def length_of(name: str, source: Source) -> int | None:

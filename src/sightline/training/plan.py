@@ -10,6 +10,7 @@ from ..zoo.describe import short
 from ..zoo.hollow import hollow
 from .adapters import Lora, adapt
 from .cost import BYTES, Cost, Usual, cost, matmul_rate, usual
+from .features import repeats
 from .loader import Share
 from .recipe import Recipe, Stage, check_sources, freeze, learning_rates, without_files
 from .sharding import check_shards
@@ -74,7 +75,7 @@ def _stage(
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     total, learned = sum(sizes.values()), sum(sizes[name] for name in rates)
     samples = {name: usual(recipe.sources[name]) for name in stage.data}
-    costs = _costs(recipe, stage, model, samples)
+    costs = costs_of(recipe, stage, model, samples)
     held, gathered = processes.memory(model, stage, learned)
     with hollow():
         merge(model)
@@ -84,6 +85,7 @@ def _stage(
     per_step = stage.batch * stage.accumulate
     count = stage.steps * per_step
     speed = rate(stage.precision)
+    sees = any(each.pictures for each in samples.values())
     yield f"{stage.name}"
     yield f"  learns     {short(learned)} of {short(total)} parameters ({learned / total:.1%})"
     for pattern, how in stage.learn.items():
@@ -98,6 +100,9 @@ def _stage(
     whole = f"{short(count)} samples and {short(count * tokens)} tokens in all"
     yield f"  steps      {stage.steps:,} of {per_step:,} samples, {whole}"
     yield f"  with       {stage.optimizer}, {stage.precision}, {stage.warmup:,} steps of warm-up"
+    frozen = sees and not any(name.startswith("encoder.") for name in rates)
+    if frozen and stage.feature_store and not without_files(stage, recipe.sources):
+        yield f"  features   of the frozen encoder are {_features(stage, recipe)}"
     yield f"  saved      every {stage.save_every} steps"
     world = processes.world
     own = Share(0, world).largest(stage)
@@ -114,7 +119,15 @@ def _stage(
     yield f"  time       {lasting(spent)} at {whose} {short(speed, 'FLOP')} a second"
 
 
-def _costs(recipe: Recipe, stage: Stage, model: VLM, samples: Mapping[str, Usual]) -> dict[str, Cost]:
+def _features(stage: Stage, recipe: Recipe) -> str:
+    """What becomes of a frozen encoder's features."""
+    times = repeats(stage, recipe.sources)
+    if times > 1:
+        return f"kept, {stage.feature_store:g} GB at most: samples are met {times:.1f} times"
+    return f"computed each time: {'no sample is met twice' if times else 'its sources never repeat'}"
+
+
+def costs_of(recipe: Recipe, stage: Stage, model: VLM, samples: Mapping[str, Usual]) -> dict[str, Cost]:
     """What a sample of each source costs; sources whose samples are alike are measured once."""
     known: dict[tuple[Usual, bool], Cost] = {}
     found = {}

@@ -6,7 +6,7 @@ from dataclasses import field
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import nn
 
 from ..core.config import config, nearest
@@ -54,6 +54,8 @@ class Stage:
     group: PositiveInt = 1  # batches whose samples are sorted by length among them
     recompute: bool = False  # blocks are computed again for their gradients instead of kept (arXiv:1604.06174)
     max_bad: Share = 0.01  # how many samples may be passed over, of the first 1,000 or of all
+    feature_store: NonNegativeFloat = 8.0  # gigabytes of a frozen encoder's features, where samples repeat; 0: none
+    guard_every: NonNegativeInt = 0  # steps between two looks at whether pictures are used; 0: never
 
     @property
     def terms(self) -> dict[str, float]:
@@ -79,6 +81,7 @@ class Recipe:
 
     start: a model folder, or the name of a shipped one, whose weights and tokenizer a run begins from, at whichever
     stage is trained first; without one the weights are drawn from the seed and the tokenizer is learned.
+    taken: patterns over the parameters that come from there; the others are drawn, and may be of another design.
     """
 
     name: str
@@ -92,6 +95,7 @@ class Recipe:
     max_length: int = 768
     seed: int = 0
     start: str = ""
+    taken: tuple[str, ...] = ("*",)
 
     def stage(self, name: str) -> int:
         """The index of a stage; ConfigError tells the nearest name."""
@@ -121,6 +125,8 @@ def check_sources(stage: Stage, sources: Mapping[str, Source]) -> str:
     if stage.packing and given != {"conversations"}:
         reads = given.pop()
         raise ConfigError(f"stage {stage.name!r} packs rows, but reads {reads}; only conversations are packed")
+    if stage.guard_every and wanted & {"pictures", "prompts"}:
+        raise ConfigError(f"stage {stage.name!r}: guard_every needs losses of answers, of which its objective has none")
     for name in {"kto", "itm"} & set(stage.terms):
         if stage.batch < 2:
             raise ConfigError(f"stage {stage.name!r}: {name!r} compares samples of a batch, expected one of at least 2")

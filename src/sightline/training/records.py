@@ -17,8 +17,9 @@ from ..core.errors import ConfigError, DataError
 from ..data.batch import Batch
 from . import checkpoints, distributed
 from .recipe import Recipe
+from .report import Board
 
-FREE = ("save_every",)  # what may change in a stage that has begun: it does not change what is learned
+FREE = ("save_every", "feature_store")  # what may change in a stage that has begun: it does not change what is learned
 
 
 def tell(line: str) -> None:
@@ -35,7 +36,7 @@ class Metrics:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "metrics.jsonl"
+        self.path, self.board = folder / "metrics.jsonl", Board(folder)
         self.full = False
         if distributed.first():
             self._end_last_line()
@@ -53,6 +54,7 @@ class Metrics:
         """Add one line."""
         if not distributed.first():
             return
+        self.board.write(row)
         try:
             with self.path.open("a") as file:
                 file.write(json.dumps(_finite(row)) + "\n")

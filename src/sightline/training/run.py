@@ -1,5 +1,6 @@
 """A whole run: the stages of a recipe one after the other in one folder, from the weights of the stage before."""
 
+import fnmatch
 import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -26,6 +27,7 @@ from .answers import Reference
 from .boxes import Boxes
 from .contrast import CLIP, Matching
 from .distill import DINO
+from .features import FeatureStore
 from .loader import Share
 from .located import Located
 from .objectives import Dense, NextToken, Objective, SigLIP, Total
@@ -34,6 +36,7 @@ from .preferring import DPO, KTO, ORPO, DenseDPO, Reward
 from .recipe import Recipe, Stage, check_files, learning_rates
 from .records import prepare, tell, whole
 from .reference import frozen
+from .report import write_report
 from .settings import check_names
 from .sharding import check_shards
 from .sources import FilesSource
@@ -172,11 +175,18 @@ def restore(model: VLM, stage: Stage, found: checkpoints.Saved) -> None:
 
 
 def load_start(recipe: Recipe, model: VLM) -> None:
-    """Give a model the weights of the folder that the recipe starts from; it must be of the same design."""
+    """Give a model what the recipe takes of the folder that it starts from; that must be of the same design."""
     folder = locate(recipe.start)
-    if read_card(folder).model != recipe.model:
+    if recipe.taken == ("*",) and read_card(folder).model != recipe.model:
         raise ConfigError(f"{folder}: the model in it is of another design than recipe {recipe.name!r}")
-    model.load_state_dict(load_model(folder).state_dict())
+    weights, own = load_model(folder).state_dict(), model.state_dict()
+    for pattern in recipe.taken:
+        chosen = fnmatch.filter(own, pattern)
+        strange = [name for name in chosen if name not in weights or weights[name].shape != own[name].shape]
+        if strange or not chosen:
+            what = f"{strange[0]!r} in it" if strange else f"a parameter that {pattern!r} names"
+            raise ConfigError(f"{folder}: there is no {what} as recipe {recipe.name!r} has it")
+        model.load_state_dict({name: weights[name] for name in chosen}, strict=False)
 
 
 def run(
@@ -187,11 +197,12 @@ def run(
     workers: int = 1,
     evaluate: Callable[[VLM], dict[str, float]] | None = None,
     shard: bool = False,
+    store: FeatureStore | None = None,
 ) -> Iterator[Step]:
     """Steps of one stage, or of every stage that is not finished; killed at any instant, it goes on from there.
 
     Within `distributed.joined` several processes are one run, in one folder that all of them see. shard: each keeps a
-    part of every weight only.
+    part of every weight only. store: features that several runs share, whether samples repeat within one or not.
     """
     chosen = range(len(recipe.stages)) if stage is None else [recipe.stage(stage)]
     share = Share(distributed.rank(), distributed.size())
@@ -221,9 +232,11 @@ def run(
             torch.manual_seed(recipe.seed + number)
             adapt(model, current.learn)  # before a reference copies what the stage begins from
             objective = objective_of(current, recipe, tokenizer, model)
-            trainer = Trainer(recipe, current, model, objective.to(device), folder, shard)
+            trainer = Trainer(recipe, current, model, objective.to(device), folder, shard, store)
             trainer.resume()
             yield from trainer.run(processor_of(recipe, tokenizer, model), workers, evaluate)
+            if distributed.first():
+                write_report(folder, recipe.name)
 
 
 def final_model(recipe: Recipe, folder: Path) -> tuple[VLM, tuple[Stage, ...]]:

@@ -96,16 +96,23 @@ class ScenesSource:
         """Scenes have no end."""
         return None
 
-    def __call__(self, seed: int, epoch: int, index: int) -> Sample:
-        number = self.start + index + epoch * 1_000_000_007 + seed * 10_000_000_019
+    def world(self, index: int) -> SceneConfig:
+        """What the scene at an index may contain."""
         share = min(1.0, index / self.grown) if self.grown else 1.0
         most = round(self.first + (12 - self.first) * share)
         if self.distinct:
-            most = max(2, min(most, 8))
-            scenes = SceneConfig(min_objects=2, max_objects=most, distinct=True, textures=("solid",))
-        else:
-            scenes = SceneConfig(max_objects=most)
-        picture = scene(number, scenes)
+            return SceneConfig(min_objects=2, max_objects=max(2, min(most, 8)), distinct=True, textures=("solid",))
+        return SceneConfig(max_objects=most)
+
+    def asking(self, picture: Scene, rng: random.Random, count: int) -> list[Question]:
+        """At most so many questions of the kinds that this source asks."""
+        return (
+            plain_questions(picture, rng, count, self.asks) if self.kind == "plain" else questions(picture, rng, count)
+        )
+
+    def __call__(self, seed: int, epoch: int, index: int) -> Sample:
+        number = self.start + index + epoch * 1_000_000_007 + seed * 10_000_000_019
+        picture = scene(number, self.world(index))
         rng = random.Random(number)
         frame = Frame(*picture.size)
         name = f"scene {number}"
@@ -119,8 +126,7 @@ class ScenesSource:
             said = Message("assistant", (Text(picture.caption(rng)),))
             talk = (Message("user", (image, Text("Describe the picture."))), said)
             return Sample(conversation=talk, name=name, branches=True)
-        plain = self.kind == "plain"
-        asked = plain_questions(picture, rng, self.turns, self.asks) if plain else questions(picture, rng, self.turns)
+        asked = self.asking(picture, rng, self.turns)
         return Sample(conversation=dialogue(asked, frame, image), name=name, branches=True)
 
 

@@ -21,6 +21,8 @@ from ..data.batch import Batch
 from ..data.processor import Processor
 from ..model import VLM
 from . import checkpoints, distributed, sharding
+from .features import GIGABYTE, FeatureStore, repeats
+from .guard import Guard
 from .loader import Batches, Share, batches
 from .objectives import Objective
 from .optim import Optimizers
@@ -34,8 +36,9 @@ from .signals import Signals
 class Step:
     """One step that was done: its number from 1, its loss and terms, and how fast it went.
 
-    waited: seconds that passed before its samples were there. applied: False when it was not made of numbers.
-    notes: what else the objective tells, such as the mean reward of what it sampled.
+    tokens_per_second: without padding, those of pictures among them. waited: seconds that passed before its samples
+    were there. applied: False when it was not made of numbers. notes: what else the objective tells, such as the mean
+    reward of what it sampled.
     """
 
     stage: str
@@ -44,6 +47,7 @@ class Step:
     terms: dict[str, float] = field(default_factory=dict)
     norm: float = 0.0
     samples_per_second: float = 0.0
+    tokens_per_second: float = 0.0
     waited: float = 0.0
     applied: bool = True
     notes: dict[str, float] = field(default_factory=dict)
@@ -79,25 +83,41 @@ def short_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
+def tokens_of(batch: Batch) -> int:
+    """Tokens of a batch without its padding; of pictures alone, their patches."""
+    if not batch.ids.numel():
+        return 0 if batch.patches is None else len(batch.patches.values)
+    return int((batch.layout.document >= 0).sum())
+
+
 class Trainer:
     """One stage of a recipe in one folder.
 
     `objective` holds the terms of the loss and their own weights, which are trained and kept in the training state
     only. A run that finds checkpoints of its stage in the folder goes on from the newest whole one. Several processes
-    that are one run (`training.distributed`) share out each step's samples, and with `shard` the model as well.
+    that are one run (`training.distributed`) share out each step's samples, and with `shard` the model as well. store:
+    where features of a frozen encoder are shared with other runs; without one the run keeps its own where that helps.
     """
 
     PATIENCE = 3  # steps in a row that may be refused, or checkpoints that cannot be saved, before a run stops
     KEEP = 2  # checkpoints of a stage
 
     def __init__(
-        self, recipe: Recipe, stage: Stage, model: VLM, objective: Objective, folder: Path, shard: bool = False
+        self,
+        recipe: Recipe,
+        stage: Stage,
+        model: VLM,
+        objective: Objective,
+        folder: Path,
+        shard: bool = False,
+        store: FeatureStore | None = None,
     ) -> None:
         self.recipe, self.stage, self.model, self.objective = recipe, stage, model, objective
         self.folder, self.saved = folder, folder / "checkpoints" / stage.name
         self.number = recipe.stage(stage.name)
         rates = learning_rates(model, stage.learn)
         freeze(model, rates)
+        self.store, self.warned = store, False
         scaling = getattr(model.config.decoder, "rope_scaling", None)
         if stage.packing and scaling is not None and scaling.by_length:
             raise ConfigError(f"stage {stage.name!r} packs rows, but its model stretches with a row's length")
@@ -305,6 +325,8 @@ class Trainer:
         share = Share(distributed.rank(), distributed.size())
         self.data = Batches(self.stage, self.number, self.recipe.seed, self.recipe.sources, processor, share)
         metrics, passed = Metrics(self.folder), PassedOver(self.folder, self.stage.max_bad)
+        self.keep_features()
+        guard = Guard(self.data) if self.stage.guard_every else None
         with Signals() as signals, ExitStack() as stack:
             data, source = self.data, stack.enter_context(closing(self.batches(workers)))
             while self.step < self.stage.steps:
@@ -313,9 +335,13 @@ class Trainer:
                 waited = time.perf_counter() - began
                 passed.count(micro)
                 step = self.learn(micro)
-                speed = self.stage.batch * self.stage.accumulate / (time.perf_counter() - began)
-                step = replace(step, samples_per_second=speed, waited=waited)
+                took = time.perf_counter() - began
+                speed = self.stage.batch * self.stage.accumulate / took
+                tokens = sum(map(tokens_of, micro)) * distributed.size() / took
+                step = replace(step, samples_per_second=speed, tokens_per_second=tokens, waited=waited)
                 metrics.write(asdict(step))
+                if guard is not None and self.step % self.stage.guard_every == 0:
+                    self.look(guard, metrics)
                 if not step.applied:
                     self.refuse(step, micro)
                 yield step
@@ -333,6 +359,29 @@ class Trainer:
     def scores(self, evaluate: Callable[[VLM], dict[str, float]]) -> dict[str, Any]:
         """A line of metrics that says how good the model is by now."""
         return {"stage": self.stage.name, "step": self.step, "scores": evaluate(self.model)}
+
+    def keep_features(self) -> None:
+        """Read a frozen encoder's features from the disk from now on, where the stage meets samples again."""
+        frozen = not any(parameter.requires_grad for parameter in self.model.encoder.parameters())
+        if self.store is None and self.stage.feature_store and repeats(self.stage, self.recipe.sources) > 1:
+            self.store = FeatureStore(self.folder / "features", int(self.stage.feature_store * GIGABYTE))
+        if self.store is not None and frozen:
+            self.store.serve(self.model.encoder, self.recipe.pixels)
+
+    def look(self, guard: Guard, metrics: Metrics) -> None:
+        """Write down whether the model looks at its pictures; warn, once, when it does not."""
+        with self.autocast():
+            found = guard.look(self.model, self.objective)
+        if found is None:
+            return
+        metrics.write({"stage": self.stage.name, "step": self.step, "guard": found.to_dict()})
+        if not found.sees and not self.warned and self.step >= self.stage.warmup:
+            self.warned = True
+            tell(
+                f"WARNING: stage {self.stage.name!r}, step {self.step}: pictures make no clear difference. The loss on "
+                f"held samples is {found.real:.4f} with them, {found.blank:.4f} with blank ones, {found.shuffled:.4f} "
+                "with those of others: the model does not look, or its questions need no picture"
+            )
 
     def refuse(self, step: Step, micro: list[Batch]) -> None:
         """Name the samples of a step that was not applied; stop after several in a row."""

@@ -1,0 +1,118 @@
+"""Plots as SVG that stand alone: no scripts, nothing from elsewhere, readable on light and dark pages."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
+
+COLORS = ("#2a78d6", "#d9711c", "#2f9e5b", "#8a5cc7", "#c2417a", "#6b7280")
+STYLE = """<style>text{font:12px system-ui,sans-serif;fill:#333}.title{font-size:14px;font-weight:600}.grid{stroke:#ddd}
+.axis{stroke:#999}.page{fill:#fff}@media(prefers-color-scheme:dark){text{fill:#ddd}.grid{stroke:#333}.axis{stroke:#777}
+.page{fill:#1b1b1b}}</style>"""
+LEFT, RIGHT, TOP, BOTTOM = 64, 16, 34, 40  # room around the plot, in pixels
+MOST = 600  # points of a line; of more, neighbours are averaged
+
+Points = Sequence[tuple[float, float]]
+
+
+def curves(title: str, lines: Mapping[str, Points], across: str = "step", width: int = 720, height: int = 300) -> str:
+    """Lines over one pair of axes, named in a legend where there are several; what is not a number leaves a gap."""
+    lines = {name: thinned([p for p in points if all(map(math.isfinite, p))]) for name, points in lines.items()}
+    every = [point for points in lines.values() for point in points]
+    if not every:
+        return ""
+    columns = ticks(min(x for x, _ in every), max(x for x, _ in every))
+    rows = ticks(min(y for _, y in every), max(y for _, y in every))
+    x = _scale((columns[0], columns[-1]), (LEFT, width - RIGHT))
+    y = _scale((rows[0], rows[-1]), (height - BOTTOM, TOP))
+    parts = [_text(LEFT, 20, title, "title"), _text((LEFT + width - RIGHT) / 2, height - 6, across, anchor="middle")]
+    for value in rows:
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{width - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
+        parts.append(_text(LEFT - 8, y(value) + 4, _number(value), anchor="end"))
+    for value in columns:
+        parts.append(_text(x(value), height - BOTTOM + 18, _number(value), anchor="middle"))
+    base = height - BOTTOM
+    parts.append(f'<line class="axis" x1="{LEFT}" x2="{width - RIGHT}" y1="{base}" y2="{base}"/>')
+    for color, points in zip(_colors(), lines.values(), strict=False):
+        way = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points)
+        parts.append(f'<polyline points="{way}" fill="none" stroke="{color}" stroke-width="2"/>')
+    if len(lines) > 1:
+        parts += _legend(list(lines), width)
+    return _svg(parts, width, height, title)
+
+
+Interval = tuple[float, float, float]  # the middle and both ends
+
+
+def intervals(title: str, rows: Mapping[str, Sequence[Interval | None]], names: Sequence[str], width: int = 720) -> str:
+    """Shares from 0 to 1 as points with their intervals: a row for each thing, in it a point for each of `names`."""
+    left, each = 140, 20 * len(names) + 12
+    height = TOP + 12 + each * len(rows) + BOTTOM
+    x = _scale((0, 1), (left, width - 64))
+    parts = [_text(16, 20, title, "title")]
+    for value in (0, 0.25, 0.5, 0.75, 1):
+        parts.append(f'<line class="grid" x1="{x(value)}" x2="{x(value)}" y1="{TOP + 8}" y2="{height - BOTTOM}"/>')
+        parts.append(_text(x(value), height - BOTTOM + 18, f"{value:.0%}", anchor="middle"))
+    for i, (label, found) in enumerate(rows.items()):
+        top = TOP + 12 + i * each
+        parts.append(_text(left - 12, top + each / 2 + 4, label, anchor="end"))
+        for j, (color, interval) in enumerate(zip(_colors(), found, strict=False)):
+            if interval is None:
+                continue
+            middle, low, high = interval
+            y = top + 16 + 20 * j
+            line = f'x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{y}" y2="{y}"'
+            parts.append(f'<line {line} stroke="{color}" stroke-width="2"/>')
+            parts.append(f'<circle cx="{x(middle):.1f}" cy="{y}" r="5" fill="{color}"/>')
+            parts.append(_text(x(high) + 10, y + 4, f"{middle:.1%}"))
+    return _svg(parts + _legend(names, width), width, height, title)
+
+
+def thinned(points: Points) -> Points:
+    """At most `MOST` points, each the mean of its neighbours."""
+    size = -(-len(points) // MOST) if points else 1
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers around a span, about so many."""
+    if high <= low:
+        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+    rough = (high - low) / count
+    unit = 10 ** math.floor(math.log10(rough))
+    step = unit * next(m for m in (1, 2, 5, 10) if m * unit >= rough * 0.999)
+    return [step * k for k in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)]
+
+
+def _scale(span: tuple[float, float], room: tuple[float, float]) -> Callable[[float], float]:
+    return lambda value: room[0] + (value - span[0]) / (span[1] - span[0]) * (room[1] - room[0])
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _text(x: float, y: float, said: str, kind: str = "", anchor: str = "start") -> str:
+    style = f' class="{kind}"' if kind else ""
+    return f'<text{style} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(said)}</text>'
+
+
+def _colors() -> Iterable[str]:
+    return (COLORS[i % len(COLORS)] for i in range(10_000))
+
+
+def _legend(names: Sequence[str], width: int) -> list[str]:
+    """Names at the upper right, each beside its colour, from right to left."""
+    parts, right = [], float(width - 16)
+    for name, color in reversed(list(zip(names, _colors(), strict=False))):
+        right -= 7.0 * len(name)
+        parts.append(_text(right, 20, name))
+        parts.append(f'<circle cx="{right - 9:.1f}" cy="16" r="5" fill="{color}"/>')
+        right -= 30
+    return parts
+
+
+def _svg(parts: Sequence[str], width: int, height: int, title: str) -> str:
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    page = f'<rect class="page" width="{width}" height="{height}"/>'
+    return f'{head} role="img" aria-label="{escape(title)}">{STYLE}{page}{"".join(parts)}</svg>\n'

@@ -1,0 +1,47 @@
+"""Plots that are whole XML, stand alone, and show what they are given."""
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from sightline.training.charts import MOST, curves, intervals, thinned, ticks
+
+
+def test_curves_stand_alone_and_name_their_lines() -> None:
+    drawn = curves("loss & more", {"a<b": [(0, 1.0), (10, 0.5), (20, float("nan"))], "c": [(0, 2.0), (20, 0.25)]})
+    tree = ElementTree.fromstring(drawn)
+    assert "http" not in drawn.replace("http://www.w3.org/2000/svg", "") and "<script" not in drawn
+    said = ["".join(each.itertext()) for each in tree.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"loss & more", "a<b", "c", "step"} <= set(said)
+    lines = [each.get("points", "").split() for each in tree.iter("{http://www.w3.org/2000/svg}polyline")]
+    assert [len(line) for line in lines] == [2, 2]
+    heights = [float(point.split(",")[1]) for line in lines for point in line]
+    assert heights[2] < heights[0] < heights[1] < heights[3]  # higher values are higher up
+    assert curves("nothing", {"a": []}) == ""
+
+
+def test_intervals_lie_where_they_are() -> None:
+    rows = {"one": [(0.5, 0.25, 0.75), None], "two": [(1.0, 1.0, 1.0), (0.0, 0.0, 0.5)]}
+    drawn = intervals("shares", rows, ["a", "b"])
+    ElementTree.fromstring(drawn)
+    left, right = 140, 720 - 64
+    assert f'cx="{(left + right) / 2:.1f}"' in drawn and f'cx="{right:.1f}"' in drawn and f'cx="{left:.1f}"' in drawn
+    assert len(re.findall("<circle", drawn)) == 3 + 2
+
+
+def test_one_value_and_equal_values_can_be_drawn() -> None:
+    assert "polyline" in curves("flat", {"a": [(3, 2.0)]}) and "polyline" in curves("zero", {"a": [(0, 0.0), (1, 0.0)]})
+
+
+def test_long_lines_are_averaged() -> None:
+    found = thinned([(i, i % 2) for i in range(10 * MOST)])
+    assert len(found) == MOST and found[0] == (4.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    "span, wanted",
+    [((0, 1), [0, 0.2, 0.4, 0.6, 0.8, 1.0]), ((3, 47), [0, 10, 20, 30, 40, 50]), ((-1, 1), [-1, -0.5, 0, 0.5, 1])],
+)
+def test_ticks_are_round(span: tuple[float, float], wanted: list[float]) -> None:
+    assert ticks(*span) == pytest.approx(wanted)
