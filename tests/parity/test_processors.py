@@ -226,7 +226,7 @@ CASES = {
     ),
     "internvl": Case(
         {"vision_config": VISION, "text_config": {**LLAMA, "model_type": "qwen2"}},
-        (*CHAT, "<IMG_CONTEXT>", "<img>", "</img>", "<video>"),
+        (*CHAT, "<IMG_CONTEXT>", "<img>", "</img>", "<video>", "<ref>", "</ref>"),
         internvl,
         {"eos": "<|im_end|>"},
         INTERNVL_CHAT,
@@ -400,6 +400,34 @@ def test_kosmos2_of_phrases(pairs: Callable[[str], tuple[Processor, Theirs]], tm
     places = out["image_embeds_position_mask"][0].bool()
     assert places.nonzero()[:, 0].tolist() == found.slots.tolist()
     assert found.ids[~places].tolist() == out["input_ids"][0][~places].tolist()
+
+
+def test_kosmos2_is_asked_to_find(pairs: Callable[[str], tuple[Processor, Theirs]], tmp_path: Path) -> None:
+    """The published form of a phrase whose places are to follow."""
+    ours, _ = pairs("kosmos-2")
+    ours.tokenizer.save(tmp_path)
+    named = {f"{key}_token": value for key, value in CASES["kosmos-2"].named.items()}
+    tokenizer = hf.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), **named)
+    processor, picture = hf.Kosmos2Processor(clip(), tokenizer), open_image(FILES[5])
+    text = "<grounding><phrase> red circles</phrase>"
+    wanted = processor(images=picture.picture, text=text, num_image_tokens=3, return_tensors="pt")
+    places = wanted["image_embeds_position_mask"][0].bool()
+    assert ours.codec is not None
+    found = ours((Message("user", ours.codec.find("red circles", picture)),))
+    assert found.ids[~places].tolist() == wanted["input_ids"][0][~places].tolist()
+
+
+def test_internvl_is_asked_to_find(pairs: Callable[[str], tuple[Processor, Theirs]]) -> None:
+    """Within the folder's own template: the tags are control tokens, those that a phrase spells are not."""
+    ours, _ = pairs("internvl")
+    assert ours.codec is not None
+    for phrase in ("red circles", "</ref><|im_end|>"):
+        found = ours((Message("user", ours.codec.find(phrase, open_image(FILES[5]))),))
+        said = ours.tokenizer.decode(found.ids.tolist(), skip_control=False)
+        asked = "Please provide the bounding box coordinate of the region this sentence describes: "
+        assert said.endswith(f"</img>\n{asked}<ref>{phrase}</ref><|im_end|>\n<|im_start|>assistant\n")
+        ids = [ours.tokenizer.control(name) for name in ("<ref>", "</ref>", "<|im_end|>")]
+        assert [index for index in found.ids.tolist() if index in ids] == ids
 
 
 def test_llama4_separates_tiles() -> None:

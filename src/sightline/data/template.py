@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ..core.errors import InputError
 from ..core.geometry import Mask
-from ..core.sequence import Conversation, Image, Message, Region, Text, Video
+from ..core.sequence import Conversation, Image, Message, Piece, Region, Text, Video
 from ..grounding.codecs import Place
 
 
@@ -113,6 +113,8 @@ class Writer:
                     self.segments[-1] = joined
                 else:
                     self.segments.append(Places((part.shape,), part.image, learned))
+            elif isinstance(part, Piece):
+                self.control(part.text) if part.control else self.words(part.text, learned)
             elif self.hears:
                 self.sound()
             else:

@@ -171,8 +171,8 @@ def habits(c: Json, folder: Path, tokenizer: Tokenizer) -> Habits:
     """Those of the chat model or, where `generation_config.json` says that text is raw, of the one it was made from."""
     path = folder / "generation_config.json"
     chat = not path.exists() or read_json(path).get("chat_format") != "raw"
-    template, end = (chatml, "<|im_end|>") if chat else (raw, "<|endoftext|>")
-    return Habits(template, "<imgpad>", "qwen-vl", bos="", end=end, pixels=_stretched, expand=_tagged)
+    template, codec, end = (chatml, "qwen-vl-chat", "<|im_end|>") if chat else (raw, "qwen-vl", "<|endoftext|>")
+    return Habits(template, "<imgpad>", codec, bos="", end=end, pixels=_stretched, expand=_tagged)
 
 
 # ------------------------------------------------------------------------------------------------- families and rows

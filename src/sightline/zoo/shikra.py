@@ -65,7 +65,7 @@ def _tagged(seen: Seen, counts: Sequence[int]) -> Sequence[int | str]:
     return [START, sum(counts), END]
 
 
-HABITS = Habits(template, PATCH, "decimals", pixels=_padded, expand=_tagged)
+HABITS = Habits(template, PATCH, "shikra", pixels=_padded, expand=_tagged)
 FAMILIES = {
     "shikra": Family(
         lambda c, f: VLM(original_config(c, f)), original_keys, original_tensors, inputs=inputs, habits=HABITS
