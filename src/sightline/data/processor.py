@@ -57,6 +57,11 @@ def whole(seen: Seen, counts: Sequence[int]) -> Sequence[int | str]:
     return [sum(counts)]
 
 
+def tagged(before: str, after: str) -> Expand:
+    """The same between two control tokens."""
+    return lambda seen, counts: [before, sum(counts), after]
+
+
 @dataclass
 class _Columns:
     """The columns of an example while it is written."""

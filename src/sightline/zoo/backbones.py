@@ -435,6 +435,3 @@ def whisper_keys(cfg: AudioConfig) -> KeyMap:
             rule("layer_norm.{p}", "norm.{p}"),
         )
     )
-
-
-ENCODERS = ("clip", "clip_vision_model", "siglip", "siglip_vision_model", "dinov2", "dinov2_with_registers")
