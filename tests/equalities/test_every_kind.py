@@ -20,6 +20,7 @@ from sightline.data.batch import Example, collate, pack
 from sightline.data.images import Square
 from sightline.data.native_resolution import NativeResolution
 from sightline.data.processor import Processor
+from sightline.data.template import Segment, Writer
 from sightline.data.tiles import AnyResolution, Canvas, Pipeline, Tiles
 from sightline.encoders.audio import AudioConfig
 from sightline.encoders.vit import TilesConfig, ViTConfig
@@ -380,11 +381,23 @@ def test_branches_are_separate_questions(made: Made) -> None:
     torch.testing.assert_close(found[0][learned[0]], wanted, **CLOSE)
 
 
+def whole_films(talk: Conversation) -> list[Segment]:
+    """A form in which a film has one place."""
+    out = Writer()
+    for part in talk[0].parts:
+        if isinstance(part, Video):
+            out.image()
+        else:
+            out.parts(Message("user", (part,)))
+    return out.segments
+
+
 @pytest.mark.parametrize("made", ["regions on axes"], indirect=True)
 def test_a_region_is_found_behind_a_film_that_is_one_item(made: Made) -> None:
     """Pictures are counted with a film's frames, items without."""
     processor = made.settings.build(made.tokenizer, made.model)
     processor.video_id = made.tokenizer.control("<image>")
+    processor.template = whole_films
     here = Region(Box(2, 3, 20, 15, Frame(40, 20)), 2)
     found = processor(asked(FILM, WIDE, Text("what is "), here, Text("?")))
     assert len(found.pixels) == 2 and len(found.transforms) == 3
@@ -392,4 +405,4 @@ def test_a_region_is_found_behind_a_film_that_is_one_item(made: Made) -> None:
     alone_ = processor(asked(WIDE, Text("what is "), replace(here, image=0), Text("?")))
     assert alone_.regions is not None and torch.equal(found.regions.points, alone_.regions.points)
     with pytest.raises(InputError, match="seen in one view"):
-        processor(asked(FILM, WIDE, Text("what is "), replace(here, image=1), Text("?")))
+        processor(asked(FILM, WIDE, Text("what is "), Region(Box(2, 3, 20, 15, Frame(24, 16)), 1), Text("?")))
