@@ -4,9 +4,10 @@ import PIL.Image
 import pytest
 
 from sightline.core.errors import CheckpointError, InputError
-from sightline.core.sequence import Image, Message, Text, Video, ask
+from sightline.core.geometry import Box, Frame
+from sightline.core.sequence import Audio, Image, Message, Piece, Region, Text, Video, ask
 from sightline.data.chat_template import ChatTemplate
-from sightline.data.template import Control, End, Slot, Words
+from sightline.data.template import Control, End, Places, Slot, Words
 
 RED = Image(PIL.Image.new("RGB", (8, 8), "red"))
 CONTROLS = ("<s>", "</s>", "<image>", "<|im_start|>", "<|im_end|>")
@@ -31,6 +32,22 @@ def llava() -> ChatTemplate:
 def test_a_question() -> None:
     wanted = [Control("<s>"), Words("USER: "), Slot(0), Words("\nhow many? ASSISTANT:")]
     assert llava()(ask("how many?", RED)) == wanted
+
+
+def test_places_and_control_tokens_of_a_program_stand_within_what_is_said() -> None:
+    """Of a question, and of an answer, where they are learned."""
+    here, there = (Box(x, 0, x + 2, 4, Frame(8, 8), "it") for x in (0, 4))
+    parts = (RED, Text("is "), Region(here), Region(there), Text(" a "), Piece("<s>", control=True), Text("cat?"))
+    segments = llava()((Message("user", parts), Message("assistant", (Text("no, "), Region(here)))))
+    assert segments[1:] == [
+        *(Words("USER: "), Slot(0), Words("\nis "), Places((here, there), 0), Words(" a "), Control("<s>")),
+        *(Words("cat? ASSISTANT: "), Words("no, ", learned=True), Places((here,), 0, learned=True), End("</s>")),
+    ]
+
+
+def test_a_sound_has_no_form() -> None:
+    with pytest.raises(InputError, match="no form for a sound"):
+        llava()((Message("user", (Audio([0.0], 16_000),)),))
 
 
 def test_an_answer_is_learned_with_its_end() -> None:

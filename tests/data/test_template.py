@@ -23,6 +23,7 @@ from sightline.data.template import (
 )
 from sightline.grounding.codecs import LocationTokens
 from sightline.language.tokenizer import Tokenizer, train_tokenizer
+from sightline.zoo import fuyu, kosmos2, shikra
 
 RED, BLUE = (Image(PIL.Image.new("RGB", (8, 8), color)) for color in ("red", "blue"))
 CAT, DOG = Box(0, 0, 4, 4, Frame(8, 8), "cat"), Box(4, 4, 8, 8, Frame(8, 8), "dog")
@@ -145,6 +146,19 @@ def test_frames_of_a_video_are_images(name: str) -> None:
     film = Message("user", (RED, Video((BLUE, RED), (0.0, 1.0)), Text("What?")))
     slots = [segment for segment in TEMPLATES[name]((film,)) if isinstance(segment, Slot)]
     assert slots == [Slot(0), Slot(1), Slot(2)]
+
+
+@pytest.mark.parametrize("name", ["paligemma", "kosmos2", "fuyu", "shikra"])
+def test_frames_of_a_film_stand_where_its_pictures_would(name: str) -> None:
+    """Families that put pictures before a control token, or words after each."""
+    picture = Image(PIL.Image.new("RGB", (4, 4)))
+    template = {"paligemma": TEMPLATES["paligemma"], "kosmos2": kosmos2.template, "shikra": shikra.template}.get(name)
+    film, single = Video((picture, picture), (0.0, 1.0)), (picture, picture)
+    if template is None:
+        with pytest.raises(InputError, match="reads one picture, the question has 2"):
+            fuyu.template(ask("how?", film))
+        template, film, single = fuyu.template, Video((picture,), (0.0,)), (picture,)  # type: ignore[assignment]
+    assert template(ask("how?", film)) == template(ask("how?", *single))
 
 
 def test_places_of_one_image_are_written_together() -> None:

@@ -9,10 +9,12 @@ import pytest
 import torch
 import transformers as hf
 from blip_folders import KINDS, NAMES, QUERIES, SIDE, blip_folder
+from picture_files import FILES
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 import sightline
 from sightline.core.sequence import Image, ask
+from sightline.data.media import open_image
 
 PICTURE = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 40, 3), dtype=np.uint8))
 QUESTION = "how many red circles are there?"
@@ -49,6 +51,20 @@ def test_prompts_and_pictures(tmp_path: Path, kind: str, question: str) -> None:
         assert torch.equal(read.instruction, wanted["qformer_input_ids"][0]) is not forged
     else:
         assert read.instruction is None
+
+
+@pytest.mark.parametrize("kind", [KINDS[0], KINDS[-1]])
+def test_fifty_pictures(tmp_path: Path, kind: str) -> None:
+    theirs = published(blip_folder(tmp_path / "blip", kind), kind)
+    ours = sightline.load(tmp_path / "blip").engine.processor
+    scale = torch.tensor(theirs.image_processor.image_std)[:, None, None]
+    text = f"Question: {QUESTION} Answer:" if kind.startswith("blip-2") else QUESTION
+    for data in FILES:
+        picture = open_image(data)
+        wanted = theirs(images=picture.picture, text=text, return_tensors="pt")
+        read = ours(ask(QUESTION, picture)).read
+        assert torch.equal(read.ids, wanted["input_ids"][0])
+        assert float(((read.pixels[0] - wanted["pixel_values"][0]) * scale).abs().max()) <= 1 / 255 + 1e-6
 
 
 @ALL

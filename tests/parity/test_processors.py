@@ -4,8 +4,7 @@ Each of our processors is read from a folder, whose `preprocessor_config.json` t
 """
 
 import io
-import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,20 +15,26 @@ import PIL.Image
 import pytest
 import torch
 import transformers as hf
+from picture_files import FILES
 from published_folders import VISION
 from torch import Tensor
 from transformers.models.aria.image_processing_pil_aria import AriaImageProcessorPil
 from transformers.models.aria.processing_aria import AriaProcessor
+from transformers.models.chameleon.image_processing_pil_chameleon import ChameleonImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.fuyu.image_processing_pil_fuyu import FuyuImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics.image_processing_pil_idefics import IdeficsImageProcessorPil
 from transformers.models.internvl.processing_internvl import InternVLProcessor
 from transformers.models.llama4.processing_llama4 import Llama4Processor, chat_template as llama4_program
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 import sightline
 from sightline.core.geometry import Box, Frame, Transform
+from sightline.core.patches import patchify, patchify_film
 from sightline.core.sequence import Image, Message, Region, Text, Video, ask
 from sightline.data.chat_template import ChatTemplate
 from sightline.data.images import Seen
@@ -37,7 +42,14 @@ from sightline.data.media import open_image
 from sightline.data.processor import Processor
 from sightline.data.template import Slot
 from sightline.language.tokenizer import train_tokenizer
-from sightline.zoo import aria as aria_family, internvl as internvl_family
+from sightline.zoo import (
+    aria as aria_family,
+    chameleon as chameleon_family,
+    fuyu as fuyu_family,
+    internvl as internvl_family,
+    mllama as mllama_family,
+    qwen2_vl as qwen2_vl_family,
+)
 from sightline.zoo.checkpoint import write
 from sightline.zoo.families import FAMILIES
 from sightline.zoo.processors import load_pipeline
@@ -59,31 +71,7 @@ INTERNVL_CHAT = (
 )
 
 
-def sizes() -> list[tuple[int, int]]:
-    """Widths and heights: tiny, ribbons both ways, portraits, landscapes, exact multiples of a tile, and others."""
-    draw = random.Random(4)
-    found = [(2, 1), (1, 2), (2, 3), (5, 4), (28, 28), (56, 28), (28, 56), (84, 56), (27, 29), (90, 3), (2, 120)]
-    found += [(200, 7), (6, 150), (35, 35), (34, 35), (112, 28), (29, 28), (63, 63), (30, 45), (45, 30)]
-    return found + [(draw.randint(3, 130), draw.randint(3, 130)) for _ in range(30)]
-
-
-def files() -> list[bytes]:
-    """PNG files of noise over a slope; every fifth has a palette, every seventh one channel."""
-    draw, out = np.random.default_rng(2), []
-    for i, (width, height) in enumerate(sizes()):
-        values = np.linspace(0, 180, width)[None, :, None] + draw.integers(0, 76, (height, width, 3))
-        picture = PIL.Image.fromarray(values.astype(np.uint8))
-        if i % 5 == 0:
-            picture = picture.quantize(16)
-        elif i % 7 == 0:
-            picture = picture.convert("L")
-        picture.save(file := io.BytesIO(), "PNG")
-        out.append(file.getvalue())
-    return out
-
-
-FILES = files()
-Theirs = Callable[[list[PIL.Image.Image]], tuple[list[int], Tensor]]
+Theirs = Callable[[list[PIL.Image.Image]], tuple[list[int], Sequence[Tensor] | Tensor]]
 
 
 @dataclass
@@ -198,11 +186,43 @@ def aria(tokenizer: Any) -> tuple[Any, Theirs]:
     return images, call
 
 
+def chameleon(tokenizer: Any) -> tuple[Any, Theirs]:
+    images = ChameleonImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    tokenizer.sep_token = "<reserved08706>"
+    processor = hf.ChameleonProcessor(images, tokenizer, image_seq_length=49)
+    return images, text_and_images(processor, lambda n: "<s>" + "<image>" * n + QUESTION)
+
+
+def mllama(tokenizer: Any) -> tuple[Any, Theirs]:
+    images = MllamaImageProcessorPil(size={"height": 28, "width": 28}, max_image_tiles=4)
+    processor = hf.MllamaProcessor(images, tokenizer)
+
+    def call(pictures: list[PIL.Image.Image]) -> tuple[list[int], list[Tensor]]:
+        """With each picture's tiles put together to the canvas that they were cut from."""
+        said = f"{'<|image|>' * len(pictures)}{QUESTION}<|eot_id|>{header('assistant')}"
+        out = processor(images=[pictures], text=f"<|begin_of_text|>{header('user')}{said}", return_tensors="pt")
+        canvases = []
+        for tiles, number in zip(out["pixel_values"][0], out["aspect_ratio_ids"][0].tolist(), strict=True):
+            rows, columns = mllama_family.SHAPES[number - 1]
+            laid = tiles[: rows * columns].unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4)
+            canvases.append(laid.flatten(3, 4).flatten(1, 2))
+        return out["input_ids"][0].tolist(), canvases
+
+    return images, call
+
+
+def header(role: str) -> str:
+    return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
+
+
 CLIP_VISION = {"model_type": "clip_vision_model", **VISION}
 LLAMA = {"model_type": "llama", **TEXT}
 PAIR = {"vision_config": CLIP_VISION, "text_config": LLAMA}
 KOSMOS = {"embed_dim": 32, "layers": 2, "ffn_dim": 48, "attention_heads": 4, "max_position_embeddings": 256}
 ARIA_TEXT = {**TEXT, "model_type": "aria_text", "moe_num_experts": 3, "moe_topk": 2, "moe_num_shared_experts": 1}
+CODES = {"embed_dim": 6, "num_embeddings": 9, "base_channels": 32, "channel_multiplier": [1, 1, 1], "resolution": 28}
+CODES |= {"latent_channels": 8, "num_res_blocks": 1}
+CODED = {f"IMGIMG{str(code).translate(chameleon_family.SPELLED)}Z": 270 + code for code in range(9)}
 CASES = {
     "llava": Case(PAIR, ("<s>", "</s>", "<image>"), llava, {"bos": "<s>", "eos": "</s>"}),
     "llava_next": Case(
@@ -226,7 +246,7 @@ CASES = {
     ),
     "internvl": Case(
         {"vision_config": VISION, "text_config": {**LLAMA, "model_type": "qwen2"}},
-        (*CHAT, "<IMG_CONTEXT>", "<img>", "</img>", "<video>"),
+        (*CHAT, "<IMG_CONTEXT>", "<img>", "</img>", "<video>", "<ref>", "</ref>"),
         internvl,
         {"eos": "<|im_end|>"},
         INTERNVL_CHAT,
@@ -243,6 +263,21 @@ CASES = {
         (*CHAT, "<|img|>", "<fim_prefix>", "<fim_suffix>", "<unk>"),
         aria,
         {"eos": "<|im_end|>", "unk": "<unk>", "pad": "<unk>"},
+    ),
+    "chameleon": Case(
+        {**TEXT, "num_key_value_heads": 4, "vq_config": CODES, "vocabulary_map": {"<image>": 0, **CODED}},
+        ("<unk>", "<s>", "</s>", "<image>", "<racm3:break>", "<eoss>", "<reserved08706>"),
+        chameleon,
+        {"bos": "<s>", "eos": "</s>", "unk": "<unk>"},
+    ),
+    "mllama": Case(
+        {
+            "vision_config": {**VISION, "num_global_layers": 1, "intermediate_layers_indices": [0, 1]},
+            "text_config": {**TEXT, "num_hidden_layers": 6, "cross_attention_layers": [1, 4], "num_key_value_heads": 2},
+        },
+        ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|image|>"),
+        mllama,
+        {"bos": "<|begin_of_text|>", "eos": "<|eot_id|>"},
     ),
 }
 
@@ -315,6 +350,36 @@ def test_several_pictures(pairs: Callable[[str], tuple[Processor, Theirs]], name
     ours, theirs = pairs(name)
     for chosen in (FILES[3:5], FILES[4:10:2]):
         check(ours, theirs, chosen)
+
+
+def test_qwen2_vl_of_any_size(tmp_path: Path) -> None:
+    """Its processor as a whole needs torchvision; what it writes is compared in `test_qwen2_vl`."""
+    theirs = Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=112 * 84, patch_size=7)
+    theirs.save_pretrained(tmp_path)
+    ours = load_pipeline(tmp_path, FAMILIES["qwen2_vl"].habits, 448)  # type: ignore[arg-type]
+    shapes = set()
+    for data in FILES:
+        wanted = theirs(PIL.Image.open(io.BytesIO(data)).convert("RGB"), return_tensors="pt")
+        (pixels,) = ours.seen(open_image(data).picture).pixels
+        found = patchify_film(pixels, 7)
+        shapes.add(found.grids[0])
+        assert [found.grids[0]] == [tuple(grid) for grid in wanted["image_grid_thw"].tolist()]
+        patches = qwen2_vl_family.row_major(wanted["pixel_values"], found.grids[0], 2)
+        torch.testing.assert_close(found.values, patches, atol=LEVEL / 0.26, rtol=0.0)
+    assert len(shapes) > 10
+
+
+def test_fuyu_of_any_size(tmp_path: Path) -> None:
+    """Its processor as a whole cuts tensors as if they were arrays, and fails; `test_fuyu` compares words."""
+    theirs = FuyuImageProcessorPil(size={"height": 90, "width": 60}, patch_size={"height": 30, "width": 30})
+    theirs.save_pretrained(tmp_path)
+    ours = load_pipeline(tmp_path, FAMILIES["fuyu"].habits, 300)  # type: ignore[arg-type]
+    for data in FILES:
+        made = theirs(PIL.Image.open(io.BytesIO(data)).convert("RGB"))
+        (pixels,) = ours.seen(open_image(data).picture).pixels
+        whole = np.asarray(made["images"][0][0])[:, : pixels.shape[1], : pixels.shape[2]]
+        wanted = fuyu_family.channels_first(torch.as_tensor(theirs.patchify_image(whole)), 3, 30)
+        torch.testing.assert_close(patchify(pixels[None], 30).values, wanted, atol=2 * LEVEL + 1e-5, rtol=0.0)
 
 
 @pytest.mark.parametrize("most", [490, 980])
@@ -400,6 +465,34 @@ def test_kosmos2_of_phrases(pairs: Callable[[str], tuple[Processor, Theirs]], tm
     places = out["image_embeds_position_mask"][0].bool()
     assert places.nonzero()[:, 0].tolist() == found.slots.tolist()
     assert found.ids[~places].tolist() == out["input_ids"][0][~places].tolist()
+
+
+def test_kosmos2_is_asked_to_find(pairs: Callable[[str], tuple[Processor, Theirs]], tmp_path: Path) -> None:
+    """The published form of a phrase whose places are to follow."""
+    ours, _ = pairs("kosmos-2")
+    ours.tokenizer.save(tmp_path)
+    named = {f"{key}_token": value for key, value in CASES["kosmos-2"].named.items()}
+    tokenizer = hf.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), **named)
+    processor, picture = hf.Kosmos2Processor(clip(), tokenizer), open_image(FILES[5])
+    text = "<grounding><phrase> red circles</phrase>"
+    wanted = processor(images=picture.picture, text=text, num_image_tokens=3, return_tensors="pt")
+    places = wanted["image_embeds_position_mask"][0].bool()
+    assert ours.codec is not None
+    found = ours((Message("user", ours.codec.find("red circles", picture)),))
+    assert found.ids[~places].tolist() == wanted["input_ids"][0][~places].tolist()
+
+
+def test_internvl_is_asked_to_find(pairs: Callable[[str], tuple[Processor, Theirs]]) -> None:
+    """Within the folder's own template: the tags are control tokens, those that a phrase spells are not."""
+    ours, _ = pairs("internvl")
+    assert ours.codec is not None
+    for phrase in ("red circles", "</ref><|im_end|>"):
+        found = ours((Message("user", ours.codec.find(phrase, open_image(FILES[5]))),))
+        said = ours.tokenizer.decode(found.ids.tolist(), skip_control=False)
+        asked = "Please provide the bounding box coordinate of the region this sentence describes: "
+        assert said.endswith(f"</img>\n{asked}<ref>{phrase}</ref><|im_end|>\n<|im_start|>assistant\n")
+        ids = [ours.tokenizer.control(name) for name in ("<ref>", "</ref>", "<|im_end|>")]
+        assert [index for index in found.ids.tolist() if index in ids] == ids
 
 
 def test_llama4_separates_tiles() -> None:

@@ -179,6 +179,15 @@ def test_detect_asks_in_the_model_s_own_way(
         model.detect(picture, " ")
 
 
+def test_a_place_without_a_name_is_named_by_the_phrase(
+    model: Assistant, picture: PIL.Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = "<box><loc000><loc001><loc002><loc003><point><loc000><loc001>"
+    monkeypatch.setattr(model, "_engine", Wrote(model, places))
+    found = model.detect(picture, "red cat")
+    assert [place.label for place in (*found.boxes, *found.points)] == ["red cat", "red cat"]
+
+
 def test_many_at_once_are_as_one_by_one(model: Assistant, picture: PIL.Image.Image) -> None:
     """Shared pictures, single pictures and lengths are mixed; greedy tokens are equal in float32."""
     other = PIL.Image.new("RGB", (20, 20), "blue")

@@ -207,6 +207,30 @@ def test_a_question_may_name_a_place(folder: Path) -> None:
     assert "<ref>it</ref><box>(999,0),(999,999)</box> what?" in processor.tokenizer.decode(ids, skip_control=False)
 
 
+@pytest.mark.parametrize(
+    ("form", "wanted"),
+    [
+        (
+            "chatml",
+            "<|im_start|>user\nPicture 1: <img>????</img>\n框出图中the cat的位置<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        ("raw", "<img>????</img><ref>the cat</ref><box>"),
+    ],
+)
+def test_how_it_is_asked_for_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, wanted: str) -> None:
+    folder = published(tmp_path)
+    (folder / "generation_config.json").write_text(json.dumps({"chat_format": form, "eos_token_id": 265}))
+    model = sightline.load(folder)
+    processor, asked = model.engine.processor, []
+    answer = model.engine.answer
+    monkeypatch.setattr(model.engine, "answer", lambda talks, sampling: asked.extend(talks) or answer(talks, sampling))
+    model.detect(RED.picture, "the cat", max_new_tokens=2)
+    ids = processor(asked[0]).ids.tolist()
+    assert processor.tokenizer.decode(ids, skip_control=False).replace("<imgpad>", "?").endswith(wanted)
+    controls = [processor.tokenizer.control(name) for name in ("<ref>", "</ref>", "<box>")]
+    assert [index for index in ids if index in controls] == (controls if form == "raw" else [])
+
+
 def test_an_answer_is_learned_with_its_end_and_line_break(folder: Path) -> None:
     processor = sightline.load(folder).engine.processor
     example = processor((Message("user", (RED, Text("where?"))), Message("assistant", (Text("there"),))))

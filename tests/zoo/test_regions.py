@@ -112,6 +112,22 @@ def test_a_region_in_an_answer_is_words(assistants: dict[str, Assistant]) -> Non
     assert shown(assistants["ferret"], example).endswith("ASSISTANT:a cat [250, 0, 750, 1000]</s>")
 
 
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("shikra", "USER: In the given <im_start>#<im_end> , could you find and tell me the coordinates of a cat?"),
+        ("ferret", "USER: #\nWhat is the location of a cat in the image?"),
+    ],
+)
+def test_how_they_are_asked_for_a_place(assistants: dict[str, Assistant], name: str, wanted: str) -> None:
+    model = assistants[name]
+    codec = model.engine.processor.codec
+    assert codec is not None
+    example = model.engine.processor(asked(*codec.find("a cat", PICTURE)))
+    assert shown(model, example).endswith(f"{wanted} ASSISTANT:")
+    model.detect(PICTURE, "a cat", max_new_tokens=2)
+
+
 def test_nobody_can_type_a_region(assistants: dict[str, Assistant]) -> None:
     example = assistants["ferret"].engine.processor(asked(PICTURE, Text("what is <region_fea>?")))
     assert example.regions is None and 3 not in example.ids.tolist()

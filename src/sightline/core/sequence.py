@@ -79,7 +79,18 @@ class Region:
     image: int = 0  # which image of the conversation, counted from 0
 
 
-Part = Text | Image | Video | Audio | Region
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of what a model reads or writes: ordinary text, or one control token by its name.
+
+    As a part of a message it is a program's; what people type is a `Text`.
+    """
+
+    text: str
+    control: bool = False
+
+
+Part = Text | Image | Video | Audio | Region | Piece
 
 
 @dataclass(frozen=True)
@@ -95,14 +106,6 @@ class Message:
 
 
 Conversation = tuple[Message, ...]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A stretch of decoded output: ordinary text, or one control token by its name."""
-
-    text: str
-    control: bool = False
 
 
 def ask(question: str, *images: Image | Video, answer: str | None = None) -> Conversation:

@@ -14,7 +14,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..core.errors import CheckpointError, InputError
-from ..core.sequence import Conversation, Image, Message, Text, Video
+from ..core.sequence import Audio, Conversation, Image, Message, Part, Text, Video
 from .template import Control, End, Segment, Writer, turns
 
 # private characters, which published templates have no use for
@@ -57,7 +57,7 @@ class ChatTemplate:
     def __call__(self, conversation: Conversation) -> list[Segment]:
         """The segments of a conversation, asking for an answer where the user spoke last."""
         talk = turns(conversation)
-        said: list[str] = []
+        said: list[Part] = []
         messages = [self._message(message, said) for message in conversation]
         films = [len(part.frames) for message in conversation for part in message.parts if isinstance(part, Video)]
         try:
@@ -75,26 +75,32 @@ class ChatTemplate:
         starts = isinstance(found[0], Control) and found[0].name == self.bos if found else False
         return [Control(self.bos), *found] if self.bos and self.begins and not starts else found
 
-    def _message(self, message: Message, said: list[str]) -> dict[str, Any]:
-        """A message as templates know it, its words replaced by stand-ins."""
+    def _message(self, message: Message, said: list[Part]) -> dict[str, Any]:
+        """A message as templates know it, its words and places replaced by stand-ins."""
         parts: list[dict[str, str]] = []
+        last: Part | None = None
         for part in message.parts:
-            if isinstance(part, Text):
-                said.append(part.text)
-                parts.append({"type": "text", "text": f"{_OPEN}{len(said) - 1}{_CLOSE}"})
-            elif isinstance(part, Video) and (self.video or self.frames):
+            if isinstance(part, Audio):
+                raise InputError("this model's chat template has no form for a sound")
+            if isinstance(part, Video) and (self.video or self.frames):
                 parts.append({"type": "video"})
             elif isinstance(part, (Image, Video)):
                 parts += [{"type": "image"}] * (len(part.frames) if isinstance(part, Video) else 1)
             else:
-                raise InputError(f"this model's chat template has no form for a {type(part).__name__.lower()}")
+                said.append(part)
+                text = f"{_OPEN}{len(said) - 1}{_CLOSE}"
+                if parts and parts[-1]["type"] == "text" and not (isinstance(part, Text) and isinstance(last, Text)):
+                    parts[-1] = {"type": "text", "text": parts[-1]["text"] + text}  # a place is within what is said
+                else:
+                    parts.append({"type": "text", "text": text})
+            last = part
         if self.in_parts:
             return {"role": message.role, "content": parts}
         if any(part["type"] != "text" for part in parts):
             raise InputError("this model's chat template has no place for pictures")
         return {"role": message.role, "content": "".join(part["text"] for part in parts)}
 
-    def _segments(self, text: str, said: list[str], films: list[int]) -> list[Segment]:
+    def _segments(self, text: str, said: list[Part], films: list[int]) -> list[Segment]:
         out, lengths = Writer(), iter(films)
         learned, start = False, 0
         for mark in [*_MARKS.finditer(text), None]:
@@ -115,7 +121,7 @@ class ChatTemplate:
             if mark is not None:
                 start = mark.end()
                 if mark[1] is not None:
-                    out.words(said[int(mark[1])], learned)
+                    out.parts(Message("user", (said[int(mark[1])],)), learned)
                 else:
                     learned = mark[2] == _LEARN
         return out.segments

@@ -57,6 +57,11 @@ def whole(seen: Seen, counts: Sequence[int]) -> Sequence[int | str]:
     return [sum(counts)]
 
 
+def tagged(before: str, after: str) -> Expand:
+    """The same between two control tokens."""
+    return lambda seen, counts: [before, sum(counts), after]
+
+
 @dataclass
 class _Columns:
     """The columns of an example while it is written."""
@@ -317,10 +322,11 @@ class Processor:
     def _refer(self, out: _Columns, segment: Places, ids: Sequence[int], seen: list[Seen]) -> None:
         """Note where the tokens of regions go that are written next, and of which points they are made."""
         assert self.regions is not None
-        if not seen or len(seen[segment.image].pixels) != 1:
+        holder = _holder(seen, segment.image) if seen else -1
+        if holder < 0 or len(seen[holder].pixels) != 1 or seen[holder].seconds is not None:
             raise InputError("a region is referred to in a picture that is seen in one view, here there is none")
-        way, count = seen[segment.image].way, self.regions.points
-        item = sum(len(each.pixels) for each in seen[: segment.image])
+        way, count = seen[holder].way, self.regions.points
+        item = sum(len(each.pixels) for each in seen[:holder])
         marks = [len(out.ids) + i for i, index in enumerate(ids) if index == self.tokenizer.control(REGION)]
         points = torch.stack([points_of(place, way, count) for place in segment.places])
         out.regions.append(Regions(torch.tensor(marks), torch.full((len(marks),), item), points))
@@ -329,7 +335,7 @@ class Processor:
         """Note which tokens begin the places that are written next, and what they are."""
         begins = {self.tokenizer.control(name) for name in (BOX, POINT)}
         slots = [len(out.ids) + i for i, index in enumerate(ids) if index in begins]
-        out.places.append(PlaceTargets(torch.tensor(slots), *shares_of(_boxed(segment), seen[segment.image].way)))
+        out.places.append(PlaceTargets(torch.tensor(slots), *shares_of(_boxed(segment), _ways(seen)[segment.image])))
 
     def _ids(self, segment: Segment, ways: Sequence[Transform]) -> tuple[list[int], bool]:
         if isinstance(segment, Places):
@@ -391,6 +397,11 @@ class Processor:
 def _ways(seen: Sequence[Seen]) -> list[Transform]:
     """How coordinates go into each picture, and each frame of a film."""
     return [each.way for each in seen for _ in range(each.frames)]
+
+
+def _holder(seen: Sequence[Seen], image: int) -> int:
+    """The number among what is seen of that which a picture is, or the film whose frame it is."""
+    return next(i for i, end in enumerate(accumulate(each.frames for each in seen)) if image < end)
 
 
 def _boxed(segment: Places) -> list[Place]:

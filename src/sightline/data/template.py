@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ..core.errors import InputError
 from ..core.geometry import Mask
-from ..core.sequence import Conversation, Image, Message, Region, Text, Video
+from ..core.sequence import Conversation, Image, Message, Piece, Region, Text, Video, images_of
 from ..grounding.codecs import Place
 
 
@@ -89,6 +89,12 @@ class Writer:
         self.segments.append(Sound(self.sounds))
         self.sounds += 1
 
+    def shown(self, message: Message) -> Message:
+        """Write the pictures of a message, a film as so many, and hand back the rest of it."""
+        for _ in images_of((message,)):
+            self.image()
+        return Message(message.role, tuple(part for part in message.parts if not isinstance(part, (Image, Video))))
+
     def frames(self, count: int) -> None:
         """A film's frames, numbered, each in a line of its own (InternVL)."""
         for number in range(1, count + 1):
@@ -113,6 +119,8 @@ class Writer:
                     self.segments[-1] = joined
                 else:
                     self.segments.append(Places((part.shape,), part.image, learned))
+            elif isinstance(part, Piece):
+                self.control(part.text) if part.control else self.words(part.text, learned)
             elif self.hears:
                 self.sound()
             else:
@@ -131,6 +139,14 @@ def turns(conversation: Conversation) -> Sequence[Message]:
     return talk
 
 
+def spoken(conversation: Conversation) -> Sequence[Message]:
+    """The same of a form that has no place for a system message, which is refused."""
+    talk = turns(conversation)
+    if len(talk) < len(conversation):
+        raise InputError("this model's form of a conversation has no place for a system message")
+    return talk
+
+
 def sightline_template(conversation: Conversation) -> list[Segment]:
     """This project's own: `<bos>`, the images, then `<user>` question `<assistant>` answer `<eos>` in turn.
 
@@ -140,17 +156,13 @@ def sightline_template(conversation: Conversation) -> list[Segment]:
     out = Writer()
     out.control("<bos>")
     talk = turns(conversation)
-    for message in talk:
-        for part in message.parts:
-            for _ in range(len(part.frames) if isinstance(part, Video) else int(isinstance(part, Image))):
-                out.image()
+    said = [out.shown(message) for message in talk]
     for message in conversation:
         if message.role == "system":
             out.parts(message)
-    for message in talk:
-        words = Message(message.role, tuple(part for part in message.parts if not isinstance(part, (Image, Video))))
-        out.control("<user>" if message.role == "user" else "<assistant>")
-        if message.role == "user":
+    for words in said:
+        out.control("<user>" if words.role == "user" else "<assistant>")
+        if words.role == "user":
             out.parts(words)
         else:
             out.parts(words, learned=True, before=" ")
@@ -269,22 +281,37 @@ def chatml(user: Callable[[Writer, Message], None], system: str = "", after: str
     return template
 
 
-def _no_system(conversation: Conversation) -> None:
-    if any(message.role == "system" for message in conversation):
-        raise InputError("this model's form of a conversation has no place for a system message")
+def headed(begin: str, end: str, stop: str) -> Template:
+    """Llama 3's and 4's: who speaks stands between two tokens, what is said ends with a third."""
+
+    def head(out: Writer, role: str) -> None:
+        out.control(begin)
+        out.words(role)
+        out.control(end)
+        out.words("\n\n")
+
+    def template(conversation: Conversation) -> list[Segment]:
+        out, talk = Writer(), turns(conversation)
+        out.control("<|begin_of_text|>")
+        for message in conversation:
+            answer = message.role == "assistant"
+            head(out, message.role)
+            out.parts(message, learned=answer)
+            out.segments.append(End(stop) if answer else Control(stop))
+        if talk[-1].role == "user":
+            head(out, "assistant")
+        return out.segments
+
+    return template
 
 
 def llava_plain_template(conversation: Conversation) -> list[Segment]:
     """LLaVA's first stage: the image, then its caption and a line break; the caption is learned."""
-    talk = turns(conversation)
-    _no_system(conversation)
     out = Writer()
     out.control("<s>")
-    for message in talk:
+    for message in spoken(conversation):
         if message.role == "user":
-            for part in message.parts:
-                if isinstance(part, Image):
-                    out.image()
+            out.shown(message)
         else:
             out.parts(message, learned=True)
             out.words("\n", learned=True)
@@ -293,18 +320,12 @@ def llava_plain_template(conversation: Conversation) -> list[Segment]:
 
 def paligemma_template(conversation: Conversation) -> list[Segment]:
     """PaliGemma (arXiv:2407.07726): images, `<bos>`, prefix, a line break; then the suffix and `<eos>`."""
-    talk = turns(conversation)
-    _no_system(conversation)
-    out = Writer()
+    talk, out = spoken(conversation), Writer()
     if len(talk) > 2:
         raise InputError(f"this model answers one question, the conversation has {len(talk)} messages")
-    for part in talk[0].parts:
-        if isinstance(part, Image):
-            out.image()
+    question = out.shown(talk[0])
     out.control("<bos>")
-    for part in talk[0].parts:
-        if not isinstance(part, Image):
-            out.parts(Message("user", (part,)))
+    out.parts(question)
     out.words("\n")
     if len(talk) == 2:
         out.parts(talk[1], learned=True)
@@ -317,9 +338,7 @@ FAKE = "<fake_token_around_image>"  # IDEFICS writes it before and after picture
 
 def idefics_template(conversation: Conversation) -> list[Segment]:
     """IDEFICS-instruct (arXiv:2306.16527, its model card): "User:" and "Assistant:" in lines of their own."""
-    talk = turns(conversation)
-    _no_system(conversation)
-    out = Writer()
+    talk, out = spoken(conversation), Writer()
     out.control("<s>")
     for i, message in enumerate(talk):
         user = message.role == "user"

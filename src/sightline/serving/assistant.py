@@ -12,7 +12,7 @@ from ..core.errors import ConfigError, InputError
 from ..core.geometry import Box, Frame, Point, Transform
 from ..core.sequence import Conversation, Message, Region
 from ..data.processor import Processor
-from ..grounding.codecs import Decimals, LocationTokens, PaliGemmaLocations
+from ..grounding.codecs import LocationTokens
 from ..layers.packed import Precision
 from ..model import VLM
 from ..zoo import own
@@ -22,14 +22,7 @@ from ..zoo.published import Published, load_published
 from .engine import Engine, Reply
 from .remote import is_remote
 from .sampling import Sampling
-from .talker import Answer, Picture, Stream, Talker
-
-# how the models of each convention are asked to find all of something
-DETECT: dict[type, str] = {
-    LocationTokens: "Locate every {}.",
-    PaliGemmaLocations: "detect {}",
-    Decimals: "Please provide the bounding box coordinate of the region this sentence describes: {}.",
-}
+from .talker import Answer, Picture, Stream, Talker, pictures
 
 
 class Assistant(Talker):
@@ -79,13 +72,18 @@ class Assistant(Talker):
         return super().said(answer, image)
 
     def detect(self, image: Picture, phrase: str, **sampling: Any) -> Answer:
-        """Find everything that a phrase names; the answer's boxes are labelled with what was found."""
-        prompt = DETECT.get(type(self.engine.processor.codec))
-        if prompt is None:
+        """Find everything that a phrase names, asked as the model was taught.
+
+        The answer's places are labelled with what was found, or with the phrase where it tells only where.
+        """
+        codec, name = self.engine.processor.codec, phrase.strip()
+        if codec is None:
             raise InputError(f"{self.name} names no places, it cannot find things")
-        if not phrase.strip():
+        if not name:
             raise InputError("the phrase is empty, expected the name of something to find")
-        return self.ask(image, prompt.format(phrase.strip()), **sampling)
+        answer = self.chat((Message("user", codec.find(name, *pictures(image))),), **sampling)
+        boxes = tuple(replace(box, label=box.label or name) for box in answer.boxes)
+        return replace(answer, boxes=boxes, points=tuple(replace(p, label=p.label or name) for p in answer.points))
 
     def answer(
         self, talks: Sequence[Conversation], sampling: Sampling | Sequence[Sampling] = Sampling()

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from ..core.config import nearest
 from ..core.errors import ConfigError, InputError, RemoteError, SightlineError
-from ..core.sequence import Audio, Conversation, Image, Message, Region, Text, Video
+from ..core.sequence import Audio, Conversation, Image, Message, Piece, Region, Text, Video
 from .sampling import Sampling
 from .talker import Answer, Stream, Talker
 
@@ -209,7 +209,7 @@ def _parts(message: Message) -> Iterator[str | Image]:
             yield part
         elif isinstance(part, Video):
             yield from part.frames
-        elif isinstance(part, Region):
+        elif isinstance(part, Region | Piece):
             raise InputError("a place in a picture cannot be said to a model behind an API, expected words")
         elif isinstance(part, Audio):
             raise InputError("sound is not sent to a model behind an API, expected words and pictures")

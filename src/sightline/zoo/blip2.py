@@ -13,17 +13,15 @@ from typing import Any
 from torch import Tensor
 
 from ..core.errors import ConfigError, InputError
-from ..core.sequence import Conversation, Image, Message, Video, images_of
+from ..core.sequence import Conversation, Message
 from ..data.batch import Batch
-from ..data.images import CLIP_MEAN, CLIP_STD, Scaling, Square
-from ..data.processor import ImagePipeline
-from ..data.template import End, Segment, Template, Words, Writer, turns
+from ..data.template import End, Segment, Template, Words, Writer, spoken, turns
 from ..fusion.qformer import QFormerConfig
 from ..language.tokenizer import Tokenizer
 from ..model import VLM, VLMConfig
 from . import t5
 from .backbones import Json, act, decoder_keys, eva_clip_config, eva_clip_keys, language_config
-from .family import EQUAL, Family, Habits, Row, Stages, llama, scaling
+from .family import EQUAL, Family, Habits, Row, Stages, llama, stretched
 from .inputs import shown, written
 from .keymap import KeyMap, leading, rule
 from .language_names import opt_keys
@@ -182,11 +180,9 @@ def instructblip_template(begin: str, end: str = "") -> Template:
 
 def _pictures_first(conversation: Conversation, begin: str) -> Writer:
     """The pictures of a conversation, wherever they stand in it, and the token after them."""
-    if any(message.role == "system" for message in conversation):
-        raise InputError("this model's form of a conversation has no place for a system message")
     out = Writer()
-    for _ in images_of(conversation):
-        out.image()
+    for message in spoken(conversation):
+        out.shown(message)
     if begin:
         out.control(begin)
     return out
@@ -194,7 +190,7 @@ def _pictures_first(conversation: Conversation, begin: str) -> Writer:
 
 def _words(out: Writer, message: Message) -> None:
     """A message's parts without its pictures."""
-    out.parts(replace(message, parts=tuple(part for part in message.parts if not isinstance(part, Image | Video))))
+    out.parts(Writer().shown(message))
 
 
 def _habits(
@@ -210,15 +206,11 @@ def _habits(
     def found(c: Json, folder: Path, tokenizer: Tokenizer) -> Habits:
         kind = c["text_config"].get("model_type", "opt")
         if kind == "t5":
-            return Habits(make("", "</s>"), "<image>", bos="", pixels=_stretched, instruct=instruct)
+            return Habits(make("", "</s>"), "<image>", bos="", pixels=stretched, instruct=instruct)
         begin = tokenizer.bos or ("</s>" if kind == "opt" else "<s>")
-        return Habits(make(begin, ""), "<image>", bos=begin, end=line, pixels=_stretched, instruct=instruct)
+        return Habits(make(begin, ""), "<image>", bos=begin, end=line, pixels=stretched, instruct=instruct)
 
     return found
-
-
-def _stretched(c: Json, side: int) -> ImagePipeline:
-    return Square(c.get("size", {}).get("height", side), scaling(c, Scaling(CLIP_MEAN, CLIP_STD)))
 
 
 def bert_words(folder: Path) -> Callable[[str], list[int]]:

@@ -3,7 +3,7 @@
 A `config.json` without a vocabulary map names no words of pictures; then its decoder is read alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError, InputError
 from ..core.sequence import Conversation, Image, Message
 from ..data.batch import Batch
-from ..data.images import CenterCrop, Scaling, Seen
-from ..data.processor import ImagePipeline
+from ..data.images import CenterCrop, Scaling
+from ..data.processor import ImagePipeline, tagged
 from ..data.template import Control, End, Segment, Writer, turns
 from ..encoders.vq import VQConfig
 from ..fusion.vocabulary import VocabularyConfig
@@ -164,11 +164,6 @@ def template(conversation: Conversation) -> list[Segment]:
     return out.segments
 
 
-def framed(seen: Seen, counts: Sequence[int]) -> list[int | str]:
-    """A picture's words between the tokens that begin and end it."""
-    return [BEGIN, sum(counts), STOP]
-
-
 def pixels(c: Json, side: int) -> ImagePipeline:
     """From a `preprocessor_config.json`; levels are multiplied by 0.0078, not by two 255ths, as published."""
     crop, size = c.get("crop_size", {"height": side}), c.get("size", {"shortest_edge": side})
@@ -183,7 +178,7 @@ def pixels(c: Json, side: int) -> ImagePipeline:
     return CenterCrop(size["shortest_edge"], crop["height"], scaling)
 
 
-HABITS = Habits(template, IMAGE, pixels=pixels, expand=framed, controls=(IMAGE, BEGIN, STOP, TURN))
+HABITS = Habits(template, IMAGE, pixels=pixels, expand=tagged(BEGIN, STOP), controls=(IMAGE, BEGIN, STOP, TURN))
 
 FAMILIES = {"chameleon": Family(build, keys, tensors, inputs, habits=HABITS)}
 

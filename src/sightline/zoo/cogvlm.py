@@ -14,16 +14,14 @@ from torch import Tensor
 from ..core.errors import ConfigError, InputError
 from ..core.sequence import Conversation, Image, Message, Video, images_of
 from ..data.batch import Batch
-from ..data.images import CLIP_MEAN, CLIP_STD, Scaling, Square
-from ..data.processor import ImagePipeline
-from ..data.template import End, Segment, Template, Writer, turns
+from ..data.template import End, Segment, Template, Writer, spoken
 from ..fusion.glu import GLUConfig
 from ..fusion.visual_expert import VisualExpertConfig
 from ..language.decoder import DecoderConfig
 from ..language.tokenizer import Tokenizer
 from ..model import VLM, VLMConfig
 from .backbones import Json, eva2_clip_config, eva2_clip_keys
-from .family import Family, Habits, Row, Stages, llama, scaling
+from .family import Family, Habits, Row, Stages, llama, stretched_for_encoder
 from .inputs import checked, cut, filled
 from .keymap import KeyMap, Reshape, leading, rule
 from .language_names import ends, renames
@@ -141,9 +139,7 @@ def template(form: str, bos: str, eos: str) -> Template:
     before, after = FORMS[form]
 
     def written(conversation: Conversation) -> list[Segment]:
-        talk, pictures = turns(conversation), len(images_of(conversation))
-        if len(talk) < len(conversation):
-            raise InputError("this model's form of a conversation has no place for a system message")
+        talk, pictures = spoken(conversation), len(images_of(conversation))
         if pictures > 1:
             raise InputError(f"this model reads one picture, the conversation has {pictures}")
         if form == "base" and len(talk) > 2:
@@ -170,17 +166,13 @@ def template(form: str, bos: str, eos: str) -> Template:
     return written
 
 
-def _stretched(c: Json, side: int) -> ImagePipeline:
-    return Square(side, scaling(c, Scaling(CLIP_MEAN, CLIP_STD)))
-
-
 def habits(c: Json, folder: Path, tokenizer: Tokenizer) -> Habits:
     """As its `config.json` says; the words are Vicuna's, or Llama 3's in CogVLM2."""
     image, bos, eos = "<unk>", "<s>", "</s>"
     if newer(c):
         image, bos, eos = "<|reserved_special_token_0|>", "<|begin_of_text|>", "<|end_of_text|>"
     form = str(c.get("template_version", "chat"))
-    return Habits(template(form, bos, eos), image, "cogvlm", bos, eos, pixels=_stretched)
+    return Habits(template(form, bos, eos), image, "cogvlm", bos, eos, pixels=stretched_for_encoder)
 
 
 # ------------------------------------------------------------------------------------------------- families and rows

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..data.batch import Batch
-from ..data.images import CLIP_MEAN, CLIP_STD, CenterCrop, Scaling
+from ..data.images import CLIP_MEAN, CLIP_STD, CenterCrop, Scaling, Square
 from ..data.processor import Expand, ImagePipeline, whole
 from ..data.template import Template
 from ..language.tokenizer import Tokenizer
@@ -26,6 +26,7 @@ Stages = Mapping[str, tuple[str, ...]]
 LOGITS = "logits and greedy tokens equal transformers' on a random checkpoint of this layout"
 EQUAL = "logits, greedy tokens and pixels equal transformers' on a random checkpoint of this layout"
 
+CLIP = Scaling(CLIP_MEAN, CLIP_STD)
 _FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which the files use
 
 
@@ -50,14 +51,22 @@ def clip_crop(c: Json, side: int) -> ImagePipeline:
     """CLIP's pictures, from a `preprocessor_config.json`: the shorter side resized, the middle cut out."""
     crop, size = c.get("crop_size", side), c.get("size", side)
     shortest = size if isinstance(size, int) else size["shortest_edge"]
-    return CenterCrop(
-        shortest, crop if isinstance(crop, int) else crop["height"], scaling(c, Scaling(CLIP_MEAN, CLIP_STD))
-    )
+    return CenterCrop(shortest, crop if isinstance(crop, int) else crop["height"], scaling(c, CLIP))
 
 
 def side_of(size: Any) -> int:
     """The side of a square that a `preprocessor_config.json` writes in any of three ways."""
     return int(size if isinstance(size, int) else size["height"] if "height" in size else size["shortest_edge"])
+
+
+def stretched(c: Json, side: int, usual: Scaling = CLIP) -> ImagePipeline:
+    """A square, from a `preprocessor_config.json`, also where it names its side as that of the shorter edge."""
+    return Square(side_of(c.get("size", c.get("image_size", side))), scaling(c, usual))
+
+
+def stretched_for_encoder(c: Json, side: int) -> ImagePipeline:
+    """The same, its side the encoder's whatever the file says, which may be of a smaller one."""
+    return Square(side, scaling(c, CLIP))
 
 
 def tokenizer_json(folder: Path) -> Tokenizer | None:

@@ -14,13 +14,11 @@ from torch import Tensor
 from ..core.errors import ConfigError, InputError
 from ..core.geometry import Frame, Mask, Transform
 from ..data.batch import Batch
-from ..data.images import CLIP_MEAN, CLIP_STD, Scaling, Square
-from ..data.processor import ImagePipeline
 from ..data.template import vicuna_template
 from ..grounding.sampler import Regions, SamplerConfig, points_of
 from ..model import VLM, VLMConfig
 from .backbones import Json
-from .family import Family, Habits, Row, Stages, llama, scaling
+from .family import Family, Habits, Row, Stages, llama, stretched_for_encoder
 from .inputs import checked, cut, filled, is_image
 from .keymap import KeyMap, Reshape, rule
 from .llava import original_config, original_keys, original_tensors
@@ -93,12 +91,8 @@ def _points(mask: Tensor, count: int) -> Tensor:
     return points_of(Mask(np.ascontiguousarray((mask != 0).T.numpy()), frame), Transform(frame), count)
 
 
-def _stretched(c: Json, side: int) -> ImagePipeline:
-    return Square(side, scaling(c, Scaling(CLIP_MEAN, CLIP_STD)))
-
-
 # the original has no image token of its own; the unknown token stands in its slots, which the model replaces
-HABITS = Habits(vicuna_template(SYSTEM), "<unk>", "ferret", pixels=_stretched)
+HABITS = Habits(vicuna_template(SYSTEM), "<unk>", "ferret", pixels=stretched_for_encoder)
 FAMILIES = {
     "ferret": Family(lambda c, f: VLM(config(c, f)), keys, original_tensors, inputs=inputs, habits=HABITS),
 }

@@ -10,7 +10,7 @@ A token looks at the picture whose `<image>` came last. Which id that is the pub
 `media_token_id` in `config.json` says it where it is not the usual one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError
-from ..core.sequence import Conversation, Image, Message, Part, Video
+from ..core.sequence import Conversation
 from ..data.batch import Batch
-from ..data.template import End, Segment, Writer, turns
+from ..data.template import End, Segment, Writer, spoken
 from ..encoders.vit import ViTConfig
 from ..fusion.cross_attention import CrossAttentionConfig
 from ..fusion.resampler import ResamplerConfig
@@ -33,6 +33,7 @@ from .family import Family, Habits, Row, Stages, llama
 from .inputs import checked, cut, filled
 from .keymap import KeyMap, flat_patch, halves, rule, stacked
 from .language_names import gpt_neox_keys, mosaic_keys, mpt_keys
+from .llava import clip_l
 from .perceivers import flamingo_config, flamingo_keys, otter_keys
 
 
@@ -227,9 +228,9 @@ def flamingo_template(conversation: Conversation) -> list[Segment]:
         if message.role == "assistant":
             out.parts(message, learned=True)
             out.segments.append(End(CHUNK))
-        elif words := pictures_first(out, message):
+        elif (question := out.shown(message)).parts:
             out.words("Question:")
-            out.parts(replace(message, parts=words))
+            out.parts(question)
             out.words(" Short answer:")
         else:
             out.words("Output:")
@@ -244,26 +245,12 @@ def otter_template(conversation: Conversation) -> list[Segment]:
             out.parts(message, learned=True)
             out.segments.append(End(CHUNK))
         else:
-            words = pictures_first(out, message)
+            question = out.shown(message)
             out.words("User: ")
-            out.parts(replace(message, parts=words))
+            out.parts(question)
             out.words(" GPT:")
             out.control("<answer>")
     return out.segments
-
-
-def spoken(conversation: Conversation) -> Sequence[Message]:
-    """The turns of a conversation without a system message, for which there is no place."""
-    if any(message.role == "system" for message in conversation):
-        raise InputError("this model's form of a conversation has no place for a system message")
-    return turns(conversation)
-
-
-def pictures_first(out: Writer, message: Message) -> tuple[Part, ...]:
-    """Write a message's pictures; the other parts come back."""
-    seen = tuple(part for part in message.parts if isinstance(part, (Image, Video)))
-    out.parts(replace(message, parts=seen))
-    return tuple(part for part in message.parts if part not in seen)
 
 
 # ------------------------------------------------------------------------------------------------- families and rows
@@ -288,13 +275,6 @@ NEW = ("fusion.*", "decoder.blocks.*.cross_*", "decoder.embedding.*")
 STAGES: Stages = {"pretrain": NEW}
 OTTER_STAGES: Stages = {"instruct": (*NEW, "decoder.head.*")}
 
-CLIP_L: dict[str, Any] = {
-    "hidden_size": 1024,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "intermediate_size": 4096,
-}
-CLIP_L |= {"image_size": 224, "patch_size": 14, "hidden_act": "quick_gelu"}
 # the tokenizer's 50277 tokens, two of Flamingo's and one for padding
 MPT_7B: dict[str, Any] = {"model_type": "mpt", "d_model": 4096, "n_heads": 32, "n_layers": 32, "vocab_size": 50_280}
 MPT_1B: dict[str, Any] = {
@@ -329,7 +309,7 @@ def _row(name: str, llm: str, text: dict[str, Any], every: int, source: str, **m
         licence=more.pop("licence", "MIT"),
         source=source,
         read=config,
-        config={"vision_config": CLIP_L, "text_config": text, "cross_attn_every_n_layers": every, **more},
+        config={"vision_config": clip_l(224), "text_config": text, "cross_attn_every_n_layers": every, **more},
         stages=STAGES if source.startswith("openflamingo") else OTTER_STAGES,
         proof=PROOF,
     )

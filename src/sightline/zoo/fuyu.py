@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.patches import Patches
-from ..core.sequence import Conversation, Image, Message
+from ..core.sequence import Conversation
 from ..data.batch import Batch
 from ..data.images import Scaling, Seen
 from ..data.native_resolution import FitWithin
@@ -123,17 +123,14 @@ def chosen(values: Tensor, indices: Tensor) -> Tensor:
 
 def template(conversation: Conversation) -> list[Segment]:
     """A picture, `<s>`, the question, the token that begins the answer; then the answer and the end of text."""
-    talk = turns(conversation)
+    talk, out = turns(conversation), Writer()
     if len(talk) > 2 or any(message.role == "system" for message in conversation):
         raise InputError("this model answers one question, expected no other messages")
-    pictures = [part for part in talk[0].parts if isinstance(part, Image)]
-    if len(pictures) > 1:
-        raise InputError(f"this model reads one picture, the question has {len(pictures)}")
-    out = Writer()
-    if pictures:
-        out.image()
+    question = out.shown(talk[0])
+    if out.images > 1:
+        raise InputError(f"this model reads one picture, the question has {out.images}")
     out.control("<s>")
-    out.parts(Message("user", tuple(part for part in talk[0].parts if not isinstance(part, Image))))
+    out.parts(question)
     out.segments.append(Control(ANSWER))
     if len(talk) == 2:
         out.parts(talk[1], learned=True)

@@ -15,7 +15,7 @@ from ..layers.experts import ExpertsConfig
 from ..model import VLMConfig
 from .backbones import Json, clip_config
 from .family import Family, Row
-from .flamingo import CLIP_L
+from .llava import clip_l
 from .perceivers import flamingo_config
 
 
@@ -56,7 +56,7 @@ GPT_4V = Row(
     licence="closed, no weights exist",
     source="an unconfirmed report (SemiAnalysis, July 2023)",
     read=config,
-    config={**SIZES, "vision_config": {**CLIP_L, "image_size": 336}},
+    config={**SIZES, "vision_config": clip_l(336)},
     stages={"pretrain": ("fusion.*", "decoder.blocks.*.cross_*")},
     proof="none: built and run at a tiny size, there is nothing to compare it with",
     weights=False,

@@ -10,15 +10,12 @@ from torch import Tensor
 
 from ..core.errors import ConfigError, InputError
 from ..data.batch import Batch
-from ..data.images import CLIP_MEAN, CLIP_STD, Scaling, Square
-from ..data.processor import ImagePipeline
 from ..data.template import idefics_template
-from ..encoders.vit import ViTConfig
 from ..fusion.cross_attention import CrossAttentionConfig
 from ..fusion.resampler import ResamplerConfig
 from ..model import VLM, VLMConfig
-from .backbones import Json, act, clip_config, clip_keys, decoder_keys, language_config
-from .family import Family, Habits, Row, Stages, scaling
+from .backbones import Json, act, clip_keys, decoder_keys, idefics_vision_config, language_config
+from .family import Family, Habits, Row, Stages, stretched
 from .inputs import checked, cut, filled, is_image, pictures
 from .keymap import KeyMap, leading, rule
 from .perceivers import idefics_config, idefics_keys
@@ -28,7 +25,7 @@ def config(c: Json) -> VLMConfig:
     """Settings from a `config.json`."""
     if (kind := c.get("alpha_type", "float")) not in ("float", "vector"):
         raise ConfigError(f"alpha_type {kind!r}, expected 'float' or 'vector'")
-    image = vision_config(c.get("vision_config") or {})
+    image = idefics_vision_config(c.get("vision_config") or {})
     decoder = replace(language_config({**c, "model_type": "llama"}), extra_vocab=c.get("additional_vocab_size", 0))
     fusion = CrossAttentionConfig(
         inputs=image.width,
@@ -46,13 +43,6 @@ def config(c: Json) -> VLMConfig:
         gate="vector" if kind == "vector" else "scalar",
     )
     return VLMConfig(image, fusion, decoder)
-
-
-def vision_config(c: Json) -> ViTConfig:
-    """Its vision tower, a CLIP whose class token is looked at as well."""
-    usual = {"patch_size": 14, "num_hidden_layers": 32, "num_attention_heads": 16, "intermediate_size": 5120}
-    width = c.get("embed_dim", c.get("hidden_size", 768))
-    return replace(clip_config({**usual, "hidden_act": "gelu", **c, "hidden_size": width}), keep_prefix=True)
 
 
 def keys(cfg: VLMConfig) -> KeyMap:
@@ -142,16 +132,12 @@ def inputs(
     return replace(batch, patches=cut(model, pixel_values[row, number]), owners=owners, looks=seen)
 
 
-def _stretched(c: Json, side: int) -> ImagePipeline:
-    return Square(c.get("image_size", side), scaling(c, Scaling(CLIP_MEAN, CLIP_STD)))
-
-
 FAMILIES = {
     "idefics": Family(
         lambda c, f: VLM(config(c)),
         keys,
         inputs=inputs,
-        habits=Habits(idefics_template, "<image>", end="<end_of_utterance>", pixels=_stretched),
+        habits=Habits(idefics_template, "<image>", end="<end_of_utterance>", pixels=stretched),
     )
 }
 

@@ -4,7 +4,6 @@ A picture is cut into tiles, each of which is an item of its own. Two layouts ar
 LLaMA text half, and that of the original code, whose text half is an InternLM2 or a Qwen2.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from torch import Tensor
 
 from ..core.errors import ConfigError
 from ..core.sequence import Image, Message, Video
-from ..data.images import IMAGENET_MEAN, IMAGENET_STD, Scaling, Seen, Square
-from ..data.processor import ImagePipeline
+from ..data.images import IMAGENET_MEAN, IMAGENET_STD, Scaling, Square
+from ..data.processor import ImagePipeline, tagged
 from ..data.template import Writer, chatml
 from ..data.tiles import Tiles
 from ..fusion.projector import ProjectorConfig
@@ -131,18 +130,14 @@ def original_projector_keys() -> KeyMap:
 
 # ------------------------------------------------------------------------------------------------------- processors
 
-SLOT, PLACE_ENDS = "<IMG_CONTEXT>", ("<img>", "</img>")
+SLOT = "<IMG_CONTEXT>"
+TAGGED = tagged("<img>", "</img>")  # all tokens of a picture's tiles
 
 # what the original code says before a conversation, and between its turns, by the name that `config.json` has for it
 # (OpenGVLab/InternVL, internvl_chat/internvl/conversation.py)
 FIRST = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 LATER = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 CHATS = {"internlm2-chat": (FIRST, ""), "Hermes-2": (FIRST, ""), "internvl2_5": (LATER, "\n")}
-
-
-def tagged(seen: Seen, counts: Sequence[int]) -> Sequence[int | str]:
-    """All tokens of a picture's tiles between two tags."""
-    return [PLACE_ENDS[0], sum(counts), PLACE_ENDS[1]]
 
 
 def said(out: Writer, message: Message) -> None:
@@ -190,7 +185,7 @@ def original_habits(c: Json) -> Habits:
         bos=bos,
         end="<|im_end|>",
         pixels=partial(_original_tiles, c),
-        expand=tagged,
+        expand=TAGGED,
     )
 
 
@@ -218,7 +213,7 @@ FAMILIES = {
             bos="",
             end="<|im_end|>",
             pixels=_tiles,
-            expand=tagged,
+            expand=TAGGED,
             frames="<video>",
         ),
         modules=llava.module_name,

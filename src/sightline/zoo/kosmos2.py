@@ -3,21 +3,17 @@
 A mask tells which tokens are replaced by a picture's; the ids there are ids of words.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from ..core.errors import InputError
-from ..core.sequence import Conversation, Image, Message, Text
+from ..core.sequence import Conversation, Text
 from ..data.batch import Batch
-from ..data.images import CLIP_MEAN, CLIP_STD, Scaling, Seen, Square
-from ..data.processor import ImagePipeline
-from ..data.template import End, Segment, Writer, turns
+from ..data.processor import tagged
+from ..data.template import End, Segment, Writer, spoken
 from ..fusion.pooling import LatentPoolConfig
 from ..model import VLM, VLMConfig
 from .backbones import Json, clip_keys, kosmos2_vision_config, language_config
-from .family import Family, Habits, Row, scaling, side_of
+from .family import Family, Habits, Row, stretched
 from .inputs import checked, cut, filled
 from .keymap import KeyMap, rule
 from .language_names import magneto_keys
@@ -85,30 +81,15 @@ def template(conversation: Conversation) -> list[Segment]:
     """
     out = Writer()
     out.control("<s>")
-    talk = turns(conversation)
-    if any(message.role == "system" for message in conversation):
-        raise InputError("this model's form of a conversation has no place for a system message")
-    for message in talk:
+    for message in spoken(conversation):
         if message.role == "user":
-            for _ in (part for part in message.parts if isinstance(part, Image)):
-                out.image()
+            words = out.shown(message)
             out.control("<grounding>")
-            rest = tuple(part for part in message.parts if not isinstance(part, Image))
-            out.parts(Message("user", rest), before=" " if rest and isinstance(rest[0], Text) else "")
+            out.parts(words, before=" " if words.parts and isinstance(words.parts[0], Text) else "")
         else:
             out.parts(message, learned=True, before=" ")
             out.segments.append(End("</s>"))
     return out.segments
-
-
-def _tagged(seen: Seen, counts: Sequence[int]) -> Sequence[int | str]:
-    """All tokens of a picture between two tags."""
-    return ["<image>", sum(counts), "</image>"]
-
-
-def _stretched(c: Json, side: int) -> ImagePipeline:
-    """By a `preprocessor_config.json`: a square, also where the file names its side as that of the shorter edge."""
-    return Square(side_of(c.get("size", side)), scaling(c, Scaling(CLIP_MEAN, CLIP_STD)))
 
 
 FAMILIES = {
@@ -116,7 +97,7 @@ FAMILIES = {
         lambda c, f: VLM(config(c)),
         keys,
         inputs=inputs,
-        habits=Habits(template, "<image>", "kosmos-2", pixels=_stretched, expand=_tagged),
+        habits=Habits(template, "<image>", "kosmos-2", pixels=stretched, expand=tagged("<image>", "</image>")),
     )
 }
 

@@ -6,10 +6,9 @@ The adapter's two layers and the projector are one of three, with an activation 
 from collections.abc import Sequence
 
 from ..core.errors import ConfigError
-from ..core.sequence import Conversation
 from ..data.images import Scaling, Seen
 from ..data.processor import ImagePipeline
-from ..data.template import Control, End, Segment, Writer, turns
+from ..data.template import headed
 from ..data.tiles import Canvas
 from ..fusion.projector import ProjectorConfig
 from ..model import VLM, VLMConfig
@@ -64,26 +63,7 @@ def projector_keys() -> KeyMap:
 # ------------------------------------------------------------------------------------------------------- processors
 
 
-def template(conversation: Conversation) -> list[Segment]:
-    """Llama 4's: who speaks stands between two tokens, what is said ends with a third."""
-    out = Writer()
-    out.control("<|begin_of_text|>")
-    talk = turns(conversation)
-    for message in conversation:
-        _head(out, message.role)
-        answer = message.role == "assistant"
-        out.parts(message, learned=answer)
-        out.segments.append(End("<|eot|>") if answer else Control("<|eot|>"))
-    if talk[-1].role == "user":
-        _head(out, "assistant")
-    return out.segments
-
-
-def _head(out: Writer, role: str) -> None:
-    out.control("<|header_start|>")
-    out.words(role)
-    out.control("<|header_end|>")
-    out.words("\n\n")
+template = headed("<|header_start|>", "<|header_end|>", "<|eot|>")
 
 
 def separated(seen: Seen, counts: Sequence[int]) -> Sequence[int | str]:

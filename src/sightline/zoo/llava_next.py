@@ -14,7 +14,6 @@ from ..core.errors import ConfigError, InputError
 from ..core.patches import Patches, Tiling
 from ..core.sequence import Conversation, Image, Message, Video, images_of
 from ..data.batch import Batch
-from ..data.images import CLIP_MEAN, CLIP_STD, Scaling
 from ..data.processor import ImagePipeline
 from ..data.template import End, Segment, Template, Writer, chatml, turns, vicuna_template
 from ..data.tiles import AnyResolution, best_grid
@@ -23,7 +22,7 @@ from ..fusion.projector import ProjectorConfig
 from ..model import VLM, VLMConfig
 from . import llava
 from .backbones import Json
-from .family import Family, Habits, Row, scaling
+from .family import CLIP, Family, Habits, Row, scaling
 from .inputs import checked, cut, filled, is_image
 from .keymap import KeyMap, rule
 
@@ -139,7 +138,7 @@ def habits(c: Json) -> Habits:
 
 
 def _pixels(model: Json, c: Json, side: int) -> ImagePipeline:
-    return AnyResolution(side, grids_of({**model, **c}, side), scaling(c, Scaling(CLIP_MEAN, CLIP_STD)))
+    return AnyResolution(side, grids_of({**model, **c}, side), scaling(c, CLIP))
 
 
 FAMILIES = {

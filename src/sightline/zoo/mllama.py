@@ -12,18 +12,17 @@ from torch import Tensor
 
 from ..core.errors import ConfigError, InputError
 from ..core.patches import Patches, join
-from ..core.sequence import Conversation
 from ..data.batch import Batch
 from ..data.images import CLIP_MEAN, CLIP_STD, Scaling
 from ..data.processor import ImagePipeline
-from ..data.template import End, Segment, Writer, turns
+from ..data.template import headed
 from ..data.tiles import Canvas
 from ..encoders.vit import TilesConfig, ViTConfig
 from ..fusion.cross_attention import CrossAttentionConfig
 from ..fusion.projector import ProjectorConfig
 from ..model import VLM, VLMConfig
 from .backbones import Json, act, decoder_keys, language_config
-from .family import EQUAL, Family, Habits, Row, scaling
+from .family import EQUAL, Family, Habits, Row, scaling, side_of
 from .inputs import checked, cut, filled, is_image
 from .keymap import KeyMap, Reshape, flat_patch, rule
 from .languages import expect
@@ -251,37 +250,12 @@ def canvases(model: VLM, tiles: Tensor, shapes: Tensor) -> Patches:
     return join(made)
 
 
-def template(conversation: Conversation) -> list[Segment]:
-    """Llama 3's form: each message behind a header with its role, `<|eot_id|>` after it."""
-    turns(conversation)  # which refuses one that does not alternate
-    out = Writer()
-    out.control("<|begin_of_text|>")
-    for message in conversation:
-        _header(out, message.role)
-        out.parts(message, learned=message.role == "assistant")
-        if message.role == "assistant":
-            out.segments.append(End("<|eot_id|>"))
-        else:
-            out.control("<|eot_id|>")
-    if conversation[-1].role == "user":
-        _header(out, "assistant")
-    return out.segments
-
-
-def _header(out: Writer, role: str) -> None:
-    out.control("<|start_header_id|>")
-    out.words(role)
-    out.control("<|end_header_id|>")
-    out.words("\n\n")
+template = headed("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 
 
 def _canvas(c: Json, side: int) -> ImagePipeline:
-    size = c.get("size", side)
-    usual = Scaling(CLIP_MEAN, CLIP_STD, "bilinear")
-    found = scaling({"resample": 2, **c}, usual)
-    return Canvas(
-        size if isinstance(size, int) else size["height"], c.get("max_image_tiles", 4), cut=False, scaling=found
-    )
+    ways = scaling({"resample": 2, **c}, Scaling(CLIP_MEAN, CLIP_STD, "bilinear"))
+    return Canvas(side_of(c.get("size", side)), c.get("max_image_tiles", 4), cut=False, scaling=ways)
 
 
 # ------------------------------------------------------------------------------------------------- families and rows

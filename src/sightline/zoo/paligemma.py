@@ -4,16 +4,16 @@ The image and the question see themselves whole.
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ..core.errors import ConfigError
-from ..data.images import Scaling, Square
-from ..data.processor import ImagePipeline
+from ..data.images import Scaling
 from ..data.template import paligemma_template
 from ..fusion.projector import ProjectorConfig
 from ..model import VLM, VLMConfig
 from .backbones import Json, decoder_keys, language_config, siglip_config, siglip_keys
-from .family import Family, Habits, Row, Stages, scaling
+from .family import Family, Habits, Row, Stages, stretched
 from .keymap import KeyMap, rule
 from .llava import module_name, published_tensors
 
@@ -37,16 +37,13 @@ def keys(cfg: VLMConfig) -> KeyMap:
     )
 
 
-def _stretched(c: Json, side: int) -> ImagePipeline:
-    return Square(c.get("size", {}).get("height", side), scaling(c, Scaling()))
-
-
+PIXELS = partial(stretched, usual=Scaling())
 FAMILIES = {
     "paligemma": Family(
         lambda c, f: VLM(config(c)),
         keys,
         published_tensors,
-        habits=Habits(paligemma_template, "<image>", "paligemma", "<bos>", "<eos>", pixels=_stretched),
+        habits=Habits(paligemma_template, "<image>", "paligemma", "<bos>", "<eos>", pixels=PIXELS),
         modules=module_name,
     )
 }

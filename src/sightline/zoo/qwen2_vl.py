@@ -18,18 +18,17 @@ from torch import Tensor
 from ..core.errors import ConfigError, InputError
 from ..core.layout import Medium
 from ..core.patches import Grid, Patches, join
-from ..core.sequence import Conversation, Image, Message, Video
+from ..core.sequence import Image, Message, Video
 from ..data.batch import Batch
-from ..data.images import CLIP_MEAN, CLIP_STD, Scaling
 from ..data.native_resolution import NativeResolution
 from ..data.processor import ImagePipeline
-from ..data.template import Control, End, Segment, Writer, turns
+from ..data.template import Writer, chatml
 from ..encoders.vit import ViTConfig
 from ..fusion.projector import ProjectorConfig
 from ..model import VLM, VLMConfig
 from .backbones import Json, act, decoder_keys, language_config
 from .checkpoint import read_tensors
-from .family import EQUAL, Family, Habits, Row, scaling
+from .family import CLIP, EQUAL, Family, Habits, Row, scaling
 from .inputs import checked, filled
 from .keymap import KeyMap, Reshape, flat_patch, rule, stacked
 
@@ -246,36 +245,18 @@ def row_major(values: Tensor, grid: Grid, fold: int) -> Tensor:
 IMAGE, FILM = "<|image_pad|>", "<|video_pad|>"
 
 
-def template(conversation: Conversation) -> list[Segment]:
-    """ChatML with a system message of its own if there is none, pictures and films between tokens of theirs."""
-    talk = turns(conversation)
-    out = Writer()
-    said = [message for message in conversation if message.role == "system"]
-    if not said:
-        out.control("<|im_start|>")
-        out.words("system\nYou are a helpful assistant.")
-        _end(out, Control("<|im_end|>"))
-    for message in (*said, *talk):
-        learned = message.role == "assistant"
-        out.control("<|im_start|>")
-        out.words(f"{message.role}\n")
-        for part in message.parts:
-            if isinstance(part, (Image, Video)):
-                out.control("<|vision_start|>")
-                out.image()
-                out.control("<|vision_end|>")
-            else:
-                out.parts(Message(message.role, (part,)), learned)
-        _end(out, End("<|im_end|>") if learned else Control("<|im_end|>"))
-    if talk[-1].role == "user":
-        out.control("<|im_start|>")
-        out.words("assistant\n")
-    return out.segments
+def _said(out: Writer, message: Message) -> None:
+    """What a user says, pictures and films between tokens of theirs."""
+    for part in message.parts:
+        if isinstance(part, (Image, Video)):
+            out.control("<|vision_start|>")
+            out.image()
+            out.control("<|vision_end|>")
+        else:
+            out.parts(Message("user", (part,)))
 
 
-def _end(out: Writer, token: Segment) -> None:
-    out.segments.append(token)
-    out.words("\n")
+template = chatml(_said, "You are a helpful assistant.")
 
 
 def pixels(c: Json, side: int) -> ImagePipeline:
@@ -289,7 +270,7 @@ def pixels(c: Json, side: int) -> ImagePipeline:
         frames=c.get("temporal_patch_size", 2),
         area=stills,
         film_area=films,
-        scaling=scaling(c, Scaling(CLIP_MEAN, CLIP_STD)),
+        scaling=scaling(c, CLIP),
     )
 
 

@@ -3,7 +3,6 @@
 Its files say that they are a Qwen's; a part `visual` tells them apart. Its tokenizer is a file of tiktoken.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -11,15 +10,14 @@ from torch import Tensor
 from ..core.errors import InputError
 from ..core.sequence import Conversation, Image, Message, Text, Video
 from ..data.batch import Batch
-from ..data.images import CLIP_MEAN, CLIP_STD, Scaling, Seen, Square
-from ..data.processor import ImagePipeline
+from ..data.processor import tagged
 from ..data.template import End, Segment, Writer, turns
 from ..fusion.pooling import PositionPoolConfig
 from ..language.tokenizer import Tokenizer
 from ..model import VLM, VLMConfig
 from .backbones import Json, vit_bigg_config, vit_bigg_keys
 from .checkpoint import read_json
-from .family import Family, Habits, Row, Stages, scaling, tokenizer_json
+from .family import Family, Habits, Row, Stages, stretched_for_encoder, tokenizer_json
 from .inputs import checked, cut, filled
 from .keymap import KeyMap, flipped, rule, stacked
 from .language_names import qwen_keys
@@ -159,20 +157,13 @@ def words_of(folder: Path) -> Tokenizer | None:
     return tokenizer_json(folder)
 
 
-def _stretched(c: Json, side: int) -> ImagePipeline:
-    return Square(side, scaling(c, Scaling(CLIP_MEAN, CLIP_STD)))
-
-
-def _tagged(seen: Seen, counts: Sequence[int]) -> Sequence[int | str]:
-    return ["<img>", sum(counts), "</img>"]
-
-
 def habits(c: Json, folder: Path, tokenizer: Tokenizer) -> Habits:
     """Those of the chat model or, where `generation_config.json` says that text is raw, of the one it was made from."""
     path = folder / "generation_config.json"
     chat = not path.exists() or read_json(path).get("chat_format") != "raw"
-    template, end = (chatml, "<|im_end|>") if chat else (raw, "<|endoftext|>")
-    return Habits(template, "<imgpad>", "qwen-vl", bos="", end=end, pixels=_stretched, expand=_tagged)
+    template, codec, end = (chatml, "qwen-vl-chat", "<|im_end|>") if chat else (raw, "qwen-vl", "<|endoftext|>")
+    picture = tagged("<img>", "</img>")
+    return Habits(template, "<imgpad>", codec, bos="", end=end, pixels=stretched_for_encoder, expand=picture)
 
 
 # ------------------------------------------------------------------------------------------------- families and rows

@@ -10,14 +10,14 @@ from pathlib import Path
 from torch import Tensor
 
 from ..core.errors import InputError
-from ..core.sequence import Conversation, Image, Message, Part, Text
+from ..core.sequence import Conversation, Image, Message, Part, Text, Video
 from ..data.batch import Batch
-from ..data.images import CLIP_MEAN, CLIP_STD, PadSquare, Scaling, Seen
-from ..data.processor import ImagePipeline
+from ..data.images import PadSquare
+from ..data.processor import ImagePipeline, tagged
 from ..data.template import Segment, vicuna_template
 from ..model import VLM
 from .backbones import Json
-from .family import Family, Habits, Row, Stages, llama, scaling
+from .family import CLIP, Family, Habits, Row, Stages, llama, scaling
 from .inputs import checked, cut, filled
 from .llava import original_config, original_keys, original_tensors
 
@@ -53,19 +53,16 @@ def template(conversation: Conversation) -> list[Segment]:
 
 
 def spaced(parts: Sequence[Part]) -> tuple[Part, ...]:
-    """Parts of a message with a space after every picture."""
-    return tuple(each for part in parts for each in ((part, Text(" ")) if isinstance(part, Image) else (part,)))
+    """Parts of a message with a space after every picture, and after every frame of a film."""
+    single = [each for part in parts for each in (part.frames if isinstance(part, Video) else (part,))]
+    return tuple(each for part in single for each in ((part, Text(" ")) if isinstance(part, Image) else (part,)))
 
 
 def _padded(c: Json, side: int) -> ImagePipeline:
-    return PadSquare(side, scaling(c, Scaling(CLIP_MEAN, CLIP_STD)), fill=WHITE)
+    return PadSquare(side, scaling(c, CLIP), fill=WHITE)
 
 
-def _tagged(seen: Seen, counts: Sequence[int]) -> Sequence[int | str]:
-    return [START, sum(counts), END]
-
-
-HABITS = Habits(template, PATCH, "decimals", pixels=_padded, expand=_tagged)
+HABITS = Habits(template, PATCH, "shikra", pixels=_padded, expand=tagged(START, END))
 FAMILIES = {
     "shikra": Family(
         lambda c, f: VLM(original_config(c, f)), original_keys, original_tensors, inputs=inputs, habits=HABITS

@@ -17,21 +17,23 @@ r"""Regions to a family's own text and back; what comes back is in pixels of the
 
 from .base import Codec, Grounded, Place
 from .cogvlm import CogVLMBoxes
-from .decimals import Decimals
+from .decimals import Decimals, ShikraDecimals
 from .ferret import FerretNumbers
 from .internvl import InternVLBoxes
 from .kosmos2 import Kosmos2Patches
 from .location_tokens import LocationTokens
 from .molmo import MolmoPoints
 from .paligemma import PaliGemmaLocations
-from .qwen_vl import Qwen2VLBoxes, Qwen25VLJson, QwenVLBoxes
+from .qwen_vl import Qwen2VLBoxes, Qwen25VLJson, QwenVLBoxes, QwenVLChatBoxes
 
 CODECS: dict[str, Codec] = {
     "location-tokens": LocationTokens(),
     "decimals": Decimals(),
+    "shikra": ShikraDecimals(),
     "paligemma": PaliGemmaLocations(),
     "kosmos-2": Kosmos2Patches(),
     "qwen-vl": QwenVLBoxes(),
+    "qwen-vl-chat": QwenVLChatBoxes(),
     "qwen2-vl": Qwen2VLBoxes(),
     "qwen2.5-vl": Qwen25VLJson(),
     "internvl": InternVLBoxes(),
@@ -56,4 +58,6 @@ __all__ = [
     "Qwen2VLBoxes",
     "Qwen25VLJson",
     "QwenVLBoxes",
+    "QwenVLChatBoxes",
+    "ShikraDecimals",
 ]

@@ -4,11 +4,11 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from ...core.errors import InputError
 from ...core.geometry import Box, Point, Transform
-from ...core.sequence import Piece
+from ...core.sequence import Image, Part, Piece, Text, Video
 
 Place = Box | Point
 
@@ -27,7 +27,19 @@ class Grounded:
 
 
 class Codec(Protocol):
-    """How one family writes places."""
+    """How one family writes places, and how it is asked for them.
+
+    asks: the question where everything is that a phrase names, the phrase in the place of `{}`; empty where there is
+    no question that it was taught.
+    """
+
+    asks: ClassVar[str] = ""
+
+    def find(self, phrase: str, *pictures: Image | Video) -> tuple[Part, ...]:
+        """The parts of that question about some pictures; InputError where there is none."""
+        if not self.asks:
+            raise InputError("this model family was taught no question for places, ask it in your own words")
+        return (*pictures, Text(self.asks.format(phrase)))
 
     def write(self, places: Sequence[Place], transform: Transform) -> list[Piece]:
         """Places of the original picture in the family's form; a label is ordinary text, whatever it says."""

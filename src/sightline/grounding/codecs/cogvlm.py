@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ...core.geometry import Transform
 from ...core.sequence import Piece
@@ -16,6 +17,8 @@ _BRACKET = re.compile(rf"\[\[({_BOX}(?:;{_BOX})*)\]\]")
 @dataclass(frozen=True)
 class CogVLMBoxes(Codec):
     """CogVLM's convention (arXiv:2311.03079): thousandths in three digits, boxes joined by semicolons."""
+
+    asks: ClassVar[str] = "Where is {}? answer in [[x0,y0,x1,y1]] format."
 
     def write(self, places: Sequence[Place], transform: Transform) -> list[Piece]:
         only_boxes(places)

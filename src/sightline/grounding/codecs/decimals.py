@@ -3,9 +3,10 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ...core.geometry import Transform
-from ...core.sequence import Piece
+from ...core.sequence import Image, Part, Piece, Text, Video
 from .base import Codec, Grounded, Place, bracketed, corners, grounded, plain
 
 # each number can be read in one way only: with two, a list cut off before its bracket took time 2^numbers
@@ -22,6 +23,7 @@ class Decimals(Codec):
     """
 
     digits: int = 3
+    asks: ClassVar[str] = "Please provide the bounding box coordinate of the region this sentence describes: {}."
 
     def write(self, places: Sequence[Place], transform: Transform) -> list[Piece]:
         groups = (
@@ -33,3 +35,11 @@ class Decimals(Codec):
     def decode(self, pieces: Sequence[Piece], transform: Transform) -> Grounded:
         text = plain(pieces)
         return grounded(text, bracketed(text, _BRACKET, 1.0, transform))
+
+
+@dataclass(frozen=True)
+class ShikraDecimals(Decimals):
+    """The same of Shikra, whose question names the picture where it stands (arXiv:2306.15195, table 9)."""
+
+    def find(self, phrase: str, *pictures: Image | Video) -> tuple[Part, ...]:
+        return Text("In the given "), *pictures, Text(f", could you find and tell me the coordinates of {phrase}?")

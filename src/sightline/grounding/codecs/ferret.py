@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ...core.geometry import Transform
 from ...core.sequence import Piece
@@ -16,7 +17,12 @@ _BRACKET = re.compile(rf"\[({_NUMBER}(?:,{_NUMBER}){{3}}|{_NUMBER},{_NUMBER})\]"
 
 @dataclass(frozen=True)
 class FerretNumbers(Codec):
-    """Ferret's convention (arXiv:2310.07704): thousandths, rounded down, after the name of each place."""
+    """Ferret's convention (arXiv:2310.07704): thousandths, rounded down, after the name of each place.
+
+    It is asked as its evaluation does (apple/ml-ferret, ferret/eval/model_refcoco.py).
+    """
+
+    asks: ClassVar[str] = "What is the location of {} in the image?"
 
     def write(self, places: Sequence[Place], transform: Transform) -> list[Piece]:
         text = ", ".join(f"{place.label} {self._numbers(place, transform)}".lstrip() for place in places)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from .base import steps
 from .ref_box import RefBox
@@ -19,6 +20,8 @@ class InternVLBoxes(RefBox):
     As in the family's evaluation, numbers that add up to less than 4 are shares; but whole ones never are, or a box of
     one thousandth would come back as the whole picture.
     """
+
+    asks: ClassVar[str] = "Please provide the bounding box coordinate of the region this sentence describes: {}"
 
     def _spell(self, boxes: Sequence[Sequence[float]]) -> list[str]:
         lists = (", ".join(str(steps(share, 1000, 1000)) for share in box) for box in boxes)

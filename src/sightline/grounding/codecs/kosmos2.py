@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...core.geometry import Transform
-from ...core.sequence import Piece
+from ...core.sequence import Image, Part, Piece, Text, Video
 from .base import Codec, Grounded, Place, by_label, corners, grounded, only_boxes, placed, plain
 
 _DELIMITER = "</delimiter_of_multi_objects/>"
@@ -21,6 +21,10 @@ class Kosmos2Patches(Codec):
     """
 
     side: int = 32
+
+    def find(self, phrase: str, *pictures: Image | Video) -> tuple[Part, ...]:
+        """The phrase, after which the model goes on with its places."""
+        return (*pictures, Piece("<phrase>", control=True), Text(f" {phrase}"), Piece("</phrase>", control=True))
 
     def write(self, places: Sequence[Place], transform: Transform) -> list[Piece]:
         only_boxes(places)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ...core.geometry import Box, Transform
 from ...core.sequence import Piece
@@ -17,6 +18,7 @@ class LocationTokens(Codec):
     """
 
     bins: int = 128
+    asks: ClassVar[str] = "Locate every {}."
 
     @property
     def names(self) -> tuple[str, ...]:

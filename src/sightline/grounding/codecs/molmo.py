@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ...core.errors import InputError
 from ...core.geometry import Box, Transform
@@ -20,6 +21,8 @@ class MolmoPoints(Codec):
 
     The tags are ordinary text. A tag with a number beyond 100 is malformed, as the family's own reader has it.
     """
+
+    asks: ClassVar[str] = "Point to {}\nPlease say 'This isn't in the image.' if it is not in the image."
 
     def write(self, places: Sequence[Place], transform: Transform) -> list[Piece]:
         if any(isinstance(place, Box) for place in places):

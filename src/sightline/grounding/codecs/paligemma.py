@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ...core.geometry import Box, Transform
 from ...core.sequence import Piece
@@ -23,6 +24,7 @@ class PaliGemmaLocations(Codec):
     """
 
     bins: int = 1024
+    asks: ClassVar[str] = "detect {}"
 
     def write(self, places: Sequence[Place], transform: Transform) -> list[Piece]:
         only_boxes(places)

@@ -4,9 +4,10 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ...core.geometry import Transform
-from ...core.sequence import Piece
+from ...core.sequence import Image, Part, Piece, Video
 from .base import Codec, Grounded, Place, corners, grounded, placed, plain, steps
 from .ref_box import RefBox
 
@@ -22,10 +23,15 @@ class QwenVLBoxes(RefBox):
     """Qwen-VL's convention (arXiv:2308.12966): whole numbers in [0, 1000), a `<box>` for each place of a name.
 
     top: the number that is the far edge. The family's evaluation divides by 999, its drawing code by 1000. A quadrangle
-    is read as the box around it.
+    is read as the box around it. Asked for a place, it goes on with the numbers of an opened box, as in that evaluation
+    (QwenLM/Qwen-VL, eval_mm/evaluate_grounding.py).
     """
 
     top: int = 999
+    asks: ClassVar[str] = "{}"
+
+    def find(self, phrase: str, *pictures: Image | Video) -> tuple[Part, ...]:
+        return (*super().find(phrase, *pictures), self._tag("<box>"))
 
     def _spell(self, boxes: Sequence[Sequence[float]]) -> list[str]:
         numbers = ([steps(share, self.top, 999) for share in box] for box in boxes)
@@ -40,8 +46,21 @@ class QwenVLBoxes(RefBox):
 
 
 @dataclass(frozen=True)
+class QwenVLChatBoxes(QwenVLBoxes):
+    """The same of Qwen-VL-Chat, which is asked in Chinese as on its page, to frame something where it is."""
+
+    asks: ClassVar[str] = "框出图中{}的位置"
+
+    def find(self, phrase: str, *pictures: Image | Video) -> tuple[Part, ...]:
+        return Codec.find(self, phrase, *pictures)
+
+
+@dataclass(frozen=True)
 class Qwen2VLBoxes(QwenVLBoxes):
-    """Qwen2-VL's convention (arXiv:2409.12191): Qwen-VL's with other tags, numbers in thousandths."""
+    """Qwen2-VL's convention (arXiv:2409.12191): Qwen-VL's with other tags, numbers in thousandths.
+
+    Its makers publish no question; this is the one of the tool that it is mostly tuned with (modelscope/ms-swift).
+    """
 
     tags = {  # noqa: RUF012 # the base names its kind
         f"<{end}{ours}>": f"<|{theirs}_{'end' if end else 'start'}|>"
@@ -49,6 +68,10 @@ class Qwen2VLBoxes(QwenVLBoxes):
         for end in ("", "/")
     }
     top: int = 1000
+    asks: ClassVar[str] = "Find the {} in the image"
+
+    def find(self, phrase: str, *pictures: Image | Video) -> tuple[Part, ...]:
+        return RefBox.find(self, phrase, *pictures)
 
 
 _LIST = re.compile(r"(?:```json\s*)?\[\s*(\{[^{}]*\}(?:\s*,\s*\{[^{}]*\})*)\s*\](?:\s*```)?")
@@ -58,6 +81,8 @@ _SIZES = {"bbox_2d": 4, "point_2d": 2}
 
 class Qwen25VLJson(Codec):
     """Qwen2.5-VL's convention (arXiv:2502.13923): a list in JSON, whole pixels of the picture as the model sees it."""
+
+    asks: ClassVar[str] = "Outline the position of each {} and output all the coordinates in JSON format."
 
     def write(self, places: Sequence[Place], transform: Transform) -> list[Piece]:
         frame, lines = transform.target, []

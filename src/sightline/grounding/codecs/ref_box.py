@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from ...core.geometry import Transform
-from ...core.sequence import Piece
+from ...core.sequence import Image, Part, Piece, Text, Video
 from .base import Codec, Grounded, Place, by_label, corners, grounded, only_boxes, original, placed
 
 
 class RefBox(Codec):
     """A name and its boxes, as shares of the original picture; how numbers are spelled is the family's own.
 
-    tags: what a family calls its tags, where that is not as here.
+    tags: what a family calls its tags, where that is not as here. In its question the phrase stands between two.
     """
 
     tags: ClassVar[Mapping[str, str]] = {}
@@ -34,6 +34,11 @@ class RefBox(Codec):
             for text in self._spell([corners(place, original(transform)) for place in group]):
                 pieces += [self._tag("<box>"), Piece(text), self._tag("</box>")]
         return pieces
+
+    def find(self, phrase: str, *pictures: Image | Video) -> tuple[Part, ...]:
+        before, after = (Text(text) for text in self.asks.split("{}"))
+        parts = (before, self._tag("<ref>"), Text(phrase), self._tag("</ref>"), after)
+        return (*pictures, *(part for part in parts if part.text))
 
     def _tag(self, name: str) -> Piece:
         """A tag as the family calls it."""
