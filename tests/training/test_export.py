@@ -31,7 +31,7 @@ def test_the_last_finished_stage_is_what_is_exported(run: Path) -> None:
     for number, stage in enumerate(recipe.stages):
         with torch.no_grad():
             model.fusion.layers[0].weight.fill_(float(number + 1))
-        state = {"step": stage.steps, "refused": 0}
+        state = {"step": stage.steps, "refused": 0, "stage": stage.name}
         tensors = {"model": model.state_dict(), "objective": {}, "optimizer": {}}
         checkpoints.save(run / "checkpoints" / stage.name, f"step-{stage.steps:07d}", tensors, state)
     folder = export(recipe, run, run / "model")

@@ -149,7 +149,7 @@ def last_of(folder: Path, stage: Stage) -> checkpoints.Saved | None:
     """The checkpoint of a stage's last step, where it is there and whole."""
 
     def strange(state: dict[str, Any]) -> str:
-        return "" if state["stage"] == stage.name else f"stage {state['stage']}"
+        return "" if state.get("stage") == stage.name else f"stage {state.get('stage')}"
 
     found = checkpoints.newest(folder / "checkpoints" / stage.name, tell, strange)
     return found if found is not None and found.state["step"] >= stage.steps else None

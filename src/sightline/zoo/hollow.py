@@ -98,10 +98,10 @@ def _run_once(
 def _shaped(func: Callable[..., Any], args: tuple[Any, ...]) -> Tensor | None:
     """What the commonest functions make of tensors without content: torch works it out in Python, a millisecond each.
 
-    None wherever it is not plain, so that torch itself refuses shapes that do not fit.
+    None wherever it is not plain, so that torch itself refuses shapes that do not fit, and where gradients are asked for.
     """
     x = args[0] if args else None
-    if not isinstance(x, Tensor) or not x.is_meta:
+    if not isinstance(x, Tensor) or not x.is_meta or torch.is_grad_enabled():
         return None
     if func is F.linear and x.shape[-1] == args[1].shape[1]:
         return x.new_empty(*x.shape[:-1], args[1].shape[0])
