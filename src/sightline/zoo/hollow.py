@@ -98,7 +98,7 @@ def _run_once(
 def _shaped(func: Callable[..., Any], args: tuple[Any, ...]) -> Tensor | None:
     """What the commonest functions make of tensors without content: torch works it out in Python, a millisecond each.
 
-    None wherever it is not plain, so that torch itself refuses shapes that do not fit, and where gradients are asked for.
+    None wherever it is not plain, so that torch refuses shapes that do not fit, or where gradients are asked for.
     """
     x = args[0] if args else None
     if not isinstance(x, Tensor) or not x.is_meta or torch.is_grad_enabled():
