@@ -351,7 +351,7 @@ def test_a_recipe_file_of_one_s_own(tmp_path: Path) -> None:
     assert "unknown key 'stages.0.lern'; did you mean 'learn'?" in told(base, source, stage.replace("learn", "lern"))
     assert "unknown format 'lava'; did you mean 'llava'?" in told(base, source.replace("llava", "lava"), stage)
     assert "has no source 'mine'; did you mean 'mein'?" in told(base, source.replace("mine:", "mein:"), stage)
-    assert "expected keys and values, found list" in told("[1, 2]")
+    assert "expected keys and values, found [1, 2]" in told("[1, 2]")
     path.write_text("\n".join((base, source, stage)))
     planned = run("train", path, "--dry-run", "stages.0.steps=7")  # without its files it can be looked at
     assert planned.code == 0 and planned.out.startswith("mine: ") and "7 of 16 samples" in planned.out

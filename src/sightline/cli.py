@@ -199,9 +199,7 @@ def pull(
 
 @app.command()
 def show(
-    name: Annotated[
-        str | None, typer.Argument(help="A name that `models` lists, a folder, or openai:NAME, gemini:NAME.")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(help="A name that `models` lists, or a folder.")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Of a picture, such as 1344x896.")] = None,
     as_json: AsJson = False,
 ) -> None:

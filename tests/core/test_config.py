@@ -87,6 +87,7 @@ def test_override_reads_values_as_yaml_and_leaves_the_original() -> None:
         ({"fusion": {"kind": "mlp", "width": 3}, "sed": 1}, "unknown key 'sed'; did you mean 'seed'?"),
         ({}, "key 'fusion' is missing from Run"),
         ({"fusion": {"kind": "mlp", "width": 3}, "seed": "many"}, "seed = 'many'"),
+        ({"fusion": "mlp"}, "fusion = 'mlp': expected keys and values"),
     ],
 )
 def test_wrong_data_is_one_clear_line(data: dict[str, object], said: str) -> None:
@@ -128,17 +129,27 @@ def test_wrong_overrides_are_one_clear_line(setting: str, said: str) -> None:
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", ["- 1\n", "a: [", ""])
-def test_a_file_that_is_no_configuration(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"- 1\n", ": expected keys and values, found [1]"),
+        (b"a: 1\nb: [", ":2: expected the node content, but found '<stream end>'"),
+        (b"", ": expected keys and values, found nothing"),
+        (b"\xff\xfe\x00", ": not a text in UTF-8, expected YAML"),
+    ],
+)
+def test_a_file_that_is_no_configuration(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text(content)
-    with pytest.raises(ConfigError, match=r"run\.yaml"):
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
         load_yaml(Run, path)
+    assert str(caught.value) == f"{path}{said}"
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"absent\.yaml"):
+    with pytest.raises(ConfigError) as caught:
         load_yaml(Run, tmp_path / "absent.yaml")
+    assert str(caught.value) == f"{tmp_path / 'absent.yaml'}: no such file or directory"
 
 
 def test_nearest_lists_all_when_none_is_near() -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from sightline.core.config import from_dict, load_yaml, override, save_yaml, to_dict
 from sightline.core.errors import ConfigError
 from sightline.model import VLM
+from sightline.training.adapters import Lora
 from sightline.training.optim import Optimizers
 from sightline.training.recipe import Recipe, Stage, check_sources, freeze, learning_rates
 from sightline.training.settings import DEFAULTS, READS, DPOConfig
@@ -23,6 +24,21 @@ def model(recipe: Recipe) -> VLM:
 
 def stage(**changes: object) -> Stage:
     return Stage(**{"name": "s", "learn": {"*": 1.0}, "data": {"text": 1.0}, "steps": 100, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"learn": {}}, "stage 's' learns nothing"),
+        ({"learn": {"*": math.nan}}, "stage 's' learns '\\*' at nan, expected from 0 to 1000"),
+        ({"learn": {"*": -1.0}}, "at -1, expected"),
+        ({"learn": {"*": Lora(rank=2, rate=math.inf)}}, "at inf, expected"),
+        ({"objective": {}}, "stage 's' has no objective"),
+    ],
+)
+def test_a_stage_that_could_not_learn_is_told(changes: dict[str, object], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        stage(**changes)
 
 
 def test_a_later_pattern_wins(model: VLM) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from sightline.core.errors import ConfigError
 from sightline.core.geometry import Box
 from sightline.core.sequence import Region, Text
 from sightline.data.batch import IGNORE, Batch
@@ -82,6 +83,15 @@ def test_plain_samples_ask_the_kinds_that_are_wanted_about_objects_that_all_diff
         assert 2 <= len(asked) <= 8
         assert all(text.startswith("What color is the ") for text in asked)
         assert len(set(asked)) == len(set(answers)) == len(asked)
+
+
+def test_a_scene_without_anything_to_ask_is_another_scene() -> None:
+    """Of many objects few have a shape or colour of their own; a source must not run dry on those without any."""
+    source = ScenesSource(kind="plain", asks=("color",))
+    assert any(source.drawn(number, 0) is None for number in range(40))
+    assert all(source(0, 0, index).conversation for index in range(40))
+    with pytest.raises(ConfigError, match="holds anything that it asks: relation"):
+        ScenesSource(kind="plain", asks=("relation",), first=1, grown=10**9)(0, 0, 0)
 
 
 def test_scenes_grow_with_the_index() -> None:

@@ -118,6 +118,7 @@ def test_a_configuration_that_contradicts_its_weights(
         ("text_config", {"num_hidden_layers": 3}, "tensors are missing, such as language_model.model.layers.2."),
         ("text_config", {"num_hidden_layers": 1}, "tensors too many, such as decoder.blocks.1."),
         ("text_config", {"hidden_size": "wide"}, "its values describe no llava model"),
+        ("vision_config", {"hidden_size": "wide"}, "no llava model (width = 'wide': input should be a valid integer"),
         ("text_config", {"num_attention_heads": 0}, "a decoder's sizes are at least 1"),
         ("text_config", {"num_key_value_heads": 3}, "4 heads cannot share 3 heads of keys alike"),
         ("text_config", {"model_type": "lama"}, "language model of type 'lama'; did you mean 'llama'?"),
@@ -168,7 +169,7 @@ def test_places_in_a_template_that_are_not_as_many_as_the_pictures(folder: Path,
 
 def test_a_prompt_longer_than_the_context(folder: Path) -> None:
     assert refused(folder, "circles " * 200).endswith("(16 of images) for a context of 128; shorten the text")
-    assert refused(folder, "how many?", 8).endswith("(128 of images) for a context of 128; shorten the text")
+    assert refused(folder, "how many?", 8).endswith("(128 of images) for a context of 128; hand in fewer pictures")
 
 
 def test_words_that_the_model_has_no_rows_for(folder: Path) -> None:
@@ -184,6 +185,19 @@ def test_small_files_that_are_damaged(folder: Path, file: str, content: str) -> 
     (folder / file).write_text(content)
     code, _, told = asked(folder)
     assert (code, len(told.splitlines())) == ((2, 1) if code else (0, len(told.splitlines())))
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("image_mean", "half", "image_mean is 'half', expected three numbers"),
+        ("image_std", [0.5], "image_std is [0.5], expected three numbers"),
+        ("image_std", [0.5, 0, 0.5], "image_std is [0.5, 0, 0.5], expected numbers above 0"),
+    ],
+)
+def test_a_scale_of_pixels_that_is_none(folder: Path, key: str, value: Any, message: str) -> None:
+    (folder / "preprocessor_config.json").write_text(json.dumps({key: value}))
+    assert refused(folder) == f"{folder}/preprocessor_config.json: {message}"
 
 
 @pytest.mark.parametrize("verb", ["show", "convert"])

@@ -56,7 +56,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
     try:
         return TypeAdapter(cls).validate_python(dict(data))
     except ValidationError as error:
-        raise ConfigError(prefix + _explain(cls, error)) from None
+        raise ConfigError(prefix + explain(error)) from None
 
 
 def _check_names(kind: Any, data: Any, path: tuple[str, ...], prefix: str) -> None:
@@ -100,7 +100,8 @@ def _member(kind: Any, data: Any, path: tuple[str, ...], prefix: str) -> Any:
     return kinds[chosen]
 
 
-def _explain(cls: type, error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
+    """The first value that is wrong, where it stands and what was expected, in one line."""
     found = error.errors()
     # a union reports every member: leave out those that the data's own `kind` rules out
     unfit = ("literal_error", "unexpected_keyword_argument")
@@ -109,8 +110,10 @@ def _explain(cls: type, error: ValidationError) -> str:
     # of a union's members pydantic tells the class, which is no key
     name = ".".join(str(part) for part in first["loc"] if not str(part)[:1].isupper())
     if first["type"] in ("missing", "missing_argument"):
-        return f"key {name!r} is missing from {cls.__name__}"
-    return f"{name or cls.__name__} = {first['input']!r}: {first['msg'].lower()}"
+        return f"key {name!r} is missing from {error.title}"
+    # of a class in the message nobody who writes a file knows
+    wrong = "expected keys and values" if first["type"] == "dataclass_type" else first["msg"].lower()
+    return f"{name or error.title} = {first['input']!r}: {wrong}"
 
 
 def override(value: T, settings: Iterable[str]) -> T:
@@ -156,11 +159,17 @@ def load_yaml(cls: type[T], path: Path) -> T:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file, of which JSON is one."""
     try:
-        data = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: {error}".splitlines()[0]) from None
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text in UTF-8, expected YAML") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = "" if mark is None else f":{mark.line + 1}"
+        raise ConfigError(f"{path}{where}: {getattr(error, 'problem', None) or error}".splitlines()[0]) from None
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected keys and values, found {type(data).__name__}")
+        raise ConfigError(f"{path}: expected keys and values, found {'nothing' if data is None else repr(data)[:60]}")
     return data
 
 

@@ -171,9 +171,8 @@ class Processor:
             said = sum(message.role != "system" for message in conversation)
             if conversation[-1].role == "user" or said <= 2:
                 slots = len(example.read.slots)
-                raise CapacityError(
-                    f"{length} tokens ({slots} of images) for a context of {self.max_length}; shorten the text"
-                )
+                less = "hand in fewer pictures" if slots >= self.max_length else "shorten the text"
+                raise CapacityError(f"{length} tokens ({slots} of images) for a context of {self.max_length}; {less}")
             conversation = conversation[:-2]
 
     def media(self, conversation: Conversation) -> Sequence[Image | Video]:

@@ -57,6 +57,16 @@ class Stage:
     feature_store: NonNegativeFloat = 8.0  # gigabytes of a frozen encoder's features, where samples repeat; 0: none
     guard_every: NonNegativeInt = 0  # steps between two looks at whether pictures are used; 0: never
 
+    def __post_init__(self) -> None:
+        if not self.learn:
+            raise ConfigError(f"stage {self.name!r} learns nothing, expected patterns with their learning rates")
+        for pattern, how in self.learn.items():
+            rate = how.rate if isinstance(how, Lora) else how
+            if not 0 <= rate <= 1e3:  # nor is it no number
+                raise ConfigError(f"stage {self.name!r} learns {pattern!r} at {rate:g}, expected from 0 to 1000")
+        if not self.objective:
+            raise ConfigError(f"stage {self.name!r} has no objective, expected terms of a loss with their weights")
+
     @property
     def terms(self) -> dict[str, float]:
         """The terms of the loss by name, and their weights."""

@@ -112,6 +112,13 @@ class ScenesSource:
 
     def __call__(self, seed: int, epoch: int, index: int) -> Sample:
         number = self.start + index + epoch * 1_000_000_007 + seed * 10_000_000_019
+        for again in range(100):  # a scene may hold nothing that is asked, such as no colour that is there once
+            if (sample := self.drawn(number + again * 1_000_000_000_039, index)) is not None:
+                return sample
+        raise ConfigError(f"no scene of this source holds anything that it asks: {', '.join(self.asks)}")
+
+    def drawn(self, number: int, index: int) -> Sample | None:
+        """The sample of the scene with this number; None where there is nothing in it to ask."""
         picture = scene(number, self.world(index))
         rng = random.Random(number)
         frame = Frame(*picture.size)
@@ -127,6 +134,8 @@ class ScenesSource:
             talk = (Message("user", (image, Text("Describe the picture."))), said)
             return Sample(conversation=talk, name=name, branches=True)
         asked = self.asking(picture, rng, self.turns)
+        if not asked:
+            return None
         return Sample(conversation=dialogue(asked, frame, image), name=name, branches=True)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..core.errors import ConfigError
 from ..data.batch import Batch
 from ..data.images import CLIP_MEAN, CLIP_STD, CenterCrop, Scaling, Square
 from ..data.processor import Expand, ImagePipeline, whole
@@ -43,6 +44,11 @@ def as_written(c: Json, folder: Path) -> Mapping[str, Tensor]:
 def scaling(c: Json, default: Scaling) -> Scaling:
     """Mean, deviation and filter, where a file names them; Pillow's own filters, as the published processors use."""
     mean, std = c.get("image_mean", default.mean), c.get("image_std", default.std)
+    for name, three in (("image_mean", mean), ("image_std", std)):
+        if not isinstance(three, list | tuple) or len(three) != 3 or not all(isinstance(x, int | float) for x in three):
+            raise ConfigError(f"{name} is {three!r}, expected three numbers")
+    if min(std) <= 0:
+        raise ConfigError(f"image_std is {std!r}, expected numbers above 0")
     resample = _FILTERS.get(c.get("resample", 3), default.resample)
     return Scaling(tuple(mean), tuple(std), resample, exact=True)  # type: ignore[arg-type]
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..core.errors import CheckpointError
+from ..core.errors import CheckpointError, ConfigError
 from ..data.chat_template import ChatTemplate
 from ..data.processor import ImagePipeline, Processor
 from ..data.template import Template
@@ -90,5 +90,7 @@ def load_pipeline(folder: Path, habits: Habits, side: int) -> ImagePipeline:
     path = folder / "preprocessor_config.json"
     try:
         return habits.pixels(read_json(path) if path.exists() else {}, side)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: sizes of pictures are not as expected ({error})") from None

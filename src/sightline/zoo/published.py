@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from ..core.config import nearest
+from ..core.config import explain, nearest
 from ..core.errors import CheckpointError, InputError, SightlineError
 from ..core.patches import Patches, patchify
 from ..data.batch import Batch
@@ -209,4 +210,6 @@ def _contradiction(model: nn.Module, keys: KeyMap, found: Mapping[str, Tensor], 
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        return explain(error)
     return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
