@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from golden_weights import drawn
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -40,16 +41,6 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 CASES = {"qwen_vl": ("words", "picture", "several"), "cogvlm": ("words", "picture", "padded")}
 CASES["cogvlm2"] = CASES["cogvlm"]
-
-
-def drawn(named: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of these names and shapes from one generator whose numbers no release of numpy changes."""
-    numbers, out = np.random.RandomState(0), {}
-    for name in sorted(named):
-        shape = tuple(named[name].shape)
-        x = torch.from_numpy(numbers.standard_normal(shape)).float()
-        out[name] = x * 0.3 + float(name.endswith("weight")) if len(shape) == 1 else x * shape[-1] ** -0.5
-    return out
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from ..core.errors import CapacityError, DataError, InputError
 from ..core.sequence import Conversation, Image, Message, Part, Video, images_of
 from ..data.batch import Batch
 from ..model import VLM
-from .loader import Batches, Made, assemble, example_of
+from .loader import Batches, assemble, made_of
 from .objectives import Objective
 from .sources import Sample
 
@@ -64,13 +64,13 @@ class Guard:
 
     def _reads(self, sample: Sample) -> bool:
         try:
-            example_of(sample, self.data.processor)
+            made_of(sample, self.data.processor)
         except (DataError, InputError, CapacityError):
             return False
         return True
 
     def _batch(self, samples: Sequence[Sample]) -> Batch:
-        made = [Made(sample, example_of(sample, self.data.processor)) for sample in samples]
+        made = [made_of(sample, self.data.processor) for sample in samples]
         return assemble(made, self.data.processor, self.data.form, self.data.stage.packing)
 
     @torch.no_grad()

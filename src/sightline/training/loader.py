@@ -8,7 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..core.errors import CapacityError, ConfigError, DataError, InputError, SightlineError
 from ..data.batch import Batch, Example, collate, pack, row_length, sizes_of
 from ..data.mix import Mixture, permuted
-from ..data.processor import Processor
+from ..data.processor import Processor, Seen
 from .preferences import preferred
 from .recipe import Source, Stage, check_sources
 from .settings import COMPARES, FROM_PAIRS
@@ -31,11 +31,15 @@ TRIES = 16  # samples that are looked at in place of one that cannot be used
 
 @dataclass(frozen=True)
 class Made:
-    """A sample with what the model reads of it, and what is wrong with those that were passed over for it."""
+    """A sample with what the model reads of it, and what is wrong with those that were passed over for it.
+
+    seen: the pictures that were prepared for it, by their content.
+    """
 
     sample: Sample
     example: Example
     passed: tuple[str, ...] = ()
+    seen: dict[str, Seen] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,7 @@ class Batches(Dataset[Batch]):
         source, length = self.sources[name], self.lengths[name]
         if length is None:
             sample = source(self.seed, 0, index)
-            return Made(sample, example_of(sample, self.processor))
+            return made_of(sample, self.processor)
         epoch, place = divmod(place, length)
         passed: list[str] = []
         for attempt in range(TRIES):
@@ -174,7 +178,7 @@ class Batches(Dataset[Batch]):
             try:
                 sample = self._row(name, epoch, where)
                 told = f"{sample.name}: "
-                return Made(sample, example_of(sample, self.processor), tuple(passed))
+                return made_of(sample, self.processor, tuple(passed))
             except (DataError, InputError, CapacityError) as error:
                 passed.append(f"{told}{error}")
         raise DataError(f"source {name!r}: {TRIES} samples in a row cannot be used; the last is {passed[-1]}")
@@ -208,11 +212,16 @@ def length_of(name: str, source: Source) -> int | None:
     return source.length
 
 
-def example_of(sample: Sample, processor: Processor) -> Example:
-    """What the model reads of a sample, of a pair its prompt."""
+def made_of(sample: Sample, processor: Processor, passed: tuple[str, ...] = ()) -> Made:
+    """A sample with what the model reads of it, of a pair its prompt."""
+    known: dict[str, Seen] = {}
     if not sample.conversation:
-        return _picture(sample, processor)
-    return processor.branches(sample.conversation) if sample.branches else processor(sample.conversation)
+        example = _picture(sample, processor)
+    elif sample.branches:
+        example = processor.branches(sample.conversation)
+    else:
+        example = processor(sample.conversation, known)
+    return Made(sample, example, passed, known)
 
 
 def assemble(made: Sequence[Made], processor: Processor, form: str, packing: int = 0) -> Batch:
@@ -224,7 +233,8 @@ def assemble(made: Sequence[Made], processor: Processor, form: str, packing: int
     passed = [line for each in made for line in each.passed]
     pad = processor.tokenizer.control(processor.tokenizer.pad)
     if form in FROM_PAIRS:
-        batch = preferred(samples, processor, form)
+        known = {key: seen for each in made for key, seen in each.seen.items()}
+        batch = preferred(samples, processor, form, known)
         return replace(batch, extra=batch.extra | {"passed": passed})
     if packing:
         sizes = sizes_of(examples)

@@ -164,13 +164,16 @@ def _answer(text: str) -> Message:
 # ----------------------------------------------------------------------------------------------------------- as batches
 
 
-def preferred(samples: Sequence[Sample], processor: Processor, form: str) -> Batch:
+def preferred(
+    samples: Sequence[Sample], processor: Processor, form: str, known: dict[str, Seen] | None = None
+) -> Batch:
     """Samples with a chosen and a rejected answer as a batch, in one of three forms.
 
     "pairs": both answers, in turn. "judged": whichever there are, and one to the next sample's prompt, marked in
-    extra["judged"] by 1, -1 and 0. "prompts": none; extra has the "prompts" as examples, and their "truths".
+    extra["judged"] by 1, -1 and 0. "prompts": none; extra has the "prompts" as examples, and their "truths". known:
+    pictures that were prepared before, by their content.
     """
-    known: dict[str, Seen] = {}
+    known = {} if known is None else known
     extra: dict[str, object] = {"names": [sample.name for sample in samples]}
     examples: list[Example] = []
     marks: list[int] = []

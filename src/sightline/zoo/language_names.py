@@ -206,32 +206,22 @@ def magneto_keys(cfg: DecoderConfig) -> KeyMap:
 
 def mpt_keys(cfg: DecoderConfig) -> KeyMap:
     """MPT."""
-    layer, ours = "transformer.blocks.{i}.", [f"{BLOCK}attention.{x}.{{p}}" for x in "qkv"]
-    names = {
-        "attn.out_proj": "attention.o",
-        "norm_1": "norm1",
-        "norm_2": "norm2",
-        "ffn.up_proj": "feedforward.up",
-        "ffn.down_proj": "feedforward.down",
-    }
-    rules = (rule(f"{layer}attn.Wqkv.{{p}}", *ours, reshape=stacked(3)), *renames(layer, BLOCK, names))
-    return ends(cfg, "transformer.wte", "transformer.norm_f") + KeyMap(rules)
+    names = {"norm_1": "norm1", "norm_2": "norm2", "ffn.up_proj": "feedforward.up", "ffn.down_proj": "feedforward.down"}
+    return _mosaic(cfg, names, "norm_f")
 
 
 def mosaic_keys(cfg: DecoderConfig) -> KeyMap:
     """MosaicGPT, from which MPT came."""
+    names = {"attn.q_ln": "attention.q_norm", "attn.k_ln": "attention.k_norm", "ln_1": "norm1", "ln_2": "norm2"}
+    return _mosaic(cfg, {**names, "mlp.mlp_up": "feedforward.up", "mlp.mlp_down": "feedforward.down"}, "ln_f")
+
+
+def _mosaic(cfg: DecoderConfig, names: Mapping[str, str], last: str) -> KeyMap:
+    """Of either, whose norms and feed-forward have these names; queries, keys and values lie below each other."""
     layer, ours = "transformer.blocks.{i}.", [f"{BLOCK}attention.{x}.{{p}}" for x in "qkv"]
-    names = {
-        "attn.q_ln": "attention.q_norm",
-        "attn.k_ln": "attention.k_norm",
-        "attn.out_proj": "attention.o",
-        "ln_1": "norm1",
-        "ln_2": "norm2",
-        "mlp.mlp_up": "feedforward.up",
-        "mlp.mlp_down": "feedforward.down",
-    }
-    rules = (rule(f"{layer}attn.Wqkv.{{p}}", *ours, reshape=stacked(3)), *renames(layer, BLOCK, names))
-    return ends(cfg, "transformer.wte", "transformer.ln_f") + KeyMap(rules)
+    packed = rule(f"{layer}attn.Wqkv.{{p}}", *ours, reshape=stacked(3))
+    rules = (packed, *renames(layer, BLOCK, {"attn.out_proj": "attention.o", **names}))
+    return ends(cfg, "transformer.wte", f"transformer.{last}") + KeyMap(rules)
 
 
 def gpt_neox_keys(cfg: DecoderConfig) -> KeyMap:

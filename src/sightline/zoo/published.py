@@ -117,19 +117,18 @@ class Published:
 
     def batch(self, **inputs: Tensor | None) -> Batch:
         """The published inputs as a batch; InputError where pictures and their places do not match."""
-        family = FAMILIES.get(self.family)
-        read: Callable[..., Batch] | None = (
-            pictures if family is None else family.inputs
-        )  # our own models are of no family
+        family = FAMILIES.get(self.family)  # of which our own models are none
+        read: Callable[..., Batch] | None = pictures if family is None else family.inputs
         if read is None:
             raise InputError(f"a {self.family} model writes no text")
-        known = {name for each in FAMILIES.values() if each.inputs for name in _keywords(each.inputs)}
-        for name, given in inputs.items():
+        taken = {name: given for name, given in inputs.items() if name in _keywords(read)}
+        for name in (name for name in inputs if name not in taken):
+            known = sorted({name for each in FAMILIES.values() if each.inputs for name in _keywords(each.inputs)})
             if name not in known:
-                raise InputError(f"unknown input {name!r}{nearest(name, sorted(known))}")
-            if name not in _keywords(read) and given is not None:
+                raise InputError(f"unknown input {name!r}{nearest(name, known)}")
+            if inputs[name] is not None:
                 raise InputError(f"a {self.family} model takes no {name}")
-        return read(self.model, self.config, **{name: inputs[name] for name in _keywords(read) if name in inputs})
+        return read(self.model, self.config, **taken)
 
     def _writer(self, runner: nn.Module) -> Decoder | Seq2Seq:
         writer = runner.decoder if isinstance(runner, VLM) else runner
