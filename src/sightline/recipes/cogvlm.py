@@ -1,0 +1,41 @@
+"""CogVLM."""
+
+from collections.abc import Callable
+from functools import partial
+
+from ..training.recipe import Recipe, Stage
+from ..zoo.families import ROWS
+from .published import CAPTIONS, cosine, files, seeing, square
+
+
+def cogvlm(side: int) -> Recipe:
+    """CogVLM's two stages of pretraining (arXiv:2311.03079, section 2.2).
+
+    The second half of the second saw 490 pixels, the rest 224. What the rates fall to is not told; here it is zero.
+    """
+    model = seeing(ROWS["cogvlm-chat"].model, side)
+    stage = partial(Stage, batch=16, weight_decay=0.05, betas=(0.9, 0.95))
+    if side == 224:
+        pairs = stage(
+            name="pretrain",
+            learn={"fusion.*": 1e-4, "decoder.blocks.*.vision.*": 1e-4},
+            data={"pairs_1500m": 1.0},
+            accumulate=512,
+            **cosine(120_000, 12_000),
+        )
+        return Recipe("cogvlm-224", model, square(side), {"pairs_1500m": CAPTIONS}, (pairs,), codec="cogvlm")
+    places = stage(
+        name="places",
+        learn={"fusion.*": 1e-5, "decoder.blocks.*.vision.*": 1e-5},
+        data={"pairs_and_places": 1.0},
+        accumulate=64,
+        **cosine(60_000, 1200),
+    )
+    sources = {"pairs_and_places": files("openai", 48)}
+    return Recipe("cogvlm", model, square(side), sources, (places,), codec="cogvlm", max_length=2048)
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "cogvlm-224": partial(cogvlm, 224),
+    "cogvlm": partial(cogvlm, 490),
+}

@@ -1,0 +1,52 @@
+"""Qwen-VL."""
+
+from collections.abc import Callable
+from functools import partial
+
+from ..training.recipe import Recipe, Stage
+from ..zoo.families import ROWS
+from .published import CAPTIONS, cosine, files, seeing, square
+
+
+def qwen_vl(side: int) -> Recipe:
+    """Qwen-VL (arXiv:2308.12966): its first stage sees 224 pixels, the other two 448.
+
+    There the encoder's rate also fell by 5% from each block to the one before it.
+    """
+    model = seeing(ROWS["qwen-vl"].model, side)
+    stage = partial(Stage, weight_decay=0.05)
+    pretrain = stage(
+        name="pretrain",
+        learn={"encoder.*": 2e-4, "fusion.*": 2e-4},
+        data={"pairs_1400m": 1.0},
+        batch=64,
+        accumulate=480,
+        **cosine(50_000, 500, floor=0.005),
+    )
+    tasks = stage(
+        name="tasks",
+        learn={"*": 5e-5},
+        data={"seven_tasks": 1.0},
+        batch=16,
+        accumulate=256,
+        **cosine(19_000, 400, floor=0.2),
+    )
+    instruct = stage(
+        name="instruct",
+        learn={"fusion.*": 1e-5, "decoder.*": 1e-5},
+        data={"dialogues_350k": 1.0},
+        batch=8,
+        accumulate=16,
+        **cosine(8000, 3000, floor=0.1),
+    )
+    if side == 224:
+        pairs = {"pairs_1400m": CAPTIONS}
+        return Recipe("qwen-vl-224", model, square(side), pairs, (pretrain,), codec="qwen-vl")
+    sources = {"seven_tasks": files("openai", 64), "dialogues_350k": files("openai")}
+    return Recipe("qwen-vl", model, square(side), sources, (tasks, instruct), codec="qwen-vl", max_length=2048)
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "qwen-vl-224": partial(qwen_vl, 224),
+    "qwen-vl": partial(qwen_vl, 448),
+}
