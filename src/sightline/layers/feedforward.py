@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from ..core.config import nearest
 from ..core.errors import ConfigError
-from .linear import together
+from . import gradients
+from .linear import joined
 from .packed import PackedLinear, added, can_fuse
 
 QUICK = 1.702
@@ -16,7 +17,7 @@ QUICK = 1.702
 
 def quick_gelu(x: Tensor) -> Tensor:
     """The sigmoid approximation of GELU that OpenAI's CLIP was trained with (arXiv:2103.00020, its code)."""
-    return x * torch.sigmoid(QUICK * x)
+    return gradients.quick_gelu(x, QUICK) if gradients.fit(x) else x * torch.sigmoid(QUICK * x)
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
@@ -105,5 +106,10 @@ class GatedFeedForward(nn.Module):
         """x [..., width] to the same shape, added to `onto` where it is given."""
         if isinstance(self.up, PackedLinear):
             return added(self.down, self.up.times(x, self.act(self.gate(x))), onto)
-        gate, up = together(x, (self.gate, self.up))
+        both = joined(x, (self.gate, self.up))
+        if both is None:
+            return added(self.down, self.act(self.gate(x)) * self.up(x), onto)
+        if self.name == "silu" and gradients.fit(both):
+            return added(self.down, gradients.silu_gated(both), onto)
+        gate, up = both.chunk(2, dim=-1)
         return added(self.down, self.act(gate) * up, onto)

@@ -8,19 +8,26 @@ from torch.nn import functional as F
 
 
 def together(x: Tensor, maps: Sequence[nn.Module]) -> tuple[Tensor, ...]:
-    """What each map makes of x [..., width].
+    """What each map makes of x [..., width]."""
+    both = joined(x, maps)
+    if both is None:
+        return tuple(m(x) for m in maps)
+    return both.split([m.out_features for m in maps if isinstance(m, nn.Linear)], dim=-1)
+
+
+def joined(x: Tensor, maps: Sequence[nn.Module]) -> Tensor | None:
+    """What the maps make of x [..., width], side by side; None where they are to be applied one by one.
 
     In training the weights are joined on the fly: the input is read, and under autocast converted, once instead of
     once per map, and the product is larger. Parameters keep their own names. At inference, joining would copy weights
-    at every step, so the maps are applied one by one (or joined once, beforehand: `layers.packed`).
+    at every step (or they are joined once, beforehand: `layers.packed`).
     """
     linear = [m for m in maps if type(m) is nn.Linear]
     biased = sum(m.bias is not None for m in linear)
     if not torch.is_grad_enabled() or len(linear) < len(maps) or 0 < biased < len(linear):
-        return tuple(m(x) for m in maps)
+        return None
     bias = torch.cat([m.bias for m in linear]) if biased else None
-    joined = F.linear(x, torch.cat([m.weight for m in linear]), bias)
-    return joined.split([m.out_features for m in linear], dim=-1)
+    return F.linear(x, torch.cat([m.weight for m in linear]), bias)
 
 
 def working_precision(x: Tensor) -> Tensor:

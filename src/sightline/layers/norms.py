@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from . import native
+from . import gradients, native
 
 
 class RMSNorm(nn.Module):
@@ -36,7 +36,10 @@ class RMSNorm(nn.Module):
         if self.packed is not None:
             return native.normalise(x, self.packed, self.eps)
         if torch.is_grad_enabled():
-            out: Tensor = _RootMeanSquare.apply(x, self.weight + 1 if self.offset else self.weight, self.eps)
+            weight = self.weight + 1 if self.offset else self.weight
+            if gradients.fit(x):
+                return gradients.normed(x, weight, self.eps)
+            out: Tensor = _RootMeanSquare.apply(x, weight, self.eps)
             return out
         if self.offset:  # Gemma multiplies before it rounds to the activations' precision
             return F.rms_norm(x.float(), x.shape[-1:], self.weight.float() + 1, self.eps).to(x.dtype)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..core.config import config
 from ..core.errors import ConfigError
+from . import gradients
 
 
 @config
@@ -94,6 +95,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         turned, rest = x.split([cos.shape[-1], x.shape[-1] - cos.shape[-1]], dim=-1)
         return torch.cat((rotate(turned, cos, sin), rest), dim=-1)
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    if x.requires_grad and cos.shape[1] == 1 and gradients.fit(x):
+        return gradients.turned(x, cos, sin)
     if torch.is_grad_enabled() and x.requires_grad:
         out: Tensor = _Rotation.apply(x, cos, sin)
         return out
