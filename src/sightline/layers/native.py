@@ -1,4 +1,4 @@
-"""`native.cpp`, built once by the machine's own compiler; where there is none, torch does the work."""
+"""The C++ kernels of `kernels/`, built once by the machine's own compiler; where there is none, torch does the work."""
 
 import ctypes
 import hashlib
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SOURCE = Path(__file__).with_name("native.cpp")
+SOURCE = Path(__file__).parent / "kernels" / "native.cpp"  # it includes the others of its folder
 # what -ffast-math allows, without its start-up code, which would switch off tiny numbers in the whole process
 LOOSE = ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math")
 FLAGS = ("-O3", "-march=native", *LOOSE, "-fopenmp", "-shared", "-fPIC", "-std=c++17")
@@ -31,7 +31,7 @@ _pointer = ctypes.c_void_p
 
 
 class Matrix(ctypes.Structure):
-    """A weight as `native.cpp` knows it."""
+    """A weight as the kernels know it."""
 
     _fields_ = [
         ("data", _pointer), ("scale", _pointer), ("bias", _pointer),
@@ -94,7 +94,8 @@ def _built(compiler: str) -> Path:
     """The library in the user's cache, under a name that changes with the source and the machine."""
     chosen = Path(os.environ.get("XDG_CACHE_HOME", ""))
     folder = (chosen if chosen.is_absolute() else Path.home() / ".cache") / "sightline"
-    about = "\0".join((SOURCE.read_text(), *FLAGS, compiler, torch.__version__, _processor()))
+    sources = [path.read_text() for path in sorted(SOURCE.parent.iterdir()) if path.suffix in (".cpp", ".h")]
+    about = "\0".join((*sources, *FLAGS, compiler, torch.__version__, _processor()))
     path = folder / f"native-{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
