@@ -11,7 +11,8 @@ from sightline.core.errors import ConfigError
 from sightline.data.images import Square
 from sightline.encoders.vit import ViTConfig
 from sightline.evaluation import comparing
-from sightline.evaluation.comparing import BUDGETS, FUSIONS, Comparison, Outcome, compare, jobs_of, price, spread
+from sightline.evaluation.comparing import BUDGETS, Comparison, Outcome, compare, jobs_of, spread
+from sightline.evaluation.designs import FUSIONS, price, with_fusion
 from sightline.fusion.projector import ProjectorConfig
 from sightline.language.decoder import DecoderConfig
 from sightline.language.tokenizer import Tokenizer
@@ -47,7 +48,7 @@ def small() -> Recipe:
 
 @pytest.mark.parametrize("name", FUSIONS)
 def test_every_fusion_fits_the_tiny_recipe_and_learns(name: str) -> None:
-    recipe = comparing.with_fusion(tiny(), name)
+    recipe = with_fusion(tiny(), name)
     with hollow():
         model = VLM(recipe.model)
     learned = set(learning_rates(model, recipe.stages[0].learn))
@@ -59,7 +60,7 @@ def test_every_fusion_fits_the_tiny_recipe_and_learns(name: str) -> None:
 
 def test_what_there_is_not_is_told() -> None:
     with pytest.raises(ConfigError, match="unknown fusion 'lineer'; did you mean 'linear'"):
-        comparing.with_fusion(tiny(), "lineer")
+        with_fusion(tiny(), "lineer")
     with pytest.raises(ConfigError, match="each once"):
         jobs_of(tiny(), ["mlp", "mlp"], 1, 1)
     with pytest.raises(ConfigError, match="0 seeds and 5 questions"):
@@ -130,7 +131,7 @@ def test_the_mean_of_seeds_has_students_interval() -> None:
 
 
 def test_the_tables_and_the_plot_say_what_was_found(small: Recipe) -> None:
-    prices = {name: price(comparing.with_fusion(small, name)) for name in ("linear", "native")}
+    prices = {name: price(with_fusion(small, name)) for name in ("linear", "native")}
     found = Comparison(small, 2, 10, prices)
     for name, budget, right in [("linear", "steps", 9), ("linear", "steps", 7), ("native", "operations", 2)]:
         found.outcomes.append(Outcome(name, 0, budget, 3, {"color": (right, 10)}, speed=5.0))  # type: ignore[arg-type]

@@ -21,11 +21,11 @@ from ..model import VLM, VLMConfig
 from . import llava
 from .backbones import Json, language_config, siglip_config, siglip_keys
 from .checkpoint import read_tensors
+from .configs import expect
 from .family import Family, Habits, Row, scaling
 from .inputs import checked, cut, filled, is_image
 from .keymap import KeyMap, rule, stacked
 from .language_names import aria_keys
-from .languages import expect
 
 # what the published configuration class of its encoder has by default and SigLIP's has not
 TOWER = {"hidden_size": 1152, "num_attention_heads": 16, "patch_size": 32}
