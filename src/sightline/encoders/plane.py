@@ -10,7 +10,7 @@ from ..core.patches import Grid
 from ..layers.rotary import rotary_table
 
 
-def resized(table: Tensor, side: int, grid: Grid, antialias: bool) -> Tensor:
+def resized(table: Tensor, side: int, grid: Grid, antialias: bool = False) -> Tensor:
     """Positions [side*side, width] of a square grid as those of another, [h*w, width]: bicubic, in float32."""
     wide = table.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
     wide = F.interpolate(wide, size=grid[1:], mode="bicubic", antialias=antialias)

@@ -103,6 +103,33 @@ class ViTConfig:
     keep_prefix: bool = False  # whether the tokens before the patches are features too
     tiles: TilesConfig | None = None  # a picture is a canvas of tiles of the published size (`encoders.tiles`)
 
+    def __post_init__(self) -> None:
+        if not self.taken or not all(0 <= depth <= self.depth for depth in self.taken):
+            raise ConfigError(f"layer {self.layer} of {self.depth} blocks, expected {-1 - self.depth} to -1")
+        if self.keep_prefix and not self.prefix:
+            raise ConfigError("keep_prefix is set, but there is neither a class token nor a register to keep")
+        if self.position_grid is not None and self.position_grid < 1:
+            raise ConfigError(f"position_grid is {self.position_grid}, expected the side of a table of positions")
+        if self.bucketed and self.antialias:
+            raise ConfigError("antialias smooths positions that are resized, bucketed ones are not; set one of them")
+        if self.rope_theta is not None and (self.rope_theta <= 0 or self.width // self.heads % 4):
+            head = self.width // self.heads
+            raise ConfigError(
+                f"rope_theta {self.rope_theta} with heads of {head}, expected multiples of 4 and theta > 0"
+            )
+        if self.positions == "none" and (self.class_token or self.position_grid or self.bucketed or self.antialias):
+            raise ConfigError("positions is 'none', but a class token or a setting of the table asks for one")
+        if self.temporal_patch_size < 1 or (self.temporal_patch_size > 1 and self.stem):
+            raise ConfigError(f"temporal_patch_size is {self.temporal_patch_size}, expected 1 or more, with a stem 1")
+        if self.window is not None and (self.window < 1 or self.prefix):
+            raise ConfigError(
+                f"window is {self.window} with {self.prefix} tokens before the patches, which lie in none"
+            )
+        if not all(0 <= block < self.depth for block in self.full_blocks) or (self.full_blocks and not self.window):
+            raise ConfigError(
+                f"full_blocks {self.full_blocks} of {self.depth} blocks, expected some of them and a window"
+            )
+
     @property
     def grid(self) -> int:
         """Patches along one side at the published size."""
@@ -150,35 +177,9 @@ class ViTConfig:
 
     def build(self) -> "ViT":
         """The encoder of these settings."""
-        return ViT(self)
+        from .tiles import TiledViT  # which is made of what is in this file
 
-    def check(self) -> None:
-        """ConfigError for settings that contradict each other."""
-        if not self.taken or not all(0 <= depth <= self.depth for depth in self.taken):
-            raise ConfigError(f"layer {self.layer} of {self.depth} blocks, expected {-1 - self.depth} to -1")
-        if self.keep_prefix and not self.prefix:
-            raise ConfigError("keep_prefix is set, but there is neither a class token nor a register to keep")
-        if self.position_grid is not None and self.position_grid < 1:
-            raise ConfigError(f"position_grid is {self.position_grid}, expected the side of a table of positions")
-        if self.bucketed and self.antialias:
-            raise ConfigError("antialias smooths positions that are resized, bucketed ones are not; set one of them")
-        if self.rope_theta is not None and (self.rope_theta <= 0 or self.width // self.heads % 4):
-            head = self.width // self.heads
-            raise ConfigError(
-                f"rope_theta {self.rope_theta} with heads of {head}, expected multiples of 4 and theta > 0"
-            )
-        if self.positions == "none" and (self.class_token or self.position_grid or self.bucketed or self.antialias):
-            raise ConfigError("positions is 'none', but a class token or a setting of the table asks for one")
-        if self.temporal_patch_size < 1 or (self.temporal_patch_size > 1 and self.stem):
-            raise ConfigError(f"temporal_patch_size is {self.temporal_patch_size}, expected 1 or more, with a stem 1")
-        if self.window is not None and (self.window < 1 or self.prefix):
-            raise ConfigError(
-                f"window is {self.window} with {self.prefix} tokens before the patches, which lie in none"
-            )
-        if not all(0 <= block < self.depth for block in self.full_blocks) or (self.full_blocks and not self.window):
-            raise ConfigError(
-                f"full_blocks {self.full_blocks} of {self.depth} blocks, expected some of them and a window"
-            )
+        return ViT(self) if self.tiles is None else TiledViT(self)
 
 
 class ViTBlock(nn.Module):
@@ -251,7 +252,6 @@ class ViT(nn.Module):
 
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
-        cfg.check()
         self.config = cfg
         norm = NORMS[cfg.norm]
         side = cfg.position_grid or cfg.grid
