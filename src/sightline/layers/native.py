@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.folders import user_cache
+
 SOURCE = Path(__file__).parent / "kernels" / "native.cpp"  # it includes the others of its folder
 # what -ffast-math allows, without its start-up code, which would switch off tiny numbers in the whole process
 LOOSE = ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math")
@@ -92,8 +94,7 @@ def library() -> Any:
 
 def _built(compiler: str) -> Path:
     """The library in the user's cache, under a name that changes with the source and the machine."""
-    chosen = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    folder = (chosen if chosen.is_absolute() else Path.home() / ".cache") / "sightline"
+    folder = user_cache()
     sources = [path.read_text() for path in sorted(SOURCE.parent.iterdir()) if path.suffix in (".cpp", ".h")]
     about = "\0".join((*sources, *FLAGS, compiler, torch.__version__, _processor()))
     path = folder / f"native-{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
