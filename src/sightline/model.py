@@ -16,7 +16,6 @@ from .core.memory import Memory, arrange, side_by_side
 from .core.patches import Grid, Patches, Tiling
 from .data.batch import Batch
 from .encoders.audio import AudioConfig, AudioEncoder
-from .encoders.tiles import TiledViT
 from .encoders.vit import ViTConfig
 from .encoders.vq import VQConfig
 from .fusion.anyres import AnyRes, AnyResConfig
@@ -151,8 +150,7 @@ class VLM(nn.Module):
     def __init__(self, cfg: VLMConfig) -> None:
         super().__init__()
         self.config = cfg
-        tiled = isinstance(cfg.image, ViTConfig) and cfg.image.tiles is not None
-        self.encoder = TiledViT(cfg.vit) if tiled else cfg.image.build()
+        self.encoder = cfg.image.build()
         self.fusion = cfg.fusion.build()
         self.decoder: Decoder | Seq2Seq
         if cfg.beside:

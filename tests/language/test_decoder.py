@@ -15,7 +15,8 @@ from sightline.core.errors import ConfigError
 from sightline.core.layout import Layout, causal_layout
 from sightline.core.memory import Memory
 from sightline.language.cache import Cache
-from sightline.language.decoder import Context, Decoder, DecoderConfig, sinusoidal
+from sightline.language.context import Context
+from sightline.language.decoder import Decoder, DecoderConfig, sinusoidal
 from sightline.layers.attention import QKNorm
 from sightline.layers.experts import Experts, ExpertsConfig
 from sightline.layers.rotary import RopeScaling

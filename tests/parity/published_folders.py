@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import torch
 import transformers as hf
 from safetensors.torch import save_file
@@ -170,3 +172,10 @@ def prompt(images: int, length: int = 12, seed: int = 1) -> Tensor:
 
 def pixels(images: int, size: int = 28, seed: int = 2) -> Tensor:
     return torch.randn(images, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def picture(width: int, height: int) -> PIL.Image.Image:
+    """Colours that change smoothly, with an edge."""
+    y, x = np.mgrid[0:height, 0:width]
+    values = np.stack((x * 255 // max(width - 1, 1), y * 255 // max(height - 1, 1), (x > width // 3) * 200), axis=-1)
+    return PIL.Image.fromarray(values.astype(np.uint8))

@@ -86,7 +86,7 @@ def test_buckets_are_rounded_as_published(pair: tuple[Any, Published]) -> None:
     """At the published size the fractions of some places round to the place before."""
     from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionEmbeddings
 
-    from sightline.encoders.vit import buckets
+    from sightline.encoders.plane import buckets
 
     config = hf.models.idefics3.configuration_idefics3.Idefics3VisionConfig
     theirs = Idefics3VisionEmbeddings(config(hidden_size=1, image_size=70, patch_size=1, num_attention_heads=1)).eval()

@@ -4,12 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL.Image
 import pytest
 import torch
 import transformers as hf
-from published_folders import TEXT, pixels, randomised, saved
+from published_folders import TEXT, picture, pixels, randomised, saved
 from torch import Tensor
 from transformers.models.chameleon.image_processing_pil_chameleon import ChameleonImageProcessorPil
 
@@ -162,13 +160,6 @@ def test_the_published_size() -> None:
 
 
 # -------------------------------------------------------------------------------------------------------- processor
-
-
-def picture(width: int, height: int) -> PIL.Image.Image:
-    """Colours that change smoothly, with an edge."""
-    y, x = np.mgrid[0:height, 0:width]
-    values = np.stack((x * 255 // max(width - 1, 1), y * 255 // max(height - 1, 1), (x > width // 3) * 200), axis=-1)
-    return PIL.Image.fromarray(values.astype(np.uint8))
 
 
 @pytest.mark.parametrize("size", [(57, 31), (20, 90), (32, 32), (33, 65)])

@@ -249,7 +249,7 @@ def test_published_models_become_ours(layout: str, words: Tokenizer, tmp_path: P
     told = convert(folder, tmp_path / "ours")
     assert told.endswith("model in this project's layout, float32")
     before, after = sightline.load(folder), sightline.load(tmp_path / "ours")
-    assert before.published._ends() == after.published._ends() == [7]
+    assert before.published.ends() == after.published.ends() == [7]
     shutil.rmtree(folder)  # ours is complete in itself
     talk = ask("w3 w4", Image(PICTURES[0]))
     first, second = before.engine.processor(talk), after.engine.processor(talk)

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import pytest
 import torch
 import transformers as hf
-from published_folders import IMAGE_TOKEN, TEXT, in_memory, randomised, saved, write
+from published_folders import IMAGE_TOKEN, TEXT, in_memory, picture, randomised, saved, write
 from torch import Tensor
 from transformers.models.fuyu.image_processing_pil_fuyu import FuyuImageProcessorPil
 
@@ -131,13 +130,6 @@ def test_the_published_size() -> None:
 
 
 # -------------------------------------------------------------------------------------------------------- processor
-
-
-def picture(width: int, height: int) -> PIL.Image.Image:
-    """Colours that change smoothly, with an edge."""
-    y, x = np.mgrid[0:height, 0:width]
-    values = np.stack((x * 255 // max(width - 1, 1), y * 255 // max(height - 1, 1), (x > width // 3) * 200), axis=-1)
-    return PIL.Image.fromarray(values.astype(np.uint8))
 
 
 SMALL = {"size": {"height": 120, "width": 180}, "patch_size": {"height": 30, "width": 30}}

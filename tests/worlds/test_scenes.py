@@ -238,17 +238,6 @@ def test_captions_count_everything_exactly_once() -> None:
     assert len(wordings) >= 5
 
 
-def test_the_listing_runs_left_to_right() -> None:
-    for seed in range(50):
-        drawn = scene(seed)
-        listed = drawn.listing(lambda box: f"at {(box[0] + box[2]) / 2}").split(", ")
-        assert Counter(entry.split(" at ")[0] for entry in listed) == Counter(
-            f"{o.color} {o.shape}" for o in drawn.objects
-        )
-        xs = [float(entry.split(" at ")[1]) for entry in listed]
-        assert xs == sorted(xs)
-
-
 @pytest.mark.parametrize(
     ("settings", "named"),
     [

@@ -19,7 +19,8 @@ from sightline.layers.rotary import RopeScaling
 from sightline.layers.scores import Scores
 from sightline.model import VLM, VLMConfig
 from sightline.zoo import own
-from sightline.zoo.convert import convert, equivalent, exact, fitted
+from sightline.zoo.convert import convert, exact
+from sightline.zoo.llava_settings import equivalent, fitted
 
 FITS = VLMConfig(
     ViTConfig(image_size=64, patch_size=16, width=32, depth=2, heads=2, mlp=64, normed=False),

@@ -234,8 +234,9 @@ def test_after_it_tensors_are_real_again() -> None:
 def test_folders_and_names_lead_to_models(tiny_folder: Path, tmp_path: Path) -> None:
     assert locate(tiny_folder) == tiny_folder
     assert describe_named(tiny_folder).name == "tiny"
-    assert {row.name for row in listed()} >= set(ROWS)
-    assert all(row.parameters > 1_000_000 for row in listed())
+    rows = listed()
+    assert {row.name for row in rows} >= set(ROWS)
+    assert all(row.parameters > 1_000_000 for row in rows)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Examples made of ids and media, and how several become one batch: padded on a side, or packed into rows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -92,21 +92,8 @@ class Batch:
     places: PlaceTargets | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
-        return replace(
-            self,
-            ids=self.ids.to(device),
-            layout=self.layout.to(device),
-            slots=self.slots.to(device),
-            patches=None if self.patches is None else self.patches.to(device),
-            labels=None if self.labels is None else self.labels.to(device),
-            instruction=None if self.instruction is None else self.instruction.to(device),
-            owners=None if self.owners is None else self.owners.to(device),
-            looks=None if self.looks is None else self.looks.to(device),
-            source=None if self.source is None else self.source.to(device),
-            sounds=None if self.sounds is None else self.sounds.to(device),
-            regions=None if self.regions is None else self.regions.to(device),
-            places=None if self.places is None else self.places.to(device),
-        )
+        parts = {each.name: getattr(self, each.name) for each in fields(self)}
+        return replace(self, **{name: part.to(device) for name, part in parts.items() if hasattr(part, "to")})
 
 
 COLUMNS = ("block", "position", "medium", "item", "branch", "labels")
@@ -140,7 +127,7 @@ def pack(examples: Sequence[Example], patch: int, pad_id: int, length: int) -> B
 
     Sources lie in the same rows of a sequence beside, in which there must be room as well.
     """
-    rows = [[(examples[i], offset) for i, offset in row] for row in _fill(sizes_of(examples), length)]
+    rows = [[(examples[i], offset) for i, offset in row] for row in _first_fit(sizes_of(examples), length)]
 
     def made(rows: list[list[tuple[Example, int]]]) -> Batch:
         causal = all(len(row) == 1 and row[0][0].causal for row in rows)
@@ -164,12 +151,12 @@ def row_length(sizes: Sequence[Size], most: int) -> int:
 
     Rows are then filled alike, with little padding (the search of MULTIFIT, Coffman et al. 1978).
     """
-    fewest = len(_fill(sizes, most))
+    fewest = len(_first_fit(sizes, most))
     shortest = max(*map(max, sizes), *(-(-sum(column) // fewest) for column in zip(*sizes, strict=True)))
-    return next(length for length in range(shortest, most + 1) if len(_fill(sizes, length)) <= fewest)
+    return next(length for length in range(shortest, most + 1) if len(_first_fit(sizes, length)) <= fewest)
 
 
-def _fill(sizes: Sequence[Size], length: int) -> list[list[tuple[int, int]]]:
+def _first_fit(sizes: Sequence[Size], length: int) -> list[list[tuple[int, int]]]:
     """Rows of (number of an example, where it begins): longest first into the first row with room."""
     if (too_long := max(map(max, sizes))) > length:
         raise ValueError(f"an example of {too_long} tokens does not fit rows of {length}")

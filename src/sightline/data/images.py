@@ -4,6 +4,7 @@ Two ways give the same pixels within one level of 255 (in pure noise two, once i
 exact against the published processors, and torch's antialiased uint8 interpolation, several times faster, the default.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -87,6 +88,11 @@ class Seen:
     tiling: Tiling | None = None
     frames: int = 1
     seconds: float | None = None
+
+
+def ways(seen: Sequence[Seen]) -> list[Transform]:
+    """How coordinates go into each picture, and each frame of a film."""
+    return [each.way for each in seen for _ in range(each.frames)]
 
 
 class OneView:

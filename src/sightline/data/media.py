@@ -15,6 +15,7 @@ from ..core.errors import CapacityError, InputError
 from ..core.sequence import Image, Video
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # of the 43 that Pillow opens; most of its flaws are in the others
+ANIMATED = ("GIF", "WEBP")
 MAX_PIXELS = 33_200_000  # 8K video is 33.18 million
 MAX_SIDE = 30_000
 MAX_BYTES = 64 << 20
@@ -83,14 +84,22 @@ def decode(data: bytes, name: str = "picture") -> PIL.Image.Image:
     if not data:
         raise InputError(f"{name}: the file is empty, expected a picture")
     try:
-        with warnings.catch_warnings():  # below is our own limit, which is lower than the one that Pillow warns of
-            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
-            picture = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
+        picture = _opened(data, FORMATS)
     except PIL.Image.DecompressionBombError:
         raise CapacityError(f"{name}: far too large, at most {MAX_PIXELS / 1e6:.1f} megapixels are read") from None
     except Exception:  # Pillow raises many kinds for damaged headers
         raise InputError(f"{name}: not a picture; expected {', '.join(FORMATS)}") from None
     return rgb(upright(_loaded(picture, name)))
+
+
+def _opened(data: bytes, formats: Sequence[str]) -> PIL.Image.Image:
+    """A picture of one of these formats, no pixel of it decoded; Pillow raises many kinds for damaged headers.
+
+    Of large ones it need not warn: `check_size` has the lower limit.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
+        return PIL.Image.open(io.BytesIO(data), formats=formats)
 
 
 def _loaded(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
@@ -240,10 +249,7 @@ def _moves(data: bytes) -> bool:
     if not _may_move(data[:16]):
         return False
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
-            picture = PIL.Image.open(io.BytesIO(data), formats=("GIF", "WEBP"))
-        return bool(getattr(picture, "is_animated", False))
+        return bool(getattr(_opened(data, ANIMATED), "is_animated", False))
     except Exception:  # damaged: told where it is read as a picture
         return False
 
@@ -266,9 +272,7 @@ def _animated(data: bytes, name: str, chosen: Callable[[Sequence[float]], list[i
     if not _may_move(data[:16]):
         raise InputError(f"{name}: not a film; expected an animated GIF or WebP, {', '.join(FILMS)} or a folder")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
-            picture: Any = PIL.Image.open(io.BytesIO(data), formats=("GIF", "WEBP"))
+        picture: Any = _opened(data, ANIMATED)
     except PIL.Image.DecompressionBombError:
         raise CapacityError(f"{name}: far too large, at most {MAX_PIXELS / 1e6:.1f} megapixels are read") from None
     except Exception:  # Pillow raises many kinds for damaged headers

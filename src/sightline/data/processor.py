@@ -1,7 +1,7 @@
 """A conversation to an Example: segments to ids, images to pixels and slots, places to text; and answers back."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import accumulate
 from typing import Literal, Protocol, runtime_checkable
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..core.errors import CapacityError, ConfigError, InputError
 from ..core.geometry import Mask, Transform
-from ..core.layout import Axes, Medium, framed
-from ..core.patches import Grid, Patches
+from ..core.layout import Axes, Medium
+from ..core.patches import Grid
 from ..core.sequence import Audio, Conversation, Image, Message, Piece, Video, images_of, media_of, sounds_of
-from ..encoders.audio import AudioConfig, Sounds, heard
+from ..encoders.audio import AudioConfig, heard
 from ..grounding.codecs import Codec, FerretNumbers, Grounded, LocationTokens
 from ..grounding.codecs.base import Place
 from ..grounding.codecs.ferret import REGION
@@ -22,7 +22,8 @@ from ..grounding.heads import BOX, POINT, PlaceTargets, shares_of
 from ..grounding.sampler import Regions, SamplerConfig, points_of
 from ..language.tokenizer import Tokenizer
 from .batch import IGNORE, Example, branched
-from .images import Seen
+from .columns import Columns
+from .images import Seen, ways
 from .template import End, Places, Segment, Slot, Sound, Template, Words
 
 
@@ -60,34 +61,6 @@ def whole(seen: Seen, counts: Sequence[int]) -> Sequence[int | str]:
 def tagged(before: str, after: str) -> Expand:
     """The same between two control tokens."""
     return lambda seen, counts: [before, sum(counts), after]
-
-
-@dataclass
-class _Columns:
-    """The columns of an example while it is written."""
-
-    ids: list[int] = field(default_factory=list)
-    block: list[int] = field(default_factory=list)
-    learned: list[bool] = field(default_factory=list)
-    medium: list[int] = field(default_factory=list)
-    item: list[int] = field(default_factory=list)
-    slots: list[int] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)  # slots of each picture
-    # first token of each view, grid of its patches, seconds of a step of time
-    media: list[tuple[int, Grid, float]] = field(default_factory=list)
-    sounds: list[int] = field(default_factory=list)  # slots of sounds
-    frames: list[Tensor] = field(default_factory=list)  # of each sound
-    regions: list[Regions] = field(default_factory=list)
-    places: list[PlaceTargets] = field(default_factory=list)
-
-    def add(self, ids: Sequence[int], block: int, step: int, learned: bool, medium: Medium, item: int) -> int:
-        """Append tokens whose block goes up by `step` each, from `block` on; return the next block."""
-        self.ids += ids
-        self.block += [block + step * i for i in range(len(ids))]
-        self.learned += [learned] * len(ids)
-        self.medium += [medium] * len(ids)
-        self.item += [item] * len(ids)
-        return block + step * len(ids)
 
 
 def _is_learned(segment: Segment) -> bool:
@@ -238,10 +211,10 @@ class Processor:
             cut -= 1
         asked = self._instruction(segments[:cut]) if seen else None
         if self.start is None:
-            return replace(self._sequence(_Columns(), segments, seen, sounds), instruction=asked)
-        source = self._sequence(_Columns(), segments[:cut], seen, sounds)
+            return replace(self._sequence(Columns(), segments, seen, sounds), instruction=asked)
+        source = self._sequence(Columns(), segments[:cut], seen, sounds)
         source = replace(source, labels=torch.full_like(source.labels, IGNORE), instruction=asked)
-        written = _Columns()
+        written = Columns()
         written.add([self.start], 0, 1, False, Medium.TEXT, 0)
         return replace(self._sequence(written, segments[cut:], seen), pixels=(), source=source)
 
@@ -256,7 +229,7 @@ class Processor:
         return torch.tensor(ids, dtype=torch.int64)
 
     def _sequence(
-        self, out: _Columns, segments: list[Segment], seen: list[Seen], sounds: Sequence[Audio] = ()
+        self, out: Columns, segments: list[Segment], seen: list[Seen], sounds: Sequence[Audio] = ()
     ) -> Example:
         """The example of some segments after those that the columns hold."""
         prefix = self.look == "prefix"
@@ -270,7 +243,7 @@ class Processor:
                 item += 1
                 block = self._sound(out, sounds[segment.index], block, 0 if prefix else 1, item)
                 continue
-            ids, learned = self._ids(segment, _ways(seen))
+            ids, learned = self._ids(segment, ways(seen))
             if self.regions is not None and isinstance(segment, Places) and not learned:
                 self._refer(out, segment, ids, seen)
             if self.box_head and isinstance(segment, Places) and learned and seen:
@@ -278,9 +251,9 @@ class Processor:
             if prefix and learned and not (out.learned and out.learned[-1]):
                 block += 1  # an answer begins after all of its question, which must not see what it is to predict
             block = out.add(ids, block, 0 if prefix and not learned else 1, learned, Medium.TEXT, item)
-        return self._example(out, seen)
+        return out.example(seen, self.look == "causal", self.framed, self.axes)
 
-    def _picture(self, out: _Columns, seen: Seen, block: int, step: int, item: int) -> int:
+    def _picture(self, out: Columns, seen: Seen, block: int, step: int, item: int) -> int:
         """Write what stands in the place of a picture; return the next block."""
         grids = [self._grid(pixels) for pixels in seen.pixels]
         counts = [self.num_tokens(grid) for grid in grids]
@@ -307,7 +280,7 @@ class Processor:
         frames = pixels.shape[0] if pixels.dim() > 3 else 1
         return frames, pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch
 
-    def _sound(self, out: _Columns, sound: Audio, block: int, step: int, item: int) -> int:
+    def _sound(self, out: Columns, sound: Audio, block: int, step: int, item: int) -> int:
         """Write the tokens of a sound; return the next block."""
         if self.audio is None:
             raise InputError("this model reads text and images, not audio")
@@ -318,7 +291,7 @@ class Processor:
         out.frames += pieces
         return out.add([self.image_id] * count, block, step, False, Medium.AUDIO, item)
 
-    def _refer(self, out: _Columns, segment: Places, ids: Sequence[int], seen: list[Seen]) -> None:
+    def _refer(self, out: Columns, segment: Places, ids: Sequence[int], seen: list[Seen]) -> None:
         """Note where the tokens of regions go that are written next, and of which points they are made."""
         assert self.regions is not None
         holder = _holder(seen, segment.image) if seen else -1
@@ -330,11 +303,11 @@ class Processor:
         points = torch.stack([points_of(place, way, count) for place in segment.places])
         out.regions.append(Regions(torch.tensor(marks), torch.full((len(marks),), item), points))
 
-    def _place(self, out: _Columns, segment: Places, ids: Sequence[int], seen: list[Seen]) -> None:
+    def _place(self, out: Columns, segment: Places, ids: Sequence[int], seen: list[Seen]) -> None:
         """Note which tokens begin the places that are written next, and what they are."""
         begins = {self.tokenizer.control(name) for name in (BOX, POINT)}
         slots = [len(out.ids) + i for i, index in enumerate(ids) if index in begins]
-        out.places.append(PlaceTargets(torch.tensor(slots), *shares_of(_boxed(segment), _ways(seen)[segment.image])))
+        out.places.append(PlaceTargets(torch.tensor(slots), *shares_of(_boxed(segment), ways(seen)[segment.image])))
 
     def _ids(self, segment: Segment, ways: Sequence[Transform]) -> tuple[list[int], bool]:
         if isinstance(segment, Places):
@@ -355,47 +328,12 @@ class Processor:
         assert not isinstance(segment, Slot | Sound)
         return [self.tokenizer.control(segment.name)], isinstance(segment, End)
 
-    def _example(self, out: _Columns, seen: list[Seen]) -> Example:
-        ids = torch.tensor(out.ids)
-        labels = torch.full_like(ids, IGNORE)
-        labels[:-1] = torch.where(torch.tensor(out.learned[1:], dtype=torch.bool), ids[1:], IGNORE)
-        slots, medium = torch.tensor(out.slots, dtype=torch.int64), torch.tensor(out.medium)
-        position = torch.arange(len(ids))
-        if self.framed:
-            still, last = framed(slots, out.counts)
-            medium[last] = Medium.TEXT
-            position = torch.ones_like(ids).index_fill(0, still, 0).cumsum(0) - 1
-        if self.axes is not None:
-            position = self.axes.positions(len(ids), out.media)
-        return Example(
-            ids=ids,
-            block=torch.tensor(out.block),
-            position=position,
-            medium=medium,
-            item=torch.tensor(out.item),
-            branch=torch.zeros_like(ids),
-            labels=labels,
-            slots=slots,
-            pixels=tuple(pixels for each in seen for pixels in each.pixels),
-            transforms=tuple(_ways(seen)),
-            tilings=tuple(each.tiling for each in seen if each.tiling is not None),
-            causal=self.look == "causal",
-            sounds=_sounds(out),
-            regions=Regions.joined(out.regions) if out.regions else None,
-            places=PlaceTargets.joined(out.places) if out.places else None,
-        )
-
     def read(self, ids: Sequence[int], transforms: Sequence[Transform]) -> Grounded:
         """An answer's ids as text and places in pixels of the last image's original."""
         pieces = self.tokenizer.pieces(ids)
         if self.codec is None or not transforms:
             return Grounded("".join(piece.text for piece in pieces if not piece.control).strip())
         return self.codec.decode(pieces, transforms[-1])
-
-
-def _ways(seen: Sequence[Seen]) -> list[Transform]:
-    """How coordinates go into each picture, and each frame of a film."""
-    return [each.way for each in seen for _ in range(each.frames)]
 
 
 def _holder(seen: Sequence[Seen], image: int) -> int:
@@ -411,11 +349,3 @@ def _boxed(segment: Places) -> list[Place]:
 def _comma(place: int) -> list[Piece]:
     """What stands between a place and the one before it."""
     return [Piece(", ")] if place else []
-
-
-def _sounds(out: _Columns) -> Sounds | None:
-    """The sounds that were written."""
-    if not out.frames:
-        return None
-    grids = tuple((len(frames), 1, 1) for frames in out.frames)
-    return Sounds(torch.tensor(out.sounds), Patches(torch.cat(out.frames), grids))

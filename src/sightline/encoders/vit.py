@@ -16,7 +16,6 @@
 - Small models may put a stack of strided convolutions before the blocks (arXiv:2106.14881).
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -31,7 +30,7 @@ from ..layers.attention import Attention
 from ..layers.feedforward import FeedForward, GatedFeedForward
 from ..layers.linear import working_precision
 from ..layers.norms import AcrossHeads, RMSNorm
-from ..layers.rotary import rotary_table
+from .plane import looked_up, resized, turns, windowed
 
 NORMS: dict[str, type[nn.LayerNorm] | type[RMSNorm]] = {"layer": nn.LayerNorm, "rms": RMSNorm}
 
@@ -104,6 +103,33 @@ class ViTConfig:
     keep_prefix: bool = False  # whether the tokens before the patches are features too
     tiles: TilesConfig | None = None  # a picture is a canvas of tiles of the published size (`encoders.tiles`)
 
+    def __post_init__(self) -> None:
+        if not self.taken or not all(0 <= depth <= self.depth for depth in self.taken):
+            raise ConfigError(f"layer {self.layer} of {self.depth} blocks, expected {-1 - self.depth} to -1")
+        if self.keep_prefix and not self.prefix:
+            raise ConfigError("keep_prefix is set, but there is neither a class token nor a register to keep")
+        if self.position_grid is not None and self.position_grid < 1:
+            raise ConfigError(f"position_grid is {self.position_grid}, expected the side of a table of positions")
+        if self.bucketed and self.antialias:
+            raise ConfigError("antialias smooths positions that are resized, bucketed ones are not; set one of them")
+        if self.rope_theta is not None and (self.rope_theta <= 0 or self.width // self.heads % 4):
+            head = self.width // self.heads
+            raise ConfigError(
+                f"rope_theta {self.rope_theta} with heads of {head}, expected multiples of 4 and theta > 0"
+            )
+        if self.positions == "none" and (self.class_token or self.position_grid or self.bucketed or self.antialias):
+            raise ConfigError("positions is 'none', but a class token or a setting of the table asks for one")
+        if self.temporal_patch_size < 1 or (self.temporal_patch_size > 1 and self.stem):
+            raise ConfigError(f"temporal_patch_size is {self.temporal_patch_size}, expected 1 or more, with a stem 1")
+        if self.window is not None and (self.window < 1 or self.prefix):
+            raise ConfigError(
+                f"window is {self.window} with {self.prefix} tokens before the patches, which lie in none"
+            )
+        if not all(0 <= block < self.depth for block in self.full_blocks) or (self.full_blocks and not self.window):
+            raise ConfigError(
+                f"full_blocks {self.full_blocks} of {self.depth} blocks, expected some of them and a window"
+            )
+
     @property
     def grid(self) -> int:
         """Patches along one side at the published size."""
@@ -151,35 +177,9 @@ class ViTConfig:
 
     def build(self) -> "ViT":
         """The encoder of these settings."""
-        return ViT(self)
+        from .tiles import TiledViT  # which is made of what is in this file
 
-    def check(self) -> None:
-        """ConfigError for settings that contradict each other."""
-        if not self.taken or not all(0 <= depth <= self.depth for depth in self.taken):
-            raise ConfigError(f"layer {self.layer} of {self.depth} blocks, expected {-1 - self.depth} to -1")
-        if self.keep_prefix and not self.prefix:
-            raise ConfigError("keep_prefix is set, but there is neither a class token nor a register to keep")
-        if self.position_grid is not None and self.position_grid < 1:
-            raise ConfigError(f"position_grid is {self.position_grid}, expected the side of a table of positions")
-        if self.bucketed and self.antialias:
-            raise ConfigError("antialias smooths positions that are resized, bucketed ones are not; set one of them")
-        if self.rope_theta is not None and (self.rope_theta <= 0 or self.width // self.heads % 4):
-            head = self.width // self.heads
-            raise ConfigError(
-                f"rope_theta {self.rope_theta} with heads of {head}, expected multiples of 4 and theta > 0"
-            )
-        if self.positions == "none" and (self.class_token or self.position_grid or self.bucketed or self.antialias):
-            raise ConfigError("positions is 'none', but a class token or a setting of the table asks for one")
-        if self.temporal_patch_size < 1 or (self.temporal_patch_size > 1 and self.stem):
-            raise ConfigError(f"temporal_patch_size is {self.temporal_patch_size}, expected 1 or more, with a stem 1")
-        if self.window is not None and (self.window < 1 or self.prefix):
-            raise ConfigError(
-                f"window is {self.window} with {self.prefix} tokens before the patches, which lie in none"
-            )
-        if not all(0 <= block < self.depth for block in self.full_blocks) or (self.full_blocks and not self.window):
-            raise ConfigError(
-                f"full_blocks {self.full_blocks} of {self.depth} blocks, expected some of them and a window"
-            )
+        return ViT(self) if self.tiles is None else TiledViT(self)
 
 
 class ViTBlock(nn.Module):
@@ -247,46 +247,11 @@ class ConvStem(nn.Module):
         return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
-def buckets(count: int, side: int) -> Tensor:
-    """For each of `count` patches along a side, the place of a table of `side` in which it begins [count].
-
-    Both are fractions of the side in float32, on the CPU, so that every device rounds them alike.
-    """
-    edges = torch.arange(1 / side, 1.0, 1 / side, device="cpu")
-    begins = torch.arange(count, dtype=torch.float32, device="cpu") * (1.0 / torch.tensor(count, device="cpu"))
-    return torch.bucketize(begins.clamp(max=1 - 1e-6), edges, right=True)
-
-
-def windowed(x: Tensor, grid: Grid, side: int, look: Callable[[Tensor, Grid], Tensor]) -> Tensor:
-    """Tokens [items, h*w, width] looked at in squares of `side` patches, cut from the top left on, each for itself.
-
-    look: tokens [squares, h*w, width] of squares of one shape and that shape; what is left at the right and at the
-    bottom makes smaller ones.
-    """
-    bands = []
-    for band in _strips(x.unflatten(1, grid[1:]), side, 1):
-        pieces = []
-        for piece in _strips(band, side, 2):
-            rows, columns = (min(side, length) for length in piece.shape[1:3])
-            cut = piece.unflatten(2, (-1, columns)).unflatten(1, (-1, rows)).transpose(2, 3)
-            seen = look(cut.flatten(3, 4).flatten(0, 2), (1, rows, columns)).view(cut.shape)
-            pieces.append(seen.transpose(2, 3).flatten(3, 4).flatten(1, 2))
-        bands.append(torch.cat(pieces, dim=2))
-    return torch.cat(bands, dim=1).flatten(1, 2)
-
-
-def _strips(x: Tensor, side: int, dim: int) -> list[Tensor]:
-    """What of a dimension is whole lengths of `side`, and the rest; none of them empty."""
-    rest = x.shape[dim] % side
-    return [part for part in x.split([x.shape[dim] - rest, rest], dim) if part.shape[dim]]
-
-
 class ViT(nn.Module):
     """Patches of pixels in, features out: one per patch, and with `keep_prefix` the tokens before the patches first."""
 
     def __init__(self, cfg: ViTConfig) -> None:
         super().__init__()
-        cfg.check()
         self.config = cfg
         norm = NORMS[cfg.norm]
         side = cfg.position_grid or cfg.grid
@@ -314,32 +279,20 @@ class ViT(nn.Module):
         """Positions [prefix class + h*w, width]; bicubic from the table's grid when the picture's differs."""
         if self.positions is None:
             return None
-        side, (_, rows, columns) = self.config.position_grid or self.config.grid, grid
-        head = int(self.config.class_token)
+        side, head = self.config.position_grid or self.config.grid, int(self.config.class_token)
         if self.config.bucketed:  # at the table's own size as well, where fractions may round to the place before
-            down, across = (buckets(count, side).to(self.positions.device) for count in (rows, columns))
-            places = self.positions[head:].unflatten(0, (side, side))[down][:, across]
-            return torch.cat((self.positions[:head], places.flatten(0, 1)))
-        if (rows, columns) == (side, side):
+            return torch.cat((self.positions[:head], looked_up(self.positions[head:], side, grid)))
+        if grid[1:] == (side, side):
             return self.positions
-        table = self.positions[head:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
-        table = F.interpolate(table, size=(rows, columns), mode="bicubic", antialias=self.config.antialias)
-        return torch.cat((self.positions[:head], table[0].flatten(1).T.to(self.positions.dtype)))
+        return torch.cat((self.positions[:head], resized(self.positions[head:], side, grid, self.config.antialias)))
 
     def rotary_tables(self, grid: Grid) -> tuple[Tensor, Tensor] | None:
-        """Cosines and sines [prefix + h*w, head width]; tokens before the patches are not turned.
-
-        Columns and rows count from 1. The first half of the pairs that turn together are turned by the column.
-        """
-        cfg, (_, rows, columns) = self.config, grid
+        """Cosines and sines [prefix + h*w, head width]; tokens before the patches are not turned."""
+        cfg = self.config
         if cfg.rope_theta is None:
             return None
-        quarter, device = cfg.width // cfg.heads // 4, self.patch.weight.device
-        down = torch.arange(1, rows + 1, device=device).repeat_interleave(columns)
-        across = torch.arange(1, columns + 1, device=device).repeat(rows)
-        tables = [rotary_table(place, 2 * quarter, cfg.rope_theta, torch.float32) for place in (across, down)]
-        cos, sin = (torch.cat([t[:, :quarter] for t in both] * 2, dim=1) for both in zip(*tables, strict=True))
-        still = cos.new_zeros(cfg.prefix, 4 * quarter)
+        cos, sin = turns(grid, cfg.width // cfg.heads, cfg.rope_theta, self.patch.weight.device)
+        still = cos.new_zeros(cfg.prefix, cos.shape[1])
         return torch.cat((still + 1, cos)), torch.cat((still, sin))
 
     def _square(self, block: nn.Module, part: Tensor, shape: Grid) -> Tensor:

@@ -18,7 +18,8 @@ from ..core.config import config
 from ..core.errors import ConfigError
 from ..core.patches import Grid, Patches
 from ..language.cache import LayerCache
-from ..language.decoder import Context, DecoderConfig, plain_blocks
+from ..language.context import Context
+from ..language.decoder import DecoderConfig, plain_blocks
 from ..layers.attention import chosen
 from ..layers.cross_attention import MemoryAttention
 from ..layers.feedforward import FeedForward, GatedFeedForward

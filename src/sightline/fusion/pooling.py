@@ -4,11 +4,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..core.config import config
 from ..core.errors import ConfigError
 from ..core.patches import Grid, Patches
+from ..encoders.plane import resized
 from ..layers.cross_attention import CrossAttention
 from ..layers.feedforward import activation
 from .bridge import Bridge, TokenFusion, by_grid, learned
@@ -79,8 +79,7 @@ class PositionPool(TokenFusion):
         frames, rows, columns = grid
         side, table = self.config.side, self.positions
         if (rows, columns) != (side, side):
-            square = table.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
-            table = F.interpolate(square, size=(rows, columns), mode="bicubic")[0].flatten(1).T
+            table = resized(table, side, grid)
         return table.repeat(frames, 1)
 
 

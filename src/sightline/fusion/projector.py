@@ -28,6 +28,13 @@ class ProjectorConfig:
     norm: bool = False  # a norm over the folded features (InternVL)
     transposed: bool = False  # folded tokens go column by column (the first InternVL-1.5, `ps_version` v1)
 
+    def __post_init__(self) -> None:
+        if self.layers < 0 or (self.layers == 0 and self.inputs * self.shuffle**2 != self.width):
+            sizes = f"{self.inputs * self.shuffle**2} numbers into {self.width}"
+            raise ConfigError(f"a projector of {self.layers} layers from {sizes}, expected one layer or more")
+        if self.transposed and self.shuffle == 1:
+            raise ConfigError("a projector that folds nothing has no order of squares to transpose")
+
     @property
     def note(self) -> str:
         few = ("as they are", "linear")
@@ -48,11 +55,6 @@ class Projector(TokenFusion):
 
     def __init__(self, cfg: ProjectorConfig) -> None:
         super().__init__()
-        if cfg.layers < 0 or (cfg.layers == 0 and cfg.inputs * cfg.shuffle**2 != cfg.width):
-            sizes = f"{cfg.inputs * cfg.shuffle**2} numbers into {cfg.width}"
-            raise ConfigError(f"a projector of {cfg.layers} layers from {sizes}, expected one layer or more")
-        if cfg.transposed and cfg.shuffle == 1:
-            raise ConfigError("a projector that folds nothing has no order of squares to transpose")
         self.config = cfg
         inputs, hidden = cfg.inputs * cfg.shuffle**2, cfg.hidden or cfg.width
         sizes = [inputs, *[hidden] * (cfg.layers - 1), cfg.width] if cfg.layers else [inputs]

@@ -14,7 +14,8 @@ from ..core.config import config
 from ..core.errors import ConfigError
 from ..core.patches import Grid, Patches
 from ..language.cache import LayerCache
-from ..language.decoder import Context, DecoderConfig, SelfBlock, split_by
+from ..language.context import Context, split_by
+from ..language.decoder import DecoderConfig, SelfBlock
 from ..layers.attention import Attention, attend, chosen
 from ..layers.feedforward import GatedFeedForward
 from ..layers.linear import together

@@ -14,10 +14,9 @@
 - Llama 4: experts scaled at their input, attention within stretches, every fourth block without positions.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Literal, Protocol
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +24,9 @@ from torch.nn import functional as F
 
 from ..core.config import config
 from ..core.errors import ConfigError
-from ..core.layout import Layout, Medium, visible
+from ..core.layout import Layout, visible
 from ..core.memory import Memory
-from ..layers.attention import Attention, KeyValueStore, QKNorm, chosen
+from ..layers.attention import Attention, QKNorm, chosen
 from ..layers.experts import Experts, ExpertsConfig
 from ..layers.feedforward import FeedForward, GatedFeedForward
 from ..layers.linear import working_precision
@@ -36,6 +35,7 @@ from ..layers.norms import RMSNorm
 from ..layers.rotary import RopeScaling, rotary_table
 from ..layers.scores import Places, Scores
 from .cache import Cache, LayerCache
+from .context import Context
 from .stepper import Stepper
 
 
@@ -136,67 +136,6 @@ class DecoderConfig:
     def total_vocab(self) -> int:
         """How many ids there are to be written."""
         return self.vocab_size + (self.extra_vocab if self.extra_written else 0)
-
-
-@dataclass(frozen=True)
-class Context:
-    """What every block needs, computed once per step.
-
-    mask: [batch, 1, queries, keys], True where seen; None where `causal` or nothing is hidden.
-    rotary: cosines and sines [batch, 1, queries, rotary_dim]; None where positions are none or in the input.
-    memory: what cross-attention blocks look at, with the values that are new in this step.
-    looks: [batch, 1, queries, keys of the memory], True where one is looked at; for a blind token all of them.
-    blind: [batch, queries, 1], True for a token that looks at nothing of the memory.
-    rows: in the last block, the tokens [n] that are asked for, counted through the batch.
-    places: the layouts of queries and keys, where positions have a say in attention's scores.
-    """
-
-    layout: Layout
-    mask: Tensor | None
-    causal: bool
-    rotary: tuple[Tensor, Tensor] | None
-    memory: Memory | None = None
-    looks: Tensor | None = None
-    blind: Tensor | None = None
-    rows: Tensor | None = None
-    places: Places | None = None
-
-    @cached_property
-    def split(self) -> "Split":
-        """The step's tokens by what they carry, for blocks that have weights for each; made when first asked for."""
-        return split_by(self.layout.medium.flatten())
-
-
-@dataclass(frozen=True)
-class Split:
-    """Tokens [n] that carry text and those that carry something else, and how both together come back into order."""
-
-    words: Tensor
-    others: Tensor
-    order: Tensor
-
-    def apply(self, x: Tensor, to_words: Callable[[Tensor], Tensor], to_others: Callable[[Tensor], Tensor]) -> Tensor:
-        """x [n, width] through one map or the other, each of them once; a map that no token needs is not touched."""
-        if not len(self.others):
-            return to_words(x)
-        if not len(self.words):
-            return to_others(x)
-        return torch.cat((to_words(x[self.words]), to_others(x[self.others])))[self.order]
-
-
-def split_by(medium: Tensor) -> Split:
-    """Tokens with these media [n], apart."""
-    text = medium == Medium.TEXT
-    words, others = text.nonzero()[:, 0], (~text).nonzero()[:, 0]
-    return Split(words, others, torch.cat((words, others)).argsort())
-
-
-class Block(Protocol):
-    """What the decoder asks of a block."""
-
-    def __call__(self, x: Tensor, context: Context, cache: KeyValueStore | None) -> Tensor:
-        """x [batch, length, width] to the same shape, or with `context.rows` to those tokens [n, width]."""
-        ...
 
 
 class SelfBlock(nn.Module):

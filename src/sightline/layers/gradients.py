@@ -1,6 +1,7 @@
-"""What training does on a CPU between the products, each with its gradient as one pass over memory (`gradients.cpp`).
+"""What training does on a CPU between the products, each with its gradient as one pass over memory.
 
-On any other device, for small tensors, and where the kernels are not built, the modules do the same in torch.
+The kernels are `kernels/gradients.h`. On any other device, for small tensors, and where they are not built, the modules
+do the same in torch.
 """
 
 import ctypes

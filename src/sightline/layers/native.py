@@ -1,4 +1,4 @@
-"""`native.cpp` and `gradients.cpp`, built once by the machine's own compiler; without one, torch does the work."""
+"""The C++ kernels of `kernels/`, built once by the machine's own compiler; where there is none, torch does the work."""
 
 import ctypes
 import hashlib
@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.cpp", "gradients.cpp"))
+from ..core.folders import user_cache
+
+SOURCE = Path(__file__).parent / "kernels" / "native.cpp"  # it includes the others of its folder
 # what -ffast-math allows, without its start-up code, which would switch off tiny numbers in the whole process
 LOOSE = ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math")
 FLAGS = ("-O3", "-march=native", *LOOSE, "-fopenmp", "-shared", "-fPIC", "-std=c++17")
@@ -31,7 +33,7 @@ _pointer = ctypes.c_void_p
 
 
 class Matrix(ctypes.Structure):
-    """A weight as `native.cpp` knows it."""
+    """A weight as the kernels know it."""
 
     _fields_ = [
         ("data", _pointer), ("scale", _pointer), ("bias", _pointer),
@@ -92,16 +94,16 @@ def library() -> Any:
 
 def _built(compiler: str) -> Path:
     """The library in the user's cache, under a name that changes with the source and the machine."""
-    chosen = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    folder = (chosen if chosen.is_absolute() else Path.home() / ".cache") / "sightline"
-    about = "\0".join((*(source.read_text() for source in SOURCES), *FLAGS, compiler, torch.__version__, _processor()))
+    folder = user_cache()
+    sources = [path.read_text() for path in sorted(SOURCE.parent.iterdir()) if path.suffix in (".cpp", ".h")]
+    about = "\0".join((*sources, *FLAGS, compiler, torch.__version__, _processor()))
     path = folder / f"native-{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(suffix=".so", dir=folder)
         os.close(handle)
         try:
-            command = [compiler, *FLAGS, *map(str, SOURCES), "-o", name]
+            command = [compiler, *FLAGS, str(SOURCE), "-o", name]
             subprocess.run(command, check=True, capture_output=True, timeout=120)
             os.replace(name, path)  # two processes may build it at once; either's is whole
         finally:

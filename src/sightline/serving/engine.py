@@ -151,9 +151,6 @@ class Engine:
             yield rest
         yield reply
 
-    def _text(self, row: _Row) -> str:
-        return self._words(row.ids)
-
     def _words(self, ids: list[int]) -> str:
         return self.processor.tokenizer.decode(ids)
 
@@ -237,13 +234,13 @@ class Engine:
 
     def _stop(self, row: _Row) -> None:
         """End the row at the first stop text; a token that holds its beginning and something before it stays."""
-        text = self._text(row)
+        text = self._words(row.ids)
         cut = found(text, row.choose.sampling.stop)
         if cut is not None:
             row.stopped, row.done = list(row.ids), True
             kept = len(text[:cut].rstrip())
             # location tokens have no text: those before the stop text stay
-            while row.ids and len(self._text(row)) > kept and len(self._words(row.ids[:-1])) >= kept:
+            while row.ids and len(self._words(row.ids)) > kept and len(self._words(row.ids[:-1])) >= kept:
                 row.ids.pop()
 
     def _prefill(self, rows: list[_Row], sizes: list[int], shared: int) -> tuple[Cache, Tensor]:

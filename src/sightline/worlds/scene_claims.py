@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from .scene_asking import Builder, Question, ask, first_of, yes
 from .scene_facts import presence
 from .scene_phrases import GENERIC, Phrase
-from .scene_relations import directed, some_directed
+from .scene_relations import directed, some_directed, some_words
 from .scene_view import DIRECTIONS, View
 from .words import article, number, plural, sentence
 
@@ -275,13 +275,7 @@ def _state_some_side(view: View, rng: random.Random) -> Question | None:
     if len(view.objects) < 2 or (found := some_directed(view, rng)) is None:
         return None
     first, second, side, truth = found
-    generic = rng.choice(GENERIC)
-    words = {
-        "a": first.counted(1, generic),
-        "b": second.counted(1, generic),
-        "side": rng.choice(DIRECTIONS[side].words),
-    }
-    return _state("some", _SOME_SIDE, truth, rng, **words)
+    return _state("some", _SOME_SIDE, truth, rng, **some_words(first, second, side, rng))
 
 
 def _state_attribute(view: View, rng: random.Random) -> Question | None:

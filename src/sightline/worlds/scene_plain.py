@@ -9,8 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import permutations
 
-from sightline.core.errors import ConfigError
-
+from ..core.errors import ConfigError
 from .scene_asking import Question, yes
 from .scene_view import DIRECTIONS, View
 from .scenes import Object, Scene

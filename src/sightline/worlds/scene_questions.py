@@ -8,8 +8,7 @@ does not see the picture therefore gains nothing from the words.
 import random
 from collections.abc import Sequence
 
-from sightline.core.errors import ConfigError
-
+from ..core.errors import ConfigError
 from .scene_asking import Builder, Question
 from .scene_claims import comparison, statement
 from .scene_facts import attribute, count_of, existence, locate, point

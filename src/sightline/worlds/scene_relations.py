@@ -106,17 +106,18 @@ def some_directed(view: View, rng: random.Random) -> tuple[Phrase, Phrase, str, 
     return first, second, side if truth else DIRECTIONS[side].opposite, truth
 
 
+def some_words(first: Phrase, second: Phrase, side: str, rng: random.Random) -> dict[str, str]:
+    """What a question or a statement about two kinds of things and a side says."""
+    generic = rng.choice(GENERIC)
+    named = {"a": first.counted(1, generic), "b": second.counted(1, generic)}
+    return {**named, "side": rng.choice(DIRECTIONS[side].words)}
+
+
 def _relation_some(view: View, rng: random.Random) -> Question | None:
     if len(view.objects) < 2 or (found := some_directed(view, rng)) is None:
         return None
     first, second, side, truth = found
-    generic = rng.choice(GENERIC)
-    words = {
-        "a": first.counted(1, generic),
-        "b": second.counted(1, generic),
-        "side": rng.choice(DIRECTIONS[side].words),
-    }
-    return ask("relation", "some", _SOME_RELATION, yes(truth), rng, **words)
+    return ask("relation", "some", _SOME_RELATION, yes(truth), rng, **some_words(first, second, side, rng))
 
 
 def _nearest(view: View, rng: random.Random) -> Question | None:

@@ -1,19 +1,18 @@
 """The scenes world: seeded pictures of coloured shapes with exact truth.
 
 A scene is a pure function of its seed and configuration. It knows every object's attributes, its tight box as drawn
-and how much of it is visible, and from these its captions, listings and dense per-patch truth; questions about it
+and how much of it is visible, and from these its captions and dense per-patch truth; questions about it
 are in `scene_questions`.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
-from sightline.core.errors import ConfigError
-
+from ..core.errors import ConfigError
 from . import scene_phrases
 from .scene_drawing import (
     BACKGROUNDS,
@@ -152,10 +151,6 @@ class Scene:
     def caption(self, rng: random.Random) -> str:
         """An exact caption of all objects; the wording and the attributes said are drawn from `rng`."""
         return scene_phrases.caption(self.objects, textured=self.textured, rng=rng)
-
-    def listing(self, place: Callable[[Xyxy], str]) -> str:
-        """Every object with its place, left to right: "red circle <place>, blue star <place>"."""
-        return ", ".join(f"{each.label} {place(each.box)}" for each in reading_order(self.objects))
 
     @property
     def textured(self) -> bool:

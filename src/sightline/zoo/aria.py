@@ -21,11 +21,11 @@ from ..model import VLM, VLMConfig
 from . import llava
 from .backbones import Json, language_config, siglip_config, siglip_keys
 from .checkpoint import read_tensors
+from .configs import expect
 from .family import Family, Habits, Row, scaling
 from .inputs import checked, cut, filled, is_image
 from .keymap import KeyMap, rule, stacked
 from .language_names import aria_keys
-from .languages import expect
 
 # what the published configuration class of its encoder has by default and SigLIP's has not
 TOWER = {"hidden_size": 1152, "num_attention_heads": 16, "patch_size": 32}
@@ -62,17 +62,14 @@ def pool_config(c: Json) -> SizedPoolConfig:
 
 def pool_keys() -> KeyMap:
     """The published names, below `multi_modal_projector.`."""
-    inner = [f"attention.{x}." for x in "qkv"]
+    inner = (f"attention.{x}.{{p}}" for x in "qkv")
     return KeyMap(
         (
             rule("query", "queries"),
             rule("cross_attn.layer_norm.{p}", "norm_queries.{p}"),
             rule("cross_attn.layer_norm_kv.{p}", "norm_features.{p}"),
             *(rule(f"cross_attn.{x}_proj.{{p}}", f"{x}.{{p}}") for x in "qkv"),
-            *(
-                rule(f"cross_attn.multihead_attn.in_proj_{p}", *(f"{name}{p}" for name in inner), reshape=stacked(3))
-                for p in ("weight", "bias")
-            ),
+            rule("cross_attn.multihead_attn.in_proj_{p}", *inner, reshape=stacked(3)),
             rule("cross_attn.multihead_attn.out_proj.{p}", "attention.o.{p}"),
             rule("cross_attn.linear.{p}", "mix.{p}"),
             rule("layer_norm.{p}", "norm.{p}"),

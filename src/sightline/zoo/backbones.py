@@ -10,6 +10,7 @@ from typing import Any
 from ..core.errors import ConfigError
 from ..encoders.audio import AudioConfig
 from ..encoders.vit import ViTConfig
+from .configs import Json, act
 from .encoder_names import (
     clip_keys,
     dinov2_keys,
@@ -23,7 +24,7 @@ from .encoder_names import (
     whisper_keys,
 )
 from .language_names import decoder_keys
-from .languages import LANGUAGES, Json, act, gemma_config, language_config
+from .languages import LANGUAGES, gemma_config, language_config
 
 # and what is defined here
 __all__ = [

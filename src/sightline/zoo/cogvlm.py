@@ -21,11 +21,12 @@ from ..language.decoder import DecoderConfig
 from ..language.tokenizer import Tokenizer
 from ..model import VLM, VLMConfig
 from .backbones import Json, eva2_clip_config, eva2_clip_keys
+from .configs import expect
 from .family import Family, Habits, Row, Stages, llama, stretched_for_encoder
 from .inputs import checked, cut, filled
 from .keymap import KeyMap, Reshape, leading, rule
 from .language_names import ends, renames
-from .languages import expect, llama_config
+from .languages import llama_config
 
 
 def newer(c: Json) -> bool:

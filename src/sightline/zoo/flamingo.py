@@ -132,10 +132,7 @@ def open_clip_keys(cfg: ViTConfig) -> KeyMap:
             rule("class_embedding", "class_token"),
             rule("positional_embedding", "positions"),
             rule("ln_pre.{p}", "pre_norm.{p}"),
-            *(
-                rule(f"{layer}attn.in_proj_{p}", *(f"{block}attention.{x}.{p}" for x in "qkv"), reshape=stacked(3))
-                for p in ("weight", "bias")
-            ),
+            rule(f"{layer}attn.in_proj_{{p}}", *(f"{block}attention.{x}.{{p}}" for x in "qkv"), reshape=stacked(3)),
             *(rule(f"{layer}{theirs}.{{p}}", f"{block}{ours}.{{p}}") for theirs, ours in names.items()),
             rule("ln_post.{p}", "norm.{p}"),
         ),

@@ -3,7 +3,7 @@
 Defaults are those of the published configuration classes, which leave out of the file whatever equals them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..layers.attention import QKNorm
 from ..layers.experts import ExpertsConfig
 from ..layers.rotary import RopeScaling
 from ..layers.scores import Scores
+from .configs import Json, act, expect, rope
 from .keymap import KeyMap
 from .language_names import (
     aria_keys,
@@ -29,57 +30,6 @@ from .language_names import (
     persimmon_keys,
     qwen_keys,
 )
-
-Json = Mapping[str, Any]
-
-ACTIVATIONS = {
-    "quick_gelu": "quick_gelu",
-    "gelu": "gelu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
-    "silu": "silu",
-    "relu": "relu",
-    "relu2": "relu_squared",
-    "linear": "none",
-}
-
-
-def act(name: str) -> str:
-    """Our name of a published activation."""
-    if name not in ACTIVATIONS:
-        raise ConfigError(f"unknown activation {name!r}{nearest(name, ACTIVATIONS)}")
-    return ACTIVATIONS[name]
-
-
-def expect(c: Json, **wanted: Any) -> None:
-    """Refuse a configuration that says anything else of these keys, if it says something of them."""
-    for key, value in wanted.items():
-        if c.get(key) not in (None, value):
-            raise ConfigError(f"{key} is {c[key]!r}, expected {value!r}")
-
-
-# -------------------------------------------------------------------------------------------------------- settings
-
-ROPES = ("default", "linear", "dynamic", "llama3")
-
-
-def rope(c: Json, max_length: int, theta: float = 10_000.0, fraction: float = 1.0) -> dict[str, Any]:
-    """Rotary settings in the layouts of transformers 4 and 5; a scaling that is not known is refused."""
-    found = {**(c.get("rope_scaling") or {}), **(c.get("rope_parameters") or {})}
-    kind = found.get("rope_type", found.get("type", "default"))
-    if kind not in ROPES:
-        raise ConfigError(f"rotary positions of kind {kind!r}, expected one of {', '.join(map(repr, ROPES))}")
-    scaling = None
-    if kind == "llama3":
-        waves = {"low": found["low_freq_factor"], "high": found["high_freq_factor"]}
-        scaling = RopeScaling("llama3", found["factor"], found["original_max_position_embeddings"], **waves)
-    elif kind != "default":
-        scaling = RopeScaling(kind, found["factor"], max_length)
-    return {
-        "rope_theta": float(found.get("rope_theta") or c.get("rope_theta") or theta),
-        "rope_scaling": scaling,
-        "rotary_fraction": found.get("partial_rotary_factor", c.get("partial_rotary_factor", fraction)),
-    }
 
 
 def _decoder(c: Json, *, theta: float = 10_000.0, **defaults: Any) -> DecoderConfig:

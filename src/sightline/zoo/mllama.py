@@ -22,10 +22,10 @@ from ..fusion.cross_attention import CrossAttentionConfig
 from ..fusion.projector import ProjectorConfig
 from ..model import VLM, VLMConfig
 from .backbones import Json, act, decoder_keys, language_config
+from .configs import expect
 from .family import EQUAL, Family, Habits, Row, scaling, side_of
 from .inputs import checked, cut, filled, is_image
 from .keymap import KeyMap, Reshape, flat_patch, rule
-from .languages import expect
 
 # what the published configuration classes have by default
 SHAPES = [[1, 1], [1, 2], [1, 3], [1, 4], [2, 1], [2, 2], [3, 1], [4, 1]]

@@ -53,20 +53,11 @@ class ProcessorConfig:
             tokenizer=tokenizer,
             template=TEMPLATES[self.template],
             pixels=self.pixels,
-            num_tokens=model.num_tokens,
-            patch=model.config.image.patch_size,
             image_token=self.image_token,
             codec=None if self.codec is None else CODECS[self.codec],
-            look=model.config.look,
-            framed=model.config.framed,
-            start=model.config.start,
             instruct=tokenizer.encode if model.config.instruction_length else None,
-            instruction_length=model.config.instruction_length,
-            axes=model.config.axes,
-            audio=model.config.audio,
-            regions=model.config.regions,
-            box_head=model.config.box_head is not None,
             max_length=self.max_length,
+            **processors.of_model(model),
         )
 
 

@@ -1,6 +1,7 @@
 """The processor of a published checkpoint, from the files that lie beside its weights."""
 
 from pathlib import Path
+from typing import Any
 
 from ..core.errors import CheckpointError, ConfigError
 from ..data.chat_template import ChatTemplate
@@ -34,23 +35,31 @@ def load_processor(published: Published) -> Processor | None:
         tokenizer=tokenizer,
         template=load_template(folder, tokenizer, habits),
         pixels=load_pipeline(folder, habits, model.config.image.image_size),
-        num_tokens=model.num_tokens,
-        patch=model.config.image.patch_size,
         image_token=habits.image,
         codec=None if habits.codec is None else CODECS[habits.codec],
-        look=model.config.look,
-        framed=model.config.framed,
         expand=habits.expand,
-        start=model.config.start,
         instruct=None if habits.instruct is None else habits.instruct(folder),
-        instruction_length=model.config.instruction_length,
-        axes=model.config.axes,
         video_token=habits.video,
-        audio=model.config.audio,
-        regions=model.config.regions,
-        box_head=model.config.box_head is not None,
         max_length=model.config.decoder.max_length,
+        **of_model(model),
     )
+
+
+def of_model(model: VLM) -> dict[str, Any]:
+    """What a processor takes over from the model that it writes for, by the names of its settings."""
+    c = model.config
+    return {
+        "num_tokens": model.num_tokens,
+        "patch": c.image.patch_size,
+        "look": c.look,
+        "framed": c.framed,
+        "start": c.start,
+        "instruction_length": c.instruction_length,
+        "axes": c.axes,
+        "audio": c.audio,
+        "regions": c.regions,
+        "box_head": c.box_head is not None,
+    }
 
 
 def load_template(folder: Path, tokenizer: Tokenizer, habits: Habits) -> Template:

@@ -95,7 +95,7 @@ class Published:
         writer, length = self._writer(runner), batch.ids.shape[1]
         cache = writer.new_cache(min(length + max_new_tokens, max(length, writer.config.max_length)))
         hidden = _read(runner, batch, cache, torch.arange(length - 1, batch.ids.numel(), length))
-        ends = self._ends()
+        ends = self.ends()
         done = torch.zeros(len(batch.ids), dtype=torch.bool)
         written: list[Tensor] = []
         while True:
@@ -136,7 +136,7 @@ class Published:
             raise InputError(f"a {self.family} model writes no text")
         return writer
 
-    def _ends(self) -> list[int]:
+    def ends(self) -> list[int]:
         """Ids that end an answer, from the generation settings or the configuration."""
         path = self.folder / "generation_config.json"
         settings = read_json(path) if path.exists() else {}

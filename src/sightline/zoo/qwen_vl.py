@@ -47,7 +47,7 @@ def pool_config(c: Json) -> PositionPoolConfig:
 
 def pool_keys() -> KeyMap:
     """The published names, below `transformer.visual.`."""
-    pool, inner = "attn_pool.", [f"attention.{x}." for x in "qkv"]
+    pool = "attn_pool."
     return KeyMap(
         (
             rule(f"{pool}query", "queries"),
@@ -55,10 +55,7 @@ def pool_keys() -> KeyMap:
             rule(f"{pool}kv_proj.{{p}}", "project.{p}"),
             rule(f"{pool}ln_q.{{p}}", "norm_queries.{p}"),
             rule(f"{pool}ln_kv.{{p}}", "norm_features.{p}"),
-            *(
-                rule(f"{pool}attn.in_proj_{p}", *(f"{name}{p}" for name in inner), reshape=stacked(3))
-                for p in ("weight", "bias")
-            ),
+            rule(f"{pool}attn.in_proj_{{p}}", *(f"attention.{x}.{{p}}" for x in "qkv"), reshape=stacked(3)),
             rule(f"{pool}attn.out_proj.{{p}}", "attention.o.{p}"),
             rule("ln_post.{p}", "norm.{p}"),
             rule("proj", "out.weight", reshape=flipped()),

@@ -5,11 +5,11 @@ from torch import Tensor
 from ..core.errors import ConfigError
 from ..data.batch import Batch
 from ..language.seq2seq import Seq2Seq, Seq2SeqConfig
+from .configs import Json, act
 from .family import Family
 from .inputs import words, written
 from .keymap import KeyMap, rule
 from .language_names import renames
-from .languages import Json, act
 
 
 def config(c: Json) -> Seq2SeqConfig:

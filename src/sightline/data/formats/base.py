@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ...core.errors import CapacityError, ConfigError, DataError, InputError
+from ...core.folders import user_cache
 from ...core.sequence import Conversation, Image, Message, Part, Role, Text, Video
 from ..media import MAX_BYTES, frame_files, open_image, taken
 
@@ -287,7 +288,7 @@ def indexed(path: Path, build: Callable[[Path], np.ndarray]) -> np.ndarray:
         if about.st_size < WORTH_KEEPING:
             return build(path)
         identity = f"{build.__module__}.{build.__name__} {path.resolve()} {about.st_size} {about.st_mtime_ns}"
-        kept = _cache() / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
+        kept = user_cache() / "index" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
         try:
             return np.load(kept, allow_pickle=False)
         except (OSError, ValueError, EOFError):
@@ -296,11 +297,6 @@ def indexed(path: Path, build: Callable[[Path], np.ndarray]) -> np.ndarray:
         return found
     except OSError as error:
         raise DataError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
-
-
-def _cache() -> Path:
-    chosen = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (chosen if chosen.is_absolute() else Path.home() / ".cache") / "sightline" / "index"
 
 
 def _keep(found: np.ndarray, path: Path) -> None:

@@ -1,18 +1,13 @@
 // What training does on a CPU between the products, each with its gradient as one pass over memory: torch's own are
 // chains of passes. Sums are kept in float; plain loops that the compiler turns into vectors.
 
+#pragma once
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <omp.h>
+#include "vectors.h"
 
-static inline float plain(float v) { return v; }
-static inline float plain(uint16_t v) { uint32_t bits = (uint32_t)v << 16; float f; std::memcpy(&f, &bits, sizeof f); return f; }
-static inline void store(float* p, float v) { *p = v; }
-static inline void store(uint16_t* p, float v) {  // to the nearest, ties to even
-    uint32_t bits; std::memcpy(&bits, &v, sizeof bits);
-    *p = (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
+namespace gradients {
+
 // 1 / (1 + e^-x), to a few millionths.
 static inline float sigmoid(float x) {
     const float size = x < 0 ? -x : x, away = size < 87.0f ? size : 87.0f;  // e^-|x| neither overflows nor vanishes
@@ -114,32 +109,34 @@ template <class T> static void normed_back(const T* x, const float* weight, cons
     }
 }
 
+}  // namespace gradients
+
 typedef uint16_t Half;
 extern "C" void silu_gated(const void* joined, void* out, int64_t rows, int64_t width, int64_t kind) {
-    if (kind == 0) gated((const float*)joined, (float*)out, rows, width);
-    else gated((const Half*)joined, (Half*)out, rows, width);
+    if (kind == 0) gradients::gated((const float*)joined, (float*)out, rows, width);
+    else gradients::gated((const Half*)joined, (Half*)out, rows, width);
 }
 extern "C" void silu_gated_back(const void* joined, const void* grad, void* out, int64_t rows, int64_t width, int64_t kind) {
-    if (kind == 0) gated_back((const float*)joined, (const float*)grad, (float*)out, rows, width);
-    else gated_back((const Half*)joined, (const Half*)grad, (Half*)out, rows, width);
+    if (kind == 0) gradients::gated_back((const float*)joined, (const float*)grad, (float*)out, rows, width);
+    else gradients::gated_back((const Half*)joined, (const Half*)grad, (Half*)out, rows, width);
 }
 extern "C" void quick_gelu(const void* x, void* out, int64_t count, double c, int64_t kind) {
-    if (kind == 0) quick((const float*)x, (float*)out, count, (float)c);
-    else quick((const Half*)x, (Half*)out, count, (float)c);
+    if (kind == 0) gradients::quick((const float*)x, (float*)out, count, (float)c);
+    else gradients::quick((const Half*)x, (Half*)out, count, (float)c);
 }
 extern "C" void quick_gelu_back(const void* x, const void* grad, void* out, int64_t count, double c, int64_t kind) {
-    if (kind == 0) quick_back((const float*)x, (const float*)grad, (float*)out, count, (float)c);
-    else quick_back((const Half*)x, (const Half*)grad, (Half*)out, count, (float)c);
+    if (kind == 0) gradients::quick_back((const float*)x, (const float*)grad, (float*)out, count, (float)c);
+    else gradients::quick_back((const Half*)x, (const Half*)grad, (Half*)out, count, (float)c);
 }
-extern "C" void turn(const Turn* t, const void* x, const float* cos, const float* sin, double sign, void* out, int64_t kind) {
-    if (kind == 0) turned(*t, (const float*)x, cos, sin, (float)sign, (float*)out);
-    else turned(*t, (const Half*)x, cos, sin, (float)sign, (Half*)out);
+extern "C" void turn(const gradients::Turn* t, const void* x, const float* cos, const float* sin, double sign, void* out, int64_t kind) {
+    if (kind == 0) gradients::turned(*t, (const float*)x, cos, sin, (float)sign, (float*)out);
+    else gradients::turned(*t, (const Half*)x, cos, sin, (float)sign, (Half*)out);
 }
 extern "C" void norm(const void* x, const float* weight, float* scale, void* out, int64_t rows, int64_t width, double eps, int64_t kind) {
-    if (kind == 0) normed((const float*)x, weight, scale, (float*)out, rows, width, (float)eps);
-    else normed((const Half*)x, weight, scale, (Half*)out, rows, width, (float)eps);
+    if (kind == 0) gradients::normed((const float*)x, weight, scale, (float*)out, rows, width, (float)eps);
+    else gradients::normed((const Half*)x, weight, scale, (Half*)out, rows, width, (float)eps);
 }
 extern "C" void norm_back(const void* x, const float* weight, const float* scale, const void* grad, void* out, float* shares, int64_t rows, int64_t width, int64_t kind) {
-    if (kind == 0) normed_back((const float*)x, weight, scale, (const float*)grad, (float*)out, shares, rows, width);
-    else normed_back((const Half*)x, weight, scale, (const Half*)grad, (Half*)out, shares, rows, width);
+    if (kind == 0) gradients::normed_back((const float*)x, weight, scale, (const float*)grad, (float*)out, shares, rows, width);
+    else gradients::normed_back((const Half*)x, weight, scale, (const Half*)grad, (Half*)out, shares, rows, width);
 }
