@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -196,6 +197,75 @@ def test_a_crash_before_any_system_call_leaves_a_whole_checkpoint(tmp_path: Path
         checkpoints.sweep(folder)
         assert not [path for path in folder.iterdir() if path.name.startswith(".")]
     assert call > 15  # the loop did reach the inside of a save
+    assert newest_step(folder, []) == 3
+
+
+def half_written(path: Path, content: object) -> None:
+    """As much of a file as a kill in the middle of its writing leaves."""
+    path.write_bytes(b"\x10" * 1000)
+    os._exit(77)
+
+
+def test_a_crash_in_the_middle_of_a_file_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path, 1)
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(checkpoints, "write_tensors", half_written)
+        saved(tmp_path, 2)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 77
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert newest_step(tmp_path, []) == 1
+    checkpoints.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000001"]
+
+
+CALLS = ("write", "pwrite64", "fsync", "ftruncate", "rename", "mkdir", "rmdir", "unlink", "unlinkat", "openat")
+
+
+def killed_at(call: str, number: int, work: Callable[[], None]) -> bool:
+    """Do `work` in a child that strace kills in its `number`-th system call of a kind; whether it got that far."""
+    wait, go = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.read(wait, 1)
+        work()
+        os._exit(0)
+    asked = ["-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={number}", "-p", str(child)]
+    command = ["strace", "-f", "-o", "/dev/null", *asked]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as strace:
+        assert strace.stderr is not None
+        attached = "attached" in strace.stderr.readline()
+        os.write(go, b"x")
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.close(wait)
+    os.close(go)
+    if not attached:
+        pytest.skip("strace may not look into processes here")
+    return code == -signal.SIGKILL
+
+
+@pytest.mark.kill
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.parametrize("call", CALLS)
+def test_a_kill_in_any_system_call_leaves_a_whole_checkpoint(tmp_path: Path, call: str) -> None:
+    """The same as above with the calls of everything, libraries among it, until none is left."""
+    number, crashed = 0, True
+    while crashed:
+        number += 1
+        folder = tmp_path / str(number)
+        saved(folder, 1, 2)
+
+        def work(folder: Path = folder) -> None:
+            saved(folder, 3)
+            checkpoints.prune(folder, "step-0000003", keep=2)
+
+        crashed = killed_at(call, number, work)
+        assert newest_step(folder, []) in (2, 3), number
+        assert all(checkpoints.load(path) for path in checkpoints.listed(folder)), number
+        checkpoints.sweep(folder)
+        assert not [path for path in folder.iterdir() if path.name.startswith(".")]
     assert newest_step(folder, []) == 3
 
 

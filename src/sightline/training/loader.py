@@ -212,7 +212,7 @@ class Batches:
         return f"sample {place} of source {name!r}"
 
     def _row(self, name: str, epoch: int, place: int) -> tuple[int, int]:
-        """Epoch and index of a sample of a file; where some are held out, every epoch is another order of the others."""
+        """Epoch and place of a sample of a file; where some are held out, every epoch is an order of the others."""
         length = self.lengths[name]
         if not self.kept.get(name):
             return epoch, place

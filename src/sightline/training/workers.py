@@ -232,14 +232,14 @@ def _tensor(dtype: torch.dtype, shape: tuple[int, ...], buffer: memoryview) -> T
 
 
 def _send(link: socket.socket, task: int, done: bool, value: Any) -> None:
-    """Hand over a value in a file: how many parts it has, the length of each, and the parts, each on a round address."""
+    """Hand over a value in a file: the number of its parts, the length of each, and the parts on round addresses."""
     buffers: list[pickle.PickleBuffer] = []
     stream = io.BytesIO()
     _Pickler(stream, 5, buffer_callback=buffers.append).dump(value)
     parts = [stream.getbuffer(), *(buffer.raw() for buffer in buffers)]
     sizes = [len(part) for part in parts]
     starts = _starts(sizes)
-    file = os.memfd_create("batch") if hasattr(os, "memfd_create") else os.dup(TemporaryFile().fileno())
+    file = _nameless()
     try:
         os.ftruncate(file, starts[-1])
         with mmap.mmap(file, starts[-1]) as there:
@@ -250,6 +250,14 @@ def _send(link: socket.socket, task: int, done: bool, value: Any) -> None:
         socket.send_fds(link, [_RESULT.pack(task, done)], [file])
     finally:
         os.close(file)
+
+
+def _nameless() -> int:
+    """A file that is there as long as somebody has it open; in memory, where the system knows such."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("batch")
+    with TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 def _read(file: int) -> Any:
