@@ -1,5 +1,7 @@
 """Full and read-only disks, little memory, foreign clocks, crowded folders, values that are no numbers."""
 
+import ctypes
+import errno
 import os
 import resource
 import shutil
@@ -13,8 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from sightline.core.errors import ConfigError
+from sightline.core.errors import CapacityError, ConfigError
 from sightline.data.batch import Batch
 from sightline.language.tokenizer import Tokenizer
 from sightline.training import checkpoints, saving
@@ -27,10 +30,11 @@ from sightline.training.trainer import NonFinite, Trainer, Unsaved
 Fresh = Callable[[str], Path]
 Alone = Callable[..., Recipe]
 WHERE = "checkpoints/language"
+ROOMS = [20, 40, 60, 80, 120, 160]
 
 
-def losses(recipe: Recipe, folder: Path) -> list[float]:
-    return [step.loss for step in run(recipe, folder, workers=0)]
+def losses(recipe: Recipe, folder: Path, workers: int = 0) -> list[float]:
+    return [step.loss for step in run(recipe, folder, workers=workers)]
 
 
 def trainer_of(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> tuple[Trainer, Batches]:
@@ -105,6 +109,28 @@ def test_a_run_goes_on_while_its_disk_is_full_and_saves_again_afterwards(
     assert [step for step in range(11) if f"could not save step {step} (No space" in err] == [4, 6]
     assert [path.name for path in checkpoints.listed(folder / WHERE)] == ["step-0000008", "step-0000010"]
     assert all(checkpoints.load(path) for path in checkpoints.listed(folder / WHERE))
+
+
+def test_a_full_disk_is_told_and_three_times_in_a_row_end_the_run(
+    recipe: Recipe, folder: Path, alone: Alone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen, write = alone(recipe, "language", steps=12, save_every=2), checkpoints.write_tensors
+
+    def full(path: Path, tensors: dict[str, Tensor]) -> None:
+        if "step-0000004" in str(path) or int(path.parent.name[-11:-4]) >= 8:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, tensors)
+
+    monkeypatch.setattr(checkpoints, "write_tensors", full)
+    with pytest.raises(
+        Unsaved, match=r"3 checkpoints in a row .*No space left on device.*each takes [\d,]+ bytes"
+    ) as end:
+        list(run(chosen, folder, workers=0))
+    assert end.value.exit_code == 75
+    err = capsys.readouterr().err
+    assert [step for step in range(13) if f"could not save step {step} (No space" in err] == [4, 8, 10, 12]
+    names = [path.name for path in checkpoints.listed(folder / "checkpoints" / "language")]
+    assert names == ["step-0000002", "step-0000006"]
 
 
 def test_metrics_on_a_full_disk_cost_lines_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,23 +233,73 @@ def test_rates_that_are_not_numbers_are_refused(recipe: Recipe, alone: Alone, ra
 # --------------------------------------------------------------------------------------------------------------- memory
 
 
-def test_memory_that_the_system_refuses_means_smaller_parts(
-    recipe: Recipe, fresh: Fresh, alone: Alone, capfd: pytest.CaptureFixture[str]
+def narrow(monkeypatch: pytest.MonkeyPatch, rows: int) -> list[int]:
+    """Let more rows at a time be too many for the memory; the rows of every attempt."""
+    backward, tried = Trainer.backward, []
+
+    def limited(self: Trainer, batch: Batch, counts: dict[str, int]) -> dict[str, Tensor]:
+        tried.append(len(batch.ids))
+        if tried[-1] > rows:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
+        return backward(self, batch, counts)
+
+    monkeypatch.setattr(Trainer, "backward", limited)
+    return tried
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_little_memory_means_smaller_parts_of_the_same_steps(
+    recipe: Recipe,
+    fresh: Fresh,
+    alone: Alone,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    workers: int,
 ) -> None:
-    """A child may take some 60 MB more than it has, which is less than its micro-batch needs."""
-    chosen = alone(recipe, "language", batch=256, steps=2, optimizer="adamw")
+    chosen = alone(recipe, "language", batch=7, accumulate=2, optimizer="adamw")
+    whole = losses(chosen, fresh("whole"))
+    tried = narrow(monkeypatch, 2)
+    found = losses(chosen, fresh("narrow"), workers)
+    assert found == pytest.approx(whole, rel=1e-5)
+    assert [rows for rows in tried if rows > 2] == [7, 3, 4][: len([rows for rows in tried if rows > 2])]
+    assert sum(rows for rows in tried if rows <= 2) >= 6 * 14
+    told = [line for line in capsys.readouterr().err.splitlines() if "too many for the memory" in line]
+    assert told == [f"{a} samples at a time are too many for the memory; {b} from now on" for a, b in [(7, 4), (4, 2)]]
+
+
+def test_too_little_memory_for_what_cannot_be_cut(
+    recipe: Recipe, fresh: Fresh, alone: Alone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow(monkeypatch, 0)
+    with pytest.raises(CapacityError, match=r"stage 'language': 1 samples at a time .* they cannot be cut further"):
+        list(run(alone(recipe, "language"), fresh("one"), workers=0))
+    pictures = alone(recipe, "encoder", objective={"clip": 1.0})
+    monkeypatch.setattr(Trainer, "backward", out_of_memory)
+    with pytest.raises(CapacityError, match=r"stage 'encoder': 2 samples at a time .* 'clip' needs them together"):
+        list(run(pictures, fresh("two"), workers=0))
+
+
+def out_of_memory(*_: object) -> None:
+    raise MemoryError
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_memory_that_the_system_refuses_means_smaller_parts(
+    recipe: Recipe, fresh: Fresh, alone: Alone, capfd: pytest.CaptureFixture[str], room: int
+) -> None:
+    """A child may take so many MB more than it has after a step of two samples, too few for one of 512."""
+    chosen = alone(recipe, "language", batch=512, steps=2, optimizer="adamw")
     whole, folder = losses(chosen, fresh("whole")), fresh("narrow")
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            found = []
-            for step in run(chosen, folder, workers=0):
-                found.append(step.loss)
-                (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if "VmData" in line]
-                limit = (int(line.split()[1]) << 10) + (60 << 20)
-                resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-            code = 0 if found == pytest.approx(whole, rel=1e-5) else 3
+            list(run(alone(recipe, "language", steps=1), fresh("small"), workers=0))
+            ctypes.CDLL(None).malloc_trim(0)
+            (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if "VmData" in line]
+            limit = (int(line.split()[1]) << 10) + (room << 20)
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+            code = 0 if losses(chosen, folder) == pytest.approx(whole, rel=1e-5) else 3
         except BaseException:
             traceback.print_exc()
         finally:
@@ -232,4 +308,4 @@ def test_memory_that_the_system_refuses_means_smaller_parts(
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     err = capfd.readouterr().err
     assert code == 0, err
-    assert "256 samples at a time are too many for the memory; 128 from now on" in err
+    assert "512 samples at a time are too many for the memory; 256 from now on" in err
