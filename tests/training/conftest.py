@@ -2,14 +2,16 @@
 
 import os
 import socket
+import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from sightline.core.errors import SightlineError
 from sightline.data.images import Square
 from sightline.encoders.vit import ViTConfig
 from sightline.fusion.projector import ProjectorConfig
@@ -86,6 +88,25 @@ def with_tokenizer(folder: Path, tokenizer: Tokenizer) -> Path:
     return folder
 
 
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """disk(size): an empty file system of that many bytes."""
+    mounted: list[Path] = []
+
+    def make(size: int) -> Path:
+        place = tmp_path / f"disk{len(mounted)}"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)]
+        if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("a file system cannot be mounted here")
+        mounted.append(place)
+        return place
+
+    yield make
+    for place in mounted:
+        subprocess.run(["umount", str(place)], check=True)
+
+
 @pytest.fixture(scope="session")
 def alone() -> Callable[..., Recipe]:
     """alone(recipe, name, **changes): the recipe with only that stage, changed; it starts from random weights."""
@@ -128,6 +149,9 @@ def one_of_them(work: Callable[[], None]) -> None:
         code = 0
     except SystemExit as left:
         code = int(left.code or 0)
+    except SightlineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
     except BaseException:
         traceback.print_exc(file=sys.stderr)
     finally:

@@ -5,9 +5,10 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,10 +63,10 @@ def test_order_is_by_step_and_not_by_clock(tmp_path: Path) -> None:
 
 
 def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
-    """300 random bits over all files."""
+    """1,000 random bits over all files."""
     path = saved(tmp_path, 5)
     rng = random.Random(0)
-    for trial in range(300):
+    for trial in range(1000):
         file = path / FILES[trial % 4]
         whole = file.read_bytes()
         bit = rng.randrange(len(whole) * 8)
@@ -136,7 +137,9 @@ def test_damaged_ones_are_passed_over_with_a_line_each(tmp_path: Path) -> None:
     assert newest_step(tmp_path, said) == 1
     assert len(said) == 2 and "state.json: missing" in said[0] and "1 bytes, expected" in said[1]
     shutil.rmtree(tmp_path / "step-0000001")
-    assert newest_step(tmp_path, said) is None
+    with pytest.raises(checkpoints.NoneWhole, match="none of its checkpoints is whole") as failure:
+        newest_step(tmp_path, said)
+    assert failure.value.exit_code == 66
     assert newest_step(tmp_path / "nowhere", said) is None
 
 
@@ -197,26 +200,76 @@ def test_a_crash_before_any_system_call_leaves_a_whole_checkpoint(tmp_path: Path
     assert newest_step(folder, []) == 3
 
 
+def half_written(path: Path, content: object) -> None:
+    """As much of a file as a kill in the middle of its writing leaves."""
+    path.write_bytes(b"\x10" * 1000)
+    os._exit(77)
+
+
+def test_a_crash_in_the_middle_of_a_file_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path, 1)
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(checkpoints, "write_tensors", half_written)
+        saved(tmp_path, 2)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 77
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert newest_step(tmp_path, []) == 1
+    checkpoints.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000001"]
+
+
+CALLS = ("write", "pwrite64", "fsync", "ftruncate", "rename", "mkdir", "rmdir", "unlink", "unlinkat", "openat")
+
+
+def killed_at(call: str, number: int, work: Callable[[], None]) -> bool:
+    """Do `work` in a child that strace kills in its `number`-th system call of a kind; whether it got that far."""
+    wait, go = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.read(wait, 1)
+        work()
+        os._exit(0)
+    asked = ["-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={number}", "-p", str(child)]
+    command = ["strace", "-f", "-o", "/dev/null", *asked]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as strace:
+        assert strace.stderr is not None
+        attached = "attached" in strace.stderr.readline()
+        os.write(go, b"x")
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.close(wait)
+    os.close(go)
+    if not attached:
+        pytest.skip("strace may not look into processes here")
+    return code == -signal.SIGKILL
+
+
+@pytest.mark.kill
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.parametrize("call", CALLS)
+def test_a_kill_in_any_system_call_leaves_a_whole_checkpoint(tmp_path: Path, call: str) -> None:
+    """The same as above with the calls of everything, libraries among it, until none is left."""
+    number, crashed = 0, True
+    while crashed:
+        number += 1
+        folder = tmp_path / str(number)
+        saved(folder, 1, 2)
+
+        def work(folder: Path = folder) -> None:
+            saved(folder, 3)
+            checkpoints.prune(folder, "step-0000003", keep=2)
+
+        crashed = killed_at(call, number, work)
+        assert newest_step(folder, []) in (2, 3), number
+        assert all(checkpoints.load(path) for path in checkpoints.listed(folder)), number
+        checkpoints.sweep(folder)
+        assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    assert newest_step(folder, []) == 3
+
+
 # ----------------------------------------------------------------------------------------------------------- full disk
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """disk(size): an empty file system of that many bytes."""
-    mounted: list[Path] = []
-
-    def make(size: int) -> Path:
-        place = tmp_path / f"disk{len(mounted)}"
-        place.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)]
-        if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("a file system cannot be mounted here")
-        mounted.append(place)
-        return place
-
-    yield make
-    for place in mounted:
-        subprocess.run(["umount", str(place)], check=True)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.7, 0.99])
@@ -230,6 +283,18 @@ def test_a_full_disk_leaves_the_last_good_one(disk: Callable[[int], Path], tmp_p
     assert failure.value.errno == errno.ENOSPC
     assert [path.name for path in folder.iterdir()] == ["step-1"]
     assert checkpoints.load(folder / "step-1").state == {"step": 1}
+
+
+def test_a_disk_that_is_full_at_a_rotation_leaves_both(disk: Callable[[int], Path], tmp_path: Path) -> None:
+    """Nothing old goes before what is new is there."""
+    big = {"model": {"weight": torch.randn(600_000)}}
+    path = checkpoints.save(tmp_path / "x", "a", big, {"step": 1})
+    folder = disk(int(sum(-(-file.stat().st_size // 4096) * 4096 for file in path.iterdir()) * 2.5))
+    for step in (1, 2):
+        checkpoints.save(folder, f"step-{step}", big, {"step": step})
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save(folder, "step-3", big, {"step": 3})
+    assert [checkpoints.load(path).state["step"] for path in checkpoints.listed(folder)] == [1, 2]
 
 
 def test_a_failing_write_leaves_the_last_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,8 +331,10 @@ def test_two_trainers_in_one_folder(tmp_path: Path) -> None:
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(CapacityError, match=f"another trainer .process {other.pid} on"), checkpoints.locked(folder):
+        told = pytest.raises(checkpoints.Busy, match=f"another trainer .process {other.pid} on")
+        with told as failure, checkpoints.locked(folder):
             pass
+        assert failure.value.exit_code == 73 and isinstance(failure.value, CapacityError)
         other.kill()
     with checkpoints.locked(folder):
         assert (folder / ".lock").read_text().startswith(f"process {os.getpid()} on")

@@ -1,4 +1,4 @@
-"""Runs that are killed with SIGKILL at random instants end as if nothing had happened.
+"""Runs that are killed with SIGKILL at random instants end as if nothing had happened; `make crash` kills a thousand.
 
 Each attempt is a fork of this process, which has torch loaded already: dozens of starts take seconds.
 """
@@ -112,19 +112,20 @@ def test_killed_runs_end_bit_for_bit_as_whole_ones(
     survives(endless(recipe, steps), fresh("whole"), fresh("killed"), kills, workers)
 
 
-@pytest.mark.kill
-@pytest.mark.timeout(1800)
-def test_a_thousand_kills(recipe: Recipe, fresh: Fresh) -> None:
-    survives(endless(recipe, 3000), fresh("whole"), fresh("killed"), 1000, 0)
-
-
-def test_a_run_that_finds_no_whole_checkpoint_starts_again(recipe: Recipe, fresh: Fresh) -> None:
+def test_a_run_that_finds_no_whole_checkpoint_says_so_and_starts_again_without_them(
+    recipe: Recipe, fresh: Fresh
+) -> None:
     chosen = replace(recipe, stages=recipe.stages[1:2])
     whole, folder = fresh("whole"), fresh("hurt")
     assert ended(start(chosen, whole, 0)) == 0
     shutil.copytree(whole, folder, dirs_exist_ok=True)
     (folder / "trace").unlink()
-    for path in checkpoints.listed(folder / "checkpoints" / "language"):
+    place = folder / "checkpoints" / "language"
+    for path in checkpoints.listed(place):
         (path / checkpoints.MANIFEST).unlink()
+    with pytest.raises(checkpoints.NoneWhole, match="none of its checkpoints is whole") as failure:
+        next(run(chosen, folder, workers=0))
+    assert failure.value.exit_code == 66 and len(checkpoints.listed(place)) == 2
+    shutil.rmtree(place)
     assert ended(start(chosen, folder, 0)) == 0
     assert trace_of(folder) == trace_of(whole)

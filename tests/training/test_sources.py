@@ -164,14 +164,11 @@ def test_every_row_teaches_its_answers(recipe: Recipe, tokenizer: Tokenizer, sta
 def test_a_sample_that_cannot_be_made_ends_the_run_instead_of_hanging_it() -> None:
     """A helper process must not outlive the failure, which the program would wait for without end."""
     code = """
-from sightline.training.loader import batches
+from sightline.training.workers import ahead
 
-class Broken:
-    def __len__(self): return 4
-    def __getitem__(self, k): raise ValueError(f"sample {k} is broken")
+def broken(k): raise ValueError(f"sample {k} is broken")
 
-source = batches(Broken(), 0, 1)
-next(source)
+next(ahead(broken, 4, 1, 2, print))
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1

@@ -1,6 +1,5 @@
 """The loop: what learns moves, what is frozen stays bit for bit, and a stopped run goes on as if it had not."""
 
-import errno
 import json
 import math
 import os
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sightline.core.config import override
-from sightline.core.errors import CapacityError, CheckpointError, ConfigError, SightlineError
+from sightline.core.errors import CheckpointError, ConfigError, SightlineError
 from sightline.data.batch import Batch
 from sightline.grounding.heads import BoxHeadConfig
 from sightline.language.tokenizer import Tokenizer
@@ -26,7 +25,7 @@ from sightline.training.objectives import Objective
 from sightline.training.recipe import Recipe
 from sightline.training.run import final_model, initial_model, objective_of, processor_of, run
 from sightline.training.settings import DEFAULTS, READS
-from sightline.training.trainer import NonFinite, Step, Trainer, Unsaved
+from sightline.training.trainer import NonFinite, Step, Trainer
 from sightline.zoo import own
 
 Fresh = Callable[[str], Path]
@@ -228,81 +227,6 @@ def test_three_refused_steps_end_the_run_and_name_the_samples(
     saved = checkpoints.newest(folder / "checkpoints" / "language", print)
     assert saved is not None
     assert all(torch.isfinite(value).all() for value in saved.tensors["model"].values())
-
-
-# ----------------------------------------------------------------------------------------------- memory and a full disk
-
-
-def narrow(monkeypatch: pytest.MonkeyPatch, rows: int) -> list[int]:
-    """Let more rows at a time be too many for the memory; the rows of every attempt."""
-    backward, tried = Trainer.backward, []
-
-    def limited(self: Trainer, batch: Batch, counts: dict[str, int]) -> dict[str, Tensor]:
-        tried.append(len(batch.ids))
-        if tried[-1] > rows:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
-        return backward(self, batch, counts)
-
-    monkeypatch.setattr(Trainer, "backward", limited)
-    return tried
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_too_little_memory_means_smaller_parts_of_the_same_steps(
-    recipe: Recipe,
-    fresh: Fresh,
-    alone: Alone,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    workers: int,
-) -> None:
-    chosen = alone(recipe, "language", batch=7, accumulate=2, optimizer="adamw")
-    whole = losses(run(chosen, fresh("whole"), workers=0))
-    tried = narrow(monkeypatch, 2)
-    found = losses(run(chosen, fresh("narrow"), workers=workers))
-    assert [loss for *_, loss in found] == pytest.approx([loss for *_, loss in whole], rel=1e-5)
-    assert [rows for rows in tried if rows > 2] == [7, 3, 4][: len([rows for rows in tried if rows > 2])]
-    assert sum(rows for rows in tried if rows <= 2) >= 6 * 14
-    told = [line for line in capsys.readouterr().err.splitlines() if "too many for the memory" in line]
-    assert told == [f"{a} samples at a time are too many for the memory; {b} from now on" for a, b in [(7, 4), (4, 2)]]
-
-
-def test_too_little_memory_for_what_cannot_be_cut(
-    recipe: Recipe, fresh: Fresh, alone: Alone, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    narrow(monkeypatch, 0)
-    with pytest.raises(CapacityError, match=r"stage 'language': 1 samples at a time .* they cannot be cut further"):
-        list(run(alone(recipe, "language"), fresh("one"), workers=0))
-    pictures = alone(recipe, "encoder", objective={"clip": 1.0})
-    monkeypatch.setattr(Trainer, "backward", out_of_memory)
-    with pytest.raises(CapacityError, match=r"stage 'encoder': 2 samples at a time .* 'clip' needs them together"):
-        list(run(pictures, fresh("two"), workers=0))
-
-
-def out_of_memory(*_: object) -> None:
-    raise MemoryError
-
-
-def test_a_full_disk_is_told_and_three_times_in_a_row_end_the_run(
-    recipe: Recipe, folder: Path, alone: Alone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    chosen, write = alone(recipe, "language", steps=12, save_every=2), checkpoints.write_tensors
-
-    def full(path: Path, tensors: dict[str, Tensor]) -> None:
-        if "step-0000004" in str(path) or int(path.parent.name[-11:-4]) >= 8:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(path, tensors)
-
-    monkeypatch.setattr(checkpoints, "write_tensors", full)
-    with pytest.raises(
-        Unsaved, match=r"3 checkpoints in a row .*No space left on device.*each takes [\d,]+ bytes"
-    ) as end:
-        list(run(chosen, folder, workers=0))
-    assert end.value.exit_code == 75
-    err = capsys.readouterr().err
-    assert [step for step in range(13) if f"could not save step {step} (No space" in err] == [4, 8, 10, 12]
-    names = [path.name for path in checkpoints.listed(folder / "checkpoints" / "language")]
-    assert names == ["step-0000002", "step-0000006"]
 
 
 def test_a_checkpoint_from_elsewhere_is_passed_over(

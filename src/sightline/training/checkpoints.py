@@ -30,6 +30,18 @@ Rows = Callable[[str, str], tuple[int, int] | None]  # which rows of a group's t
 Files = dict[str, dict[str, Any]]
 
 
+class NoneWhole(CheckpointError):
+    """There are checkpoints, and none that a run could go on from."""
+
+    exit_code = 66
+
+
+class Busy(CapacityError):
+    """A folder is another trainer's, or cannot be written to."""
+
+    exit_code = 73
+
+
 @dataclass(frozen=True)
 class Saved:
     """What a checkpoint holds: tensors by group ("model", "optimizer", ...) and a JSON state."""
@@ -175,23 +187,24 @@ def newest(
 ) -> Saved | None:
     """The newest checkpoint that is whole and belongs here; others are passed over with a line to `warn`.
 
-    fits: what is wrong with a state, or nothing. CheckpointError where all that are whole belong elsewhere. Of several
+    fits: what is wrong with a state, or nothing. NoneWhole where there are some and none of them will do. Of several
     processes the first one chooses.
     """
     name, strange = distributed.gathered(_newest(folder, warn, fits) if distributed.first() else None)[0]
     if strange and name is None:
-        raise CheckpointError(strange)
+        raise NoneWhole(strange)
     return None if name is None else read(folder / name, rows)
 
 
 def _newest(folder: Path, warn: Callable[[str], None], fits: Callable[[dict[str, Any]], str]) -> tuple[str | None, str]:
     """The name of the newest that fits, and what is wrong with the last that does not."""
-    strange = ""
-    for path in reversed(listed(folder)):
+    there, strange = listed(folder), ""
+    for path in reversed(there):
         try:
             wrong = fits(check(path))
         except CheckpointError as error:
             warn(f"passed over a damaged checkpoint: {error}")
+            strange = strange or f"{folder}: none of its checkpoints is whole; without it the stage begins again"
             continue
         if not wrong:
             return path.name, strange
@@ -227,7 +240,7 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for one trainer; CapacityError names who holds it already. A dead holder's lock is free.
+    """Hold a folder for one trainer; Busy names who holds it already. A dead holder's lock is free.
 
     The lock belongs to the process and not to the open file: loader processes that outlive a killed trainer for a
     moment must not keep the next one out.
@@ -236,13 +249,13 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("a+")
     except OSError as error:
-        raise CapacityError(f"{folder}: cannot be written to ({error.strerror})") from None
+        raise Busy(f"{folder}: cannot be written to ({error.strerror})") from None
     with file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
-            raise CapacityError(f"{folder}: another trainer ({file.read().strip()}) is at work in it") from None
+            raise Busy(f"{folder}: another trainer ({file.read().strip()}) is at work in it") from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {os.uname().nodename}")
         file.flush()

@@ -6,6 +6,7 @@ Tensors are summed where they lie, by NCCL or gloo. Whatever else is told to one
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,11 +16,19 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
+from ..core.errors import SightlineError
+
 T = TypeVar("T")
 
 STARTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")  # what torchrun tells its processes
 TIMEOUT = timedelta(minutes=30)  # how long the others are waited for: an evaluation or a slow disk takes its time
 BUCKET = 1 << 25  # gradients that are summed at once
+
+
+class Lost(SightlineError):
+    """The other processes of a run have died, or do not answer."""
+
+    exit_code = 75
 
 
 def rank() -> int:
@@ -48,17 +57,34 @@ def device() -> str:
 
 
 @contextmanager
-def joined(timeout: timedelta = TIMEOUT) -> Iterator[None]:
-    """Within this context the processes that torchrun started are one run."""
+def joined() -> Iterator[None]:
+    """Within this context the processes that torchrun started are one run; Lost where others leave it too early."""
     if distributed.is_initialized() or not all(name in os.environ for name in STARTED):
         yield
         return
     gpus = torch.cuda.is_available()
     if gpus:
         torch.cuda.set_device(device())
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timeout)
-    yield
+    try:
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=TIMEOUT)
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
+            raise
+        raise Lost(_alone(error)) from None
     distributed.destroy_process_group()  # after an error nobody waits for the others: torchrun ends them
+
+
+def _alone(error: RuntimeError) -> str:
+    """Which process waits in vain for the others, and in what."""
+    frames = traceback.extract_tb(error.__traceback__)
+    calls = [f.name for f in frames if f.filename == distributed.distributed_c10d.__file__ and f.name != "wrapper"]
+    why = "did not answer in time" if "imed out" in str(error) or "imeout" in str(error) else "closed the connection"
+    me, count = os.environ["RANK"], os.environ["WORLD_SIZE"]
+    return (
+        f"process {me} of {count}: the others {why}{f' in {calls[0]}' if calls else ''}; "
+        "started again, the run goes on from its last checkpoint"
+    )
 
 
 def gathered(value: Any) -> list[Any]:

@@ -7,13 +7,12 @@ import math
 import random
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from ..core.errors import CapacityError, ConfigError, DataError, InputError, SightlineError
 from ..data.batch import Batch, Example, collate, pack, row_length, sizes_of
@@ -22,8 +21,8 @@ from ..data.processor import Processor, Seen
 from .preferences import preferred
 from .recipe import Source, Stage, check_sources
 from .settings import COMPARES, FROM_PAIRS
-from .signals import leave_to_parent
 from .sources import FilesSource, Sample, opened
+from .workers import NOWHERE, ahead, at, short_of_memory
 
 HELD = 32  # samples that a stage with a guard holds out
 TRIES = 16  # samples that are looked at in place of one that cannot be used
@@ -85,12 +84,13 @@ class Share:
         return max(high - low for k in range(stage.accumulate) for low, high in self.cuts(stage, k))
 
 
-class Batches(Dataset[Batch]):
+class Batches:
     """The micro-batches of one stage, by their number.
 
     A sample that cannot be used is replaced by another of its source, which one is a pure function as well. With
     `group`, so many batches share out their samples by length, so that each holds some of about the same; then every
     process makes the samples of whole groups. extra of a batch: "first", the place of its first sample in the step.
+    given_up: samples that are not tried again, by `place`, and why.
     """
 
     def __init__(
@@ -109,6 +109,7 @@ class Batches(Dataset[Batch]):
         self.mixture = Mixture(stage.data)
         opened.cache_clear()  # files may have changed since another run
         self.lengths = {name: length_of(name, sources[name]) for name in stage.data}
+        self.given_up: dict[int, str] = {}
         self.kept: dict[str, int] = {}  # rows of each file at the end of its first order, which are never learned from
         if stage.guard_every:
             self.kept = {name: min(HELD, length // 10) for name, length in self.lengths.items() if length}
@@ -119,7 +120,9 @@ class Batches(Dataset[Batch]):
 
     def shared(self, share: Share) -> "Batches":
         """The same batches, of which a process has another share."""
-        return Batches(self.stage, self.number, self.seed, self.sources, self.processor, share)
+        found = Batches(self.stage, self.number, self.seed, self.sources, self.processor, share)
+        found.given_up = self.given_up
+        return found
 
     def __getitem__(self, k: int) -> Batch:
         """All of micro-batch k, whoever learns from it."""
@@ -128,8 +131,8 @@ class Batches(Dataset[Batch]):
         (batch,) = self.parts(k, self.sorted(self.group(k)), Share())
         return batch
 
-    def __getitems__(self, numbers: Sequence[int]) -> list[Batch]:
-        """This process's batches of a whole group (torch's loader calls this by its name)."""
+    def together(self, numbers: Sequence[int]) -> list[Batch]:
+        """This process's batches of a whole group."""
         known = self.sorted(numbers)
         return [batch for k in numbers for batch in self.parts(k, known, self.share)]
 
@@ -168,28 +171,53 @@ class Batches(Dataset[Batch]):
         name, place = self.mixture(index)
         source, length = self.sources[name], self.lengths[name]
         if length is None:
-            sample = source(self.seed, 0, index)
-            return made_of(sample, self.processor)
+            self._begin(index, 0, name, (0, index))
+            found = made_of(source(self.seed, 0, index), self.processor)
+            at(NOWHERE)
+            return found
         epoch, place = divmod(place, length)
         passed: list[str] = []
         for attempt in range(TRIES):
-            where = permuted(place, length, f"{self.seed} {epoch} {attempt}") if attempt else place
+            row = self._row(
+                name, epoch, permuted(place, length, f"{self.seed} {epoch} {attempt}") if attempt else place
+            )
             told = ""
             try:
-                sample = self._row(name, epoch, where)
+                self._begin(index, attempt, name, row)
+                sample = source(self.seed, *row)
                 told = f"{sample.name}: "
                 return made_of(sample, self.processor, tuple(passed))
             except (DataError, InputError, CapacityError) as error:
                 passed.append(f"{told}{error}")
+            except Exception as error:  # what a reader did not foresee
+                if isinstance(error, SightlineError) or short_of_memory(error):
+                    raise
+                passed.append(f"{told or f'{self._name(name, row)}: '}{type(error).__name__}: {error}")
+            finally:
+                at(NOWHERE)
         raise DataError(f"source {name!r}: {TRIES} samples in a row cannot be used; the last is {passed[-1]}")
 
-    def _row(self, name: str, epoch: int, place: int) -> Sample:
-        """A sample of a file; where some are held out, every epoch is another order of the others."""
-        source, length = self.sources[name], self.lengths[name]
+    def _begin(self, index: int, attempt: int, name: str, row: tuple[int, int]) -> None:
+        """Say which sample is being made; DataError for one over which processes ended."""
+        place = index * TRIES + attempt
+        if place in self.given_up:
+            raise DataError(f"{self._name(name, row)}: {self.given_up[place]}")
+        at(place)
+
+    def _name(self, name: str, row: tuple[int, int]) -> str:
+        """What a sample of a file is called before it is read; of another source its place in the epoch."""
+        source, (epoch, place) = self.sources[name], row
+        if isinstance(source, FilesSource):
+            return source.reader.name(source.row(self.seed, epoch, place))
+        return f"sample {place} of source {name!r}"
+
+    def _row(self, name: str, epoch: int, place: int) -> tuple[int, int]:
+        """Epoch and place of a sample of a file; where some are held out, every epoch is an order of the others."""
+        length = self.lengths[name]
         if not self.kept.get(name):
-            return source(self.seed, epoch, place)
+            return epoch, place
         assert length is not None
-        return source(self.seed, 0, permuted(place, length, f"{self.seed} {epoch} held") if epoch else place)
+        return 0, permuted(place, length, f"{self.seed} {epoch} held") if epoch else place
 
     def held(self) -> list[Sample]:
         """Samples that the stage never learns from, in the shares of its mixture: of files few, else later ones."""
@@ -272,29 +300,17 @@ def batches(data: Batches, start: int, workers: int, group: int = 1) -> Generato
     the error that ended it.
     """
     firsts = range(start - start % group, len(data), group)
-    loader = DataLoader(
-        data,
-        batch_sampler=(range(first, min(first + group, len(data))) for first in firsts),  # type: ignore[arg-type]
-        collate_fn=list,
-        num_workers=workers,
-        prefetch_factor=max(1, 4 // group) if workers else None,
-        worker_init_fn=_one_thread if workers else None,
-    )
-    source = iter(loader)
+
+    def make(turn: int) -> list[Batch]:
+        return data.together(range(firsts[turn], min(firsts[turn] + group, len(data))))
+
     begun = range(start - start % group, start)  # of the first group, which a run that goes on has learned before
     skipped = sum(len(data.share.cuts(data.stage, k)) for k in begun)
-    try:
-        for found in source:
+    if not workers:
+        made = (make(turn) for turn in range(len(firsts)))
+    else:
+        made = ahead(make, len(firsts), workers, max(1, 4 // group), data.given_up.__setitem__)
+    with closing(made):
+        for found in made:
             yield from found[skipped:]
             skipped = 0
-    except SightlineError as error:  # a worker's comes with the way it took, of which people need the end
-        raise type(error)(str(error).splitlines()[-1].rpartition(f"{type(error).__name__}: ")[2]) from None
-    finally:
-        if workers:  # what fails in one of them holds on to the loader, and they, deaf to signals, would be waited for
-            source._shutdown_workers()  # type: ignore[attr-defined]
-
-
-def _one_thread(worker: int) -> None:
-    """A worker that shares the machine with a training step must not start threads of its own."""
-    torch.set_num_threads(1)
-    leave_to_parent()

@@ -180,8 +180,12 @@ class FilesSource:
         """How many samples an epoch has."""
         return len(self.reader)
 
+    def row(self, seed: int, epoch: int, index: int) -> int:
+        """Which row of the data set comes at a place of an epoch."""
+        return permuted(index, len(self.reader), f"{seed} {epoch}")
+
     def __call__(self, seed: int, epoch: int, index: int) -> Sample:
-        row = permuted(index, len(self.reader), f"{seed} {epoch}")
+        row = self.row(seed, epoch, index)
         found, name = self.reader[row], self.reader.name(row)
         if self.kind != "image-text":
             return Sample(found.conversation, name=name, chosen=found.chosen, rejected=found.rejected)

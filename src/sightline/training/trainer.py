@@ -1,6 +1,5 @@
 """The training loop: an iterator of steps that can be killed at any instant and goes on bit for bit."""
 
-import hashlib
 import sys
 import time
 from collections import Counter
@@ -28,8 +27,10 @@ from .objectives import Objective
 from .optim import Optimizers
 from .recipe import Recipe, Stage, freeze, learning_rates
 from .records import Metrics, PassedOver, tell
+from .saving import Unsaved, bytes_of, check_room, design, not_numbers
 from .settings import COMPARES, PREPARES
 from .signals import Signals
+from .workers import short_of_memory
 
 
 @dataclass(frozen=True)
@@ -54,33 +55,15 @@ class Step:
 
 
 class NonFinite(SightlineError):
-    """The loss or its gradients were not numbers, several times in a row."""
+    """The loss or its gradients were not numbers, several times in a row, or weights are none."""
 
     exit_code = 65
-
-
-class Unsaved(SightlineError):
-    """Checkpoints could not be written, several times in a row."""
-
-    exit_code = 75
 
 
 def recompute(model: VLM) -> None:
     """Let every block keep its input only, and be computed again when its gradients are asked for."""
     for block in (*model.encoder.blocks, *model.decoder.blocks):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
-
-
-def design(model: VLM, objective: Objective) -> str:
-    """What tells the weights of one model and objective from those of others: a digest of all names and shapes."""
-    everything = (*model.state_dict().items(), *objective.state_dict().items())
-    shapes = "\n".join(f"{name} {list(value.shape)}" for name, value in everything)
-    return hashlib.sha256(shapes.encode()).hexdigest()[:16]
-
-
-def short_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice; torch has no kind of its own for that on a CPU."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def tokens_of(batch: Batch) -> int:
@@ -170,7 +153,13 @@ class Trainer:
         return sharding.rows(known.get(name.rsplit("/", 1)[0]))
 
     def save(self) -> bool:
-        """Write a checkpoint; a full disk is told and the run goes on with the last good one, for a while."""
+        """Write a checkpoint; a full disk is told and the run goes on with the last good one, for a while.
+
+        Weights that are not numbers are never saved: they stay so, and the run goes on from the last good one instead.
+        """
+        bad = not_numbers((self.model, self.objective))
+        if distributed.most(int(bool(bad))):
+            raise NonFinite(f"step {self.step}: weights are not numbers{bad and f', such as {bad}'}; it is not saved")
         everything = {
             "model": self.model.state_dict(),
             "objective": self.objective.state_dict(),
@@ -321,10 +310,13 @@ class Trainer:
     def run(
         self, processor: Processor, workers: int = 1, evaluate: Callable[[VLM], dict[str, float]] | None = None
     ) -> Iterator[Step]:
-        """Steps until the stage is done; a TERM or INT signal finishes the step, saves and ends the process."""
+        """Steps until the stage is done; a TERM, INT or USR1 finishes the step, saves and ends the process."""
         share = Share(distributed.rank(), distributed.size())
         self.data = Batches(self.stage, self.number, self.recipe.seed, self.recipe.sources, processor, share)
         metrics, passed = Metrics(self.folder), PassedOver(self.folder, self.stage.max_bad)
+        if self.step < self.stage.steps:
+            size = bytes_of((self.model, self.objective), self.parameters.values())
+            distributed.led(lambda: check_room(self.saved, size))
         self.keep_features()
         guard = Guard(self.data) if self.stage.guard_every else None
         with Signals() as signals, ExitStack() as stack:
