@@ -14,7 +14,7 @@ WORKERS ?= 2
 QUIET := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 PYTEST := $(QUIET) $(BIN)/python -m pytest
 
-.PHONY: install demo test test-slow crash parity check fix bench clean
+.PHONY: install demo test test-slow crash parity check fix catalogue bench clean
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
@@ -56,6 +56,10 @@ check: $(INSTALLED)
 fix: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# the list of models as a file, after a row was added or changed
+catalogue: $(INSTALLED)
+	$(BIN)/python -m sightline.zoo.catalogue
 
 bench: $(INSTALLED)
 	set -e; for script in benchmarks/bench_*.py benchmarks/eval_scenes.py; do $(BIN)/python $$script; done

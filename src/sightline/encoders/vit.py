@@ -155,6 +155,9 @@ class ViTConfig:
 
     def check(self) -> None:
         """ConfigError for settings that contradict each other."""
+        for name in ("image_size", "patch_size", "width", "heads", "mlp", "channels"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} of an encoder is {getattr(self, name)}, expected at least 1")
         if not self.taken or not all(0 <= depth <= self.depth for depth in self.taken):
             raise ConfigError(f"layer {self.layer} of {self.depth} blocks, expected {-1 - self.depth} to -1")
         if self.keep_prefix and not self.prefix:

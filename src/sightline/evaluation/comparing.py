@@ -40,8 +40,8 @@ from ..training.records import whole
 from ..training.run import final_model, initial_model, objective_of, processor_of, run, tokenizer_of
 from ..training.sources import ScenesSource
 from ..training.trainer import Step, Trainer
-from ..zoo.describe import short
 from ..zoo.hollow import hollow
+from ..zoo.numbers import short
 from .scenes import evaluate
 
 Budget = Literal["steps", "operations"]
