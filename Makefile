@@ -17,7 +17,7 @@ PYTEST := $(QUIET) $(BIN)/python -m pytest
 # What T1 to T15 of docs/training.md hold, the long forms too
 CRASH := kill checkpoints resuming stopping workers shortages bad_samples trainer distributed
 
-.PHONY: install demo test test-slow crash parity check fix bench clean
+.PHONY: install demo test test-slow crash parity check fix catalogue bench clean
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
@@ -59,6 +59,10 @@ check: $(INSTALLED)
 fix: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# the list of models as a file, after a row was added or changed
+catalogue: $(INSTALLED)
+	$(BIN)/python -m sightline.zoo.catalogue
 
 bench: $(INSTALLED)
 	set -e; for script in benchmarks/bench_*.py benchmarks/eval_scenes.py; do $(BIN)/python $$script; done

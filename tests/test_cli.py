@@ -249,6 +249,21 @@ def test_truncated_jpeg(share: float, model: tuple[str, ...], tmp_path: Path) ->
     assert re.search("damaged or cut off|not a picture", message)
 
 
+def test_nothing_on_stdin(model: tuple[str, ...]) -> None:
+    assert refused(run("ask", "-", "how many?", *model)) == "stdin is empty, expected the bytes of a picture"
+
+
+def test_an_empty_name_is_not_the_default_model(picture: Path) -> None:
+    assert "the name of the model is empty" in refused(run("ask", picture, "how many?", "--model", ""))
+    assert "the name of the model is empty" in refused(run("show", ""))
+
+
+def test_a_picture_is_no_file_of_questions(model: tuple[str, ...], picture: Path, tmp_path: Path) -> None:
+    message = refused(run("answer", picture, "--out", tmp_path / "a.jsonl", *model))
+    assert message == f"{picture}: no line is a row of questions, expected JSON objects, one a line"
+    assert not (tmp_path / "a.jsonl").exists()
+
+
 @pytest.mark.parametrize("question", ["", "  \t"])
 def test_empty_question(question: str, model: tuple[str, ...], picture: Path) -> None:
     assert refused(run("ask", picture, question, *model)) == "the question is empty, expected some words"
@@ -311,7 +326,7 @@ def test_settings_that_make_no_sense(words: tuple[str, str], message: str, tiny_
 def test_a_drawing_that_cannot_be_written(tiny_folder: Path, picture: Path, tmp_path: Path) -> None:
     words = ("ask", picture, "how many?", "--model", tiny_folder, "--draw")
     assert "drawn.png: its folder does not exist" in refused(run(*words, tmp_path / "none" / "drawn.png"))
-    assert "drawn.xyz: unknown kind of picture '.xyz'" in refused(run(*words, tmp_path / "drawn.xyz"))
+    assert "drawn.xyz: a drawing cannot be of the kind '.xyz'" in refused(run(*words, tmp_path / "drawn.xyz"))
     (tmp_path / "taken.png").mkdir()
     done = run(*words, tmp_path / "taken.png")
     assert done.code == 2
@@ -404,7 +419,7 @@ def test_models_lists_what_can_be_loaded() -> None:
     done = run("models")
     assert re.search(
         r"^llava-1\.5-7b +7\.06 G +CLIP ViT-L/14 336 → MLP of 2 layers → Vicuna 7B v1\.5\n"
-        r"    LLaVA-1\.5; licence Llama 2; llava-hf/llava-1\.5-7b-hf; not here\n    logits, greedy tokens",
+        r"    LLaVA-1\.5; licence Llama 2; llava-hf/llava-1\.5-7b-hf at b234b804b114; not here\n    logits, gre",
         done.out,
         re.M,
     )
@@ -412,6 +427,16 @@ def test_models_lists_what_can_be_loaded() -> None:
     rows = json.loads(run("models", "--json").out)
     keys = "name family encoder fusion llm parameters licence source proof revision here"
     assert set(keys.split()) == set(rows[0])
+
+
+def test_nobody_reads_on() -> None:
+    """As after `| head`: quiet, and no error."""
+    for words in ("models --json", "models", "show llava-1.5-7b", "--help"):
+        command = f"{sys.executable} -m sightline {words}"
+        done = subprocess.run(
+            ["bash", "-c", f"set -o pipefail; {command} | (exec 0<&-; sleep 0.1)"], capture_output=True, check=False
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 def test_show_needs_no_weights(tiny_folder: Path) -> None:

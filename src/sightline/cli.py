@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 class Verbs(TyperGroup):
     """The verbs, whose errors are one line on stderr and an exit code."""
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:  # nobody reads on, as after `| head`: what is left goes nowhere, and that is no error
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        return result
+
     def main(self, *args: Any, **more: Any) -> NoReturn:
         try:
             code = super().main(*args, **{**more, "standalone_mode": False})
@@ -32,9 +41,6 @@ class Verbs(TyperGroup):
             fail(str(error), error.exit_code)
         except typer.Abort:
             fail("interrupted", 130)
-        except BrokenPipeError:
-            sys.stdout = None  # nobody reads on, so nothing is flushed at the end
-            sys.exit(0)
         except OSError as error:
             fail(f"{error.filename or 'writing'}: {(error.strerror or str(error)).lower()}")
         except MemoryError:
@@ -171,13 +177,11 @@ def answer(
 @app.command()
 def models(as_json: AsJson = False) -> None:
     """List what can be loaded: what it is made of, where it is from, how that was proven, whether it is here."""
-    from dataclasses import asdict
-
-    from .zoo.names import listed
+    from .zoo.catalogue import listed
 
     rows = listed()
     if as_json:
-        print(json.dumps([asdict(row) for row in rows]))
+        print(json.dumps([row.to_dict() for row in rows]))
         return
     room = max(len(row.name) for row in rows)
     for row in rows:
@@ -190,11 +194,12 @@ def pull(
     folder: Annotated[Path | None, typer.Option(help="Where to; without it a cache that NAME is looked up in.")] = None,
 ) -> None:
     """Bring the weights of a published model from the hub; a pull that was stopped goes on."""
-    from .zoo.pull import pull as bring
+    from .zoo.pull import origin, pull as bring
 
     with _progress("pulling", data=True) as progress:
         where = bring(name, folder, progress)
     print(where)
+    _tell(origin(where))
 
 
 @app.command()
@@ -324,7 +329,11 @@ def _sides(size: str) -> tuple[int, int]:
 
 def _picture(path: str) -> str | bytes:
     """A path, or for `-` the bytes of stdin."""
-    return sys.stdin.buffer.read() if path == "-" else path
+    if path != "-":
+        return path
+    if not (data := sys.stdin.buffer.read()):
+        raise InputError("stdin is empty, expected the bytes of a picture")
+    return data
 
 
 def _asked() -> str:

@@ -1,5 +1,6 @@
 """Places drawn onto a picture: where they are, labelled, inside the picture, the original untouched."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,14 @@ def test_labels_stay_inside(corner: tuple[int, int]) -> None:
     assert with_label.sum() > changed(Box(x, y, x + 9, y + 9, FRAME)).sum() + 100
 
 
+@pytest.mark.parametrize(("size", "labelled"), [((200, 160), True), ((48, 30), False), ((3, 400), False)])
+def test_a_label_that_would_cover_a_tiny_picture_is_left_out(size: tuple[int, int], labelled: bool) -> None:
+    picture, frame = PIL.Image.new("RGB", size, "white"), Frame(*size)
+    box = Box(0, size[1] / 2, size[0], size[1], frame)
+    plain, named = (draw_places(picture, [replace(box, label=label)]) for label in ("", "red circle"))
+    assert (plain.tobytes() != named.tobytes()) == labelled
+
+
 def test_two_places_have_two_colours() -> None:
     picture = PIL.Image.new("RGB", (200, 160), "white")
     drawn = draw_places(picture, [Box(10, 10, 50, 50, FRAME), Box(90, 90, 150, 150, FRAME)])
@@ -57,7 +66,8 @@ def test_no_places_no_change() -> None:
 
 def test_names_that_cannot_be_written_are_told_beforehand(tmp_path: Path) -> None:
     check_drawing(tmp_path / "a.JPG")
-    with pytest.raises(InputError, match="unknown kind of picture ''"):
-        check_drawing(tmp_path / "a")
+    for name in ("a", "a.gif", "a.pdf"):  # a GIF has 256 colours
+        with pytest.raises(InputError, match=r"cannot be of the kind .*, expected \.png, \.jpg, \.jpeg, \.webp"):
+            check_drawing(tmp_path / name)
     with pytest.raises(InputError, match="its folder does not exist"):
         check_drawing(tmp_path / "none" / "a.png")

@@ -220,6 +220,21 @@ def test_an_empty_question_is_told(model: Assistant, picture: PIL.Image.Image, q
         model.ask(picture, question)
 
 
+def test_what_is_no_question_and_no_setting_is_told(model: Assistant, picture: PIL.Image.Image) -> None:
+    with pytest.raises(InputError, match="the question is of the type NoneType, expected words"):
+        model.ask(picture, None)  # type: ignore[arg-type]
+    for ask in (model.ask, lambda *words, **settings: list(model.stream(*words, **settings))):
+        with pytest.raises(InputError, match="unknown setting 'max_tokens'; did you mean 'max_new_tokens'"):
+            ask(picture, "how many?", max_tokens=3)
+        with pytest.raises(InputError, match="temperature is 'x', expected 0"):
+            ask(picture, "how many?", temperature="x")
+
+
+def test_a_question_without_a_picture_is_answered(model: Assistant) -> None:
+    answer = model.ask(None, "how many?", max_new_tokens=2)
+    assert answer.error is None and answer.usage["image_tokens"] == 0
+
+
 def test_the_low_level_door_continues_as_the_assistant_does(model: Assistant, picture: PIL.Image.Image) -> None:
     example = model.engine.processor(conversation(picture, "how many?"))
     inputs = {"input_ids": example.ids[None], "pixel_values": torch.stack(example.pixels)}
@@ -232,7 +247,7 @@ def test_the_low_level_door_continues_as_the_assistant_does(model: Assistant, pi
 
 
 def test_the_default_model_is_asked_for_without_a_name(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> None:
-    monkeypatch.setattr("sightline.zoo.names.ASSETS", tiny_folder.parent)
+    monkeypatch.setattr("sightline.zoo.catalogue.ASSETS", tiny_folder.parent)
     monkeypatch.setattr("sightline.zoo.names.DEFAULT", "tiny")
     assert sightline.load().name == "tiny"
     assert sightline.load("tiny").name == "tiny"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sightline import InputError, Sampling
-from sightline.serving.sampling import Chooser, kept
+from sightline.serving.sampling import Chooser, kept, sampling_of
 
 LOGITS = torch.tensor([0.5, 2.0, -1.0, 1.0, -math.inf, 1.9])
 P = LOGITS.double().softmax(-1)
@@ -109,3 +109,23 @@ def test_the_probability_told_is_the_model_s_own(settings: dict[str, float]) -> 
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Sampling(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": "x"}, "temperature is 'x', expected 0"),
+        ({"temperature": None}, "temperature is None, expected 0"),
+        ({"top_p": "1"}, "top_p is '1', expected above 0"),
+        ({"max_new_tokens": -1}, "max_new_tokens is -1, expected a whole number of at least 1"),
+        ({"max_new_tokens": "3"}, "max_new_tokens is '3', expected a whole number"),
+        ({"seed": "red"}, "seed is 'red', expected a whole number"),
+        ({"stop": 3}, "stop is 3, expected a list of texts"),
+        ({"stop": "end"}, "stop is 'end', expected a list of texts"),
+        ({"temprature": 1.0}, "unknown setting 'temprature'; did you mean 'temperature'?"),
+    ],
+)
+def test_settings_of_the_wrong_type_are_told(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        sampling_of(settings)
+    assert str(caught.value).startswith(message)

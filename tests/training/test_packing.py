@@ -164,6 +164,12 @@ def test_packing_leaves_less_than_a_twentieth_of_padding(mixed: Recipe, tokenize
     assert alone > 0.3 and packed < 0.05 and small < 0.05
 
 
+def test_rows_that_hold_no_conversation_are_refused(mixed: Recipe, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    _, data = staged(mixed, tokenizer, tmp_path, packing=5)
+    with pytest.raises(ConfigError, match=r"packing is 5, but the shortest conversation of a batch has \d+ tokens"):
+        data[0]
+
+
 @pytest.mark.parametrize("changes", [{}, {"group": 2}, {"recompute": True}], ids=str)
 def test_a_packed_stage_steps_as_an_unpacked_one(
     mixed: Recipe, tokenizer: Tokenizer, tmp_path: Path, changes: dict[str, Any]

@@ -13,7 +13,7 @@ from sightline.training.adapters import Lora
 from sightline.training.cost import Cost, Usual, cost, usual
 from sightline.training.plan import STATE, lasting, plan
 from sightline.training.recipe import Recipe, freeze, learning_rates
-from sightline.zoo.describe import short
+from sightline.zoo.numbers import short
 
 
 def test_every_stage_is_told_with_what_it_learns() -> None:

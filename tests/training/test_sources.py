@@ -76,7 +76,7 @@ def test_questions_are_answered_by_words_or_by_places() -> None:
 
 
 def test_plain_samples_ask_the_kinds_that_are_wanted_about_objects_that_all_differ() -> None:
-    source = ScenesSource(kind="plain", first=3, asks=("color",), distinct=True)
+    source = ScenesSource(kind="plain", first=3, grown=10**9, asks=("color",), distinct=True)
     for index in range(20):
         talk = source(0, 0, index).conversation
         asked, answers = [m.text for m in talk[::2]], [m.text for m in talk[1::2]]
@@ -103,6 +103,14 @@ def test_scenes_grow_with_the_index() -> None:
     assert all(source(0, 0, k).dense["object"].sum() <= 2 for k in range(40))
     assert objects(0) < objects(500) < objects(5000)
     assert max(source(0, 0, 5000 + k).dense["object"].sum() for k in range(40)) > 10
+
+
+def test_scenes_that_do_not_grow_begin_with_all_objects() -> None:
+    with pytest.raises(ConfigError, match="first is 2, but scenes of 12 objects come at once; set grown as well"):
+        ScenesSource(kind="pictures", first=2)
+    for first in (0, 13):
+        with pytest.raises(ConfigError, match=f"first is {first} objects, expected 1 to 12"):
+            ScenesSource(kind="pictures", first=first, grown=10)
 
 
 def test_training_never_meets_the_scenes_of_evaluation(recipe: Recipe) -> None:

@@ -120,6 +120,9 @@ def test_a_configuration_that_contradicts_its_weights(
         ("text_config", {"hidden_size": "wide"}, "its values describe no llava model"),
         ("vision_config", {"hidden_size": "wide"}, "no llava model (width = 'wide': input should be a valid integer"),
         ("text_config", {"num_attention_heads": 0}, "a decoder's sizes are at least 1"),
+        ("vision_config", {"num_attention_heads": 0}, "heads of an encoder is 0, expected at least 1"),
+        ("vision_config", {"patch_size": 0}, "patch_size of an encoder is 0, expected at least 1"),
+        ("vision_config", {"image_size": -28}, "image_size of an encoder is -28, expected at least 1"),
         ("text_config", {"num_key_value_heads": 3}, "4 heads cannot share 3 heads of keys alike"),
         ("text_config", {"model_type": "lama"}, "language model of type 'lama'; did you mean 'llama'?"),
         ("vision_config", {"hidden_act": "gelo"}, "unknown activation 'gelo'; did you mean 'gelu'?"),
@@ -185,6 +188,21 @@ def test_small_files_that_are_damaged(folder: Path, file: str, content: str) -> 
     (folder / file).write_text(content)
     code, _, told = asked(folder)
     assert (code, len(told.splitlines())) == ((2, 1) if code else (0, len(told.splitlines())))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("generation_config.json", "{", "generation_config.json: not readable as JSON"),
+        ("chat_template.json", "[", "chat_template.json: not readable as JSON"),
+        ("chat_template.jinja", "{% for %}{{ c['type'] }}", "the chat template cannot be read"),
+        ("chat_template.jinja", "{% for %}", "the chat template cannot be read"),
+        ("tokenizer_config.json", '{"chat_template": 7}', "chat_template is 7, expected"),
+    ],
+)
+def test_files_that_say_how_it_talks_are_not_passed_over(folder: Path, file: str, content: str, message: str) -> None:
+    (folder / file).write_text(content)
+    assert message in refused(folder)
 
 
 @pytest.mark.parametrize(

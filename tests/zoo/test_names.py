@@ -5,27 +5,26 @@ from pathlib import Path
 import pytest
 
 from sightline.core.errors import CheckpointError, ConfigError
-from sightline.model import VLM
-from sightline.zoo import names
+from sightline.zoo import catalogue, names
+from sightline.zoo.catalogue import shipped
 from sightline.zoo.checkpoint import write
 from sightline.zoo.families import ROWS
-from sightline.zoo.hollow import hollow
-from sightline.zoo.names import COLUMNS, describe_named, listed, locate, shipped
+from sightline.zoo.names import describe_named, locate
 from sightline.zoo.pull import pullable
 
 
 @pytest.fixture
 def assets(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> Path:
     """An installation whose only model inside is called `tiny`."""
-    monkeypatch.setattr(names, "ASSETS", tiny_folder.parent)
+    monkeypatch.setattr(catalogue, "ASSETS", tiny_folder.parent)
     return tiny_folder.parent
 
 
 def test_models_inside_the_installation_go_by_their_names(assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert shipped() == ["tiny"]
+    assert shipped() == {"tiny": assets / "tiny"}
     assert locate("tiny") == assets / "tiny"
     monkeypatch.setattr(names, "DEFAULT", "tiny")
-    assert locate() == locate(None) == locate("") == assets / "tiny"
+    assert locate() == locate(None) == assets / "tiny"
     assert describe_named().name == "tiny"
 
 
@@ -44,6 +43,7 @@ def test_any_folder_is_a_model_by_its_path(tiny_folder: Path, tmp_path: Path) ->
         ("llava15-7b", "no model and no folder 'llava15-7b'; did you mean 'llava-1.5-7b'?"),
         ("paligemma-3b-mix-223", "did you mean 'paligemma-3b-mix-224'?"),
         ("zzz", "no model and no folder 'zzz'; known: "),
+        ("", "the name of the model is empty, expected one that `sightline models` lists, or a folder"),
         ("x" * 5000, "no model and no folder 'xxx"),  # longer than a file system allows
         ("a\0b", "no model and no folder "),
     ],
@@ -67,31 +67,9 @@ def test_published_models_are_known_but_not_here(name: str) -> None:
 
 
 def test_a_broken_installation_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(names, "ASSETS", tmp_path)
+    monkeypatch.setattr(catalogue, "ASSETS", tmp_path)
     with pytest.raises(CheckpointError, match="the default model is missing from this installation"):
         locate()
-
-
-def test_every_model_of_the_list_says_what_it_is(assets: Path) -> None:
-    rows = {row.name: row for row in listed()}
-    assert list(rows) == ["tiny", *ROWS]
-    assert rows["tiny"].made == "ViT of 2 blocks → projector → decoder of 2 blocks"
-    assert all(row.licence and row.source and row.proof for row in rows.values())
-    for name in ("llava-1.5-7b", "paligemma-3b-pt-224"):
-        with hollow():
-            assert rows[name].parameters == sum(p.numel() for p in VLM(ROWS[name].model).parameters())
-
-
-def test_the_list_is_read_in_a_hundred_columns(assets: Path) -> None:
-    rows = listed()
-    room = max(len(row.name) for row in rows)
-    for row in rows:
-        lines = row.lines(room)
-        assert max(map(len, lines)) <= COLUMNS == 100
-        told = " ".join(" ".join(lines).split())
-        parts = (row.name, row.family, row.encoder, row.fusion, row.llm, row.licence, row.source, row.proof)
-        assert all(" ".join(part.split()) in told for part in parts)
-        assert ("; here" in told) == row.here == (row.name == "tiny")
 
 
 def test_a_part_alone_is_not_described_as_a_model(tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ import pytest
 
 from sightline.core.errors import CapacityError, CheckpointError, ConfigError, InputError, RemoteError
 from sightline.zoo import pull as pulling
+from sightline.zoo.catalogue import is_here, listed
 from sightline.zoo.checkpoint import write_json, write_pieces
 from sightline.zoo.families import ROWS
-from sightline.zoo.names import is_here, listed, locate
-from sightline.zoo.pull import pull
+from sightline.zoo.names import locate
+from sightline.zoo.pull import origin, pull
+from sightline.zoo.revisions import REVISIONS
 
 pytest.importorskip("huggingface_hub")
 COMMIT = "c" * 40
@@ -115,6 +117,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> I
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delitem(REVISIONS, ROWS[NAME].source)
     yield Here
     server.shutdown()
     server.server_close()
@@ -155,10 +158,18 @@ def test_a_pulled_model_answers_by_its_name(hub: type[Server]) -> None:
 
 
 def test_a_revision_is_pinned(hub: type[Server], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(ROWS, NAME, replace(ROWS[NAME], revision="abc123"))
+    pull(NAME, tmp_path / "newest")
+    newest = f"llava-hf/llava-1.5-7b-hf at {COMMIT[:12]} (the newest of main; no commit of it is pinned)"
+    assert origin(tmp_path / "newest") == newest
+    monkeypatch.setitem(REVISIONS, ROWS[NAME].source, "abc123")
+    hub.asked.clear()
     pull(NAME, tmp_path / "here")
     assert hub.asked[0] == "revision abc123"
     assert json.loads((tmp_path / "here" / "source.json").read_text())["revision"] == "abc123"
+    assert origin(tmp_path / "here") == f"llava-hf/llava-1.5-7b-hf at {COMMIT[:12]} (pinned)"
+    monkeypatch.setitem(REVISIONS, ROWS[NAME].source, COMMIT)
+    before = list(hub.asked)
+    assert pull(NAME, tmp_path / "newest") == tmp_path / "newest" and hub.asked == before  # it is that commit already
 
 
 def test_a_pull_that_was_stopped_goes_on(hub: type[Server], tmp_path: Path) -> None:

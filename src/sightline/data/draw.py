@@ -12,12 +12,14 @@ from ..core.geometry import Box, Point
 # eight colours that are told apart on most pictures, also by people who do not see red and green alike (Okabe and Ito)
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 
+KINDS = (".png", ".jpg", ".jpeg", ".webp")  # that keep the colours of a picture
+MOST = 0.15  # of a picture that a label may cover
+
 
 def check_drawing(path: Path) -> None:
-    """InputError for a file name that no picture can be written under, told before any work is done."""
-    kinds = PIL.Image.registered_extensions()
-    if kinds.get(path.suffix.lower()) not in PIL.Image.SAVE:
-        raise InputError(f"{path}: unknown kind of picture {path.suffix!r}, expected .png, .jpg or .webp")
+    """InputError for a file name that no drawing is written under, told before any work is done."""
+    if path.suffix.lower() not in KINDS:
+        raise InputError(f"{path}: a drawing cannot be of the kind {path.suffix!r}, expected {', '.join(KINDS)}")
     if not path.parent.is_dir():
         raise InputError(f"{path}: its folder does not exist")
 
@@ -25,7 +27,8 @@ def check_drawing(path: Path) -> None:
 def draw_places(picture: PIL.Image.Image, boxes: Sequence[Box] = (), points: Sequence[Point] = ()) -> PIL.Image.Image:
     """A copy of a picture with its places outlined and labelled, lines and letters in proportion to its size.
 
-    Places are in pixels of the picture; each gets the next of eight colours.
+    Places are in pixels of the picture; each gets the next of eight colours. A label that would cover much of a tiny
+    picture is left out.
     """
     canvas = picture.convert("RGB")
     pen = ImageDraw.Draw(canvas)
@@ -57,6 +60,8 @@ def _tag(
     """White words on a filled strip that ends where the place begins, moved inside the picture."""
     left, top, right, bottom = pen.textbbox((0, 0), label, font=font)
     width, height = right - left + 6, bottom - top + 4
+    if width > size[0] or width * height > MOST * size[0] * size[1]:
+        return
     x = min(max(corner[0], 0), max(size[0] - width, 0))
     y = corner[1] - height if corner[1] >= height else corner[1]
     pen.rectangle((x, y, x + width, y + height), fill=color)

@@ -104,6 +104,9 @@ class ViTConfig:
     tiles: TilesConfig | None = None  # a picture is a canvas of tiles of the published size (`encoders.tiles`)
 
     def __post_init__(self) -> None:
+        for name in ("image_size", "patch_size", "width", "heads", "mlp", "channels"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} of an encoder is {getattr(self, name)}, expected at least 1")
         if not self.taken or not all(0 <= depth <= self.depth for depth in self.taken):
             raise ConfigError(f"layer {self.layer} of {self.depth} blocks, expected {-1 - self.depth} to -1")
         if self.keep_prefix and not self.prefix:

@@ -30,7 +30,7 @@ from ..training.records import whole
 from ..training.run import final_model, initial_model, objective_of, processor_of, run, tokenizer_of
 from ..training.sources import ScenesSource
 from ..training.trainer import Step, Trainer
-from ..zoo.describe import short
+from ..zoo.numbers import short
 from .designs import Price, price, stretched, with_fusion
 from .scenes import evaluate
 

@@ -58,7 +58,7 @@ def answer_file(
     Raises DataError when `out` answers questions that the file does not ask or holds another model's answers,
     CapacityError while another run writes it.
     """
-    asked = list(read_questions(questions))
+    asked = read_questions(questions)
     with _opened(out) as file:
         done, whole = _read_answers(file, out, model.label)
         left = _left(asked, Counter(done), out)
@@ -76,26 +76,31 @@ def answer_file(
     return Summary(len(asked), skipped, errors)
 
 
-def read_questions(path: Path) -> Iterator[_Question]:
-    """The rows of a JSONL file, blank lines left out; a line that is no row carries its problem."""
+def read_questions(path: Path) -> list[_Question]:
+    """The rows of a JSONL file, blank lines left out; a line that is no row carries its problem.
+
+    Raises DataError for a file that cannot be read or in which no line is a row.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(
             f"{path}: {(error.strerror or 'cannot be read').lower()}, expected a file of questions"
         ) from None
-    for number, line in enumerate(data.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            yield _Question({"line": number}, f"line {number} is not JSON")
-            continue
-        if isinstance(row, dict):
-            yield _Question(row)
-        else:
-            yield _Question({"line": number}, f"line {number} is {type(row).__name__}, expected an object")
+    found = [_question(number, line) for number, line in enumerate(data.splitlines(), 1) if line.strip()]
+    if found and all(question.problem for question in found):
+        raise DataError(f"{path}: no line is a row of questions, expected JSON objects, one a line")
+    return found
+
+
+def _question(number: int, line: bytes) -> _Question:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return _Question({"line": number}, f"line {number} is not JSON")
+    if not isinstance(row, dict):
+        return _Question({"line": number}, f"line {number} is {type(row).__name__}, expected an object")
+    return _Question(row)
 
 
 def answer_rows(model: Talker, asked: Sequence[_Question], folder: Path, sampling: Sampling) -> list[Row]:

@@ -21,7 +21,7 @@ from ..zoo.processors import load_processor
 from ..zoo.published import Published, load_published
 from .engine import Engine, Reply
 from .remote import is_remote
-from .sampling import Sampling
+from .sampling import Sampling, sampling_of
 from .talker import Answer, Picture, Stream, Talker, pictures
 
 
@@ -60,7 +60,7 @@ class Assistant(Talker):
 
     def stream_chat(self, talk: Conversation, **sampling: Any) -> Stream:
         """As `chat`, piece by piece."""
-        pieces, processor = self.engine.stream(talk, Sampling(**sampling)), self.engine.processor
+        pieces, processor = self.engine.stream(talk, sampling_of(sampling)), self.engine.processor
         return Stream(piece if isinstance(piece, str) else _answer(piece, processor) for piece in pieces)
 
     def said(self, answer: Answer, image: int = 0) -> Message:

@@ -1,12 +1,14 @@
 """How the next token is chosen: greedily, or drawn with a temperature from the likeliest, by a seed of its own."""
 
 import hashlib
-import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..core.config import nearest
 from ..core.errors import InputError
 
 
@@ -22,15 +24,26 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens is {self.max_new_tokens}, expected a whole number of at least 1")
-        if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 100):
-            raise InputError(f"temperature is {self.temperature}, expected 0 (greedy) to 100")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p is {self.top_p}, expected above 0 and at most 1")
-        if isinstance(self.stop, str) or not all(isinstance(text, str) for text in self.stop):
+            raise InputError(f"max_new_tokens is {self.max_new_tokens!r}, expected a whole number of at least 1")
+        if not (isinstance(self.temperature, int | float) and 0 <= self.temperature <= 100):
+            raise InputError(f"temperature is {self.temperature!r}, expected 0 (greedy) to 100")
+        if not (isinstance(self.top_p, int | float) and 0 < self.top_p <= 1):
+            raise InputError(f"top_p is {self.top_p!r}, expected above 0 and at most 1")
+        if not isinstance(self.seed, int):
+            raise InputError(f"seed is {self.seed!r}, expected a whole number")
+        if not isinstance(self.stop, list | tuple) or not all(isinstance(text, str) for text in self.stop):
             raise InputError(f"stop is {self.stop!r}, expected a list of texts")
         if any(not text for text in self.stop):
             raise InputError("a stop text is empty, expected some letters")
+
+
+def sampling_of(given: Mapping[str, Any]) -> Sampling:
+    """Settings by their names; InputError for an unknown one tells the nearest."""
+    known = [field.name for field in fields(Sampling)]
+    for name in given:
+        if name not in known:
+            raise InputError(f"unknown setting {name!r}{nearest(name, known)}")
+    return Sampling(**given)
 
 
 class Chooser:

@@ -13,7 +13,7 @@ from ..core.errors import InputError, SightlineError
 from ..core.geometry import Box, Point
 from ..core.sequence import Conversation, Image, Message, Text, Video, ask
 from ..data.media import open_media
-from .sampling import Sampling
+from .sampling import Sampling, sampling_of
 
 Picture = str | Path | bytes | PIL.Image.Image | np.ndarray | Image | Video
 
@@ -114,7 +114,7 @@ class Talker(ABC):
         """As `chat`, piece by piece."""
 
     def ask(self, image: Picture | Sequence[Picture] | None, question: str, **sampling: Any) -> Answer:
-        """Answer one question about a picture, several, or none.
+        """Answer one question about a picture, several, or none: without one the language model answers alone.
 
         Pictures are paths, encoded bytes, Pillow pictures or arrays [height, width, 3] of uint8; a film, such as an
         animated GIF or a folder of frames, is some of its frames. `sampling` are the fields of `Sampling`. Raises
@@ -128,7 +128,7 @@ class Talker(ABC):
 
     def chat(self, talk: Conversation, **sampling: Any) -> Answer:
         """Answer the last message of a conversation, which must be the user's."""
-        answer = self.answer([talk], Sampling(**sampling))[0]
+        answer = self.answer([talk], sampling_of(sampling))[0]
         if answer.error is not None:
             raise answer.error
         return answer
@@ -140,6 +140,8 @@ class Talker(ABC):
 
 def conversation(image: Picture | Sequence[Picture] | None, question: str) -> Conversation:
     """The conversation of one question about some pictures."""
+    if not isinstance(question, str):
+        raise InputError(f"the question is of the type {type(question).__name__}, expected words")
     if not question.strip():
         raise InputError("the question is empty, expected some words")
     return ask(question, *pictures(image))

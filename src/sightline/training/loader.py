@@ -255,7 +255,8 @@ def made_of(sample: Sample, processor: Processor, passed: tuple[str, ...] = ()) 
 def assemble(made: Sequence[Made], processor: Processor, form: str, packing: int = 0) -> Batch:
     """Samples as one batch of a form of `READS`; pictures without a conversation become patches without text.
 
-    packing: the most tokens of a row that several conversations share; 0: each has a row of its own.
+    packing: the most tokens of a row that several conversations share; 0: each has a row of its own. A longer one is
+    alone in its row; ConfigError where none is shorter.
     """
     examples, samples = [each.example for each in made], [each.sample for each in made]
     passed = [line for each in made for line in each.passed]
@@ -266,6 +267,8 @@ def assemble(made: Sequence[Made], processor: Processor, form: str, packing: int
         return replace(batch, extra=batch.extra | {"passed": passed})
     if packing:
         sizes = sizes_of(examples)
+        if packing < (least := min(map(max, sizes))):
+            raise ConfigError(f"packing is {packing}, but the shortest conversation of a batch has {least} tokens")
         batch = pack(examples, processor.patch, pad, row_length(sizes, max(packing, *map(max, sizes))))
     else:
         batch = collate(examples, processor.patch, pad)

@@ -1,8 +1,8 @@
 """How fast a run is against what its machine could do, in a line for a progress bar."""
 
 from ..model import VLM
-from ..zoo.describe import short
 from ..zoo.hollow import hollow
+from ..zoo.numbers import short
 from .adapters import adapt
 from .cost import matmul_rate, usual
 from .plan import costs_of

@@ -6,8 +6,8 @@ from functools import cache
 
 from ..layers.adapted import merge
 from ..model import VLM
-from ..zoo.describe import short
 from ..zoo.hollow import hollow
+from ..zoo.numbers import short
 from .adapters import Lora, adapt
 from .cost import BYTES, Cost, Usual, cost, matmul_rate, usual
 from .features import repeats

@@ -20,6 +20,8 @@ from ..worlds.scene_plain import PLAIN_KINDS, plain_questions
 from ..worlds.scene_questions import Question, questions
 from ..worlds.scenes import Scene, SceneConfig, scene
 
+MOST = 12  # objects of a scene
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -74,18 +76,24 @@ class ScenesSource:
 
     kind: "pictures" (image, caption and dense truth), "captions", "questions", "plain" (questions of one wording
     each), or "text" (the scene described in words, with questions). From `start`, scenes of up to `first` objects at
-    index 0 grow to 12 at index `grown`. asks: kinds of plain questions. distinct: solid objects that all differ, at
-    least 2 and at most 8.
+    index 0 grow to 12 at index `grown`; without it they are of up to 12 from the start. asks: kinds of plain
+    questions. distinct: solid objects that all differ, at least 2 and at most 8.
     """
 
     kind: Literal["pictures", "captions", "questions", "plain", "text"]
     turns: int = 12
     start: int = 0  # the first seed; ranges of different sources must not meet
-    first: int = 12
+    first: int = MOST
     grown: int = 0
     patch: int = 16
     asks: tuple[str, ...] = PLAIN_KINDS
     distinct: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.first <= MOST:
+            raise ConfigError(f"first is {self.first} objects, expected 1 to {MOST}")
+        if self.first < MOST and not self.grown:
+            raise ConfigError(f"first is {self.first}, but scenes of {MOST} objects come at once; set grown as well")
 
     @property
     def gives(self) -> Gives:
@@ -99,7 +107,7 @@ class ScenesSource:
     def world(self, index: int) -> SceneConfig:
         """What the scene at an index may contain."""
         share = min(1.0, index / self.grown) if self.grown else 1.0
-        most = round(self.first + (12 - self.first) * share)
+        most = round(self.first + (MOST - self.first) * share)
         if self.distinct:
             return SceneConfig(min_objects=2, max_objects=max(2, min(most, 8)), distinct=True, textures=("solid",))
         return SceneConfig(max_objects=most)

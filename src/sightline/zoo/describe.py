@@ -3,8 +3,7 @@
 Shapes and operations are not formulas: the model itself runs on the meta device, where tensors have no content.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -20,6 +19,7 @@ from ..data.media import MAX_PIXELS
 from ..data.processor import Expand, ImagePipeline, whole
 from ..model import VLM, VLMConfig
 from .hollow import Operations, hollow, share_alike
+from .numbers import short
 
 QUESTION = 32  # tokens of text that a prompt is counted with
 BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
@@ -105,7 +105,8 @@ class Description:
     def lines(self) -> list[str]:
         """The description as people read it."""
         total = sum(self.parameters.values())
-        out = [f"{self.name}: {short(total)} parameters, {self.visual_tokens} visual tokens a picture", ""]
+        tokens = f"{self.visual_tokens} visual token{'' if self.visual_tokens == 1 else 's'}"
+        out = [f"{self.name}: {short(total)} parameters, {tokens} a picture", ""]
         width = max(len(station.name) for station in self.pipeline)
         for i, station in enumerate(self.pipeline):
             shape = "x".join(map(str, station.shape))
@@ -171,7 +172,7 @@ def _run(model: VLM, seen: Sight | None) -> tuple[tuple[Station, ...], int, dict
     grids = ((1, image.grid, image.grid),) if seen is None else seen.grids
     around = 0 if seen is None else seen.around
     share_alike(model)
-    with torch.device("meta"):
+    with hollow():
         values = torch.empty(sum(t * h * w for t, h, w in grids), image.patch_dim)
         pixels = Patches(values, grids, () if seen is None or seen.tiling is None else (seen.tiling,))
         # a fusion that reads an instruction is counted with one as long as the question
@@ -225,17 +226,3 @@ def _run(model: VLM, seen: Sight | None) -> tuple[tuple[Station, ...], int, dict
         "to write a token": writing.count,
     }
     return stations, visual, flops
-
-
-def short(count: float, unit: str = "") -> str:
-    """A large number with its prefix and unit, three digits: 7.06 GB."""
-    power = min(int(math.log10(count) // 3), 5) if count >= 1000 else 0
-    value = count / 1000**power
-    digits = 0 if value >= 100 or power == 0 else 1 if value >= 10 else 2
-    return f"{value:.{digits}f} {' kMGTP'[power].strip()}{unit}".strip()
-
-
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells as lines whose columns stand below each other."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -21,6 +21,7 @@ from .backbones import Json
 from .checkpoint import read_tensors
 from .inputs import pictures
 from .keymap import KeyMap
+from .revisions import REVISIONS
 
 Stages = Mapping[str, tuple[str, ...]]
 
@@ -136,7 +137,6 @@ class Row:
     """A published model: what it is made of, where it comes from, how loading it is proven.
 
     `config` are the sizes of its configuration, written as in its `config.json`; `read` makes them settings of ours.
-    `revision` is the commit of the source that is pulled, "" for the newest.
     weights: whether any were published; without them it can be described and built, not loaded.
     """
 
@@ -151,13 +151,17 @@ class Row:
     config: Mapping[str, Any]
     stages: Stages = field(default_factory=dict)
     proof: str = EQUAL
-    revision: str = ""
     weights: bool = True
 
     @property
     def model(self) -> VLMConfig:
         """The settings at the real size."""
         return self.read(self.config)
+
+    @property
+    def revision(self) -> str:
+        """The commit of the source that is pulled; "" where none is pinned."""
+        return REVISIONS.get(self.source, "")
 
 
 def llama(size: str, **more: Any) -> dict[str, Any]:

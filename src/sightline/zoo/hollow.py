@@ -5,32 +5,39 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 
-class _NoFills(TorchFunctionMode):
-    """Leaves out random fills, which on the meta device import torch's compiler: 1.6 seconds to fill nothing."""
+class _Shapes(TorchFunctionMode):
+    """Finds shapes where torch would import its compiler to do so, which takes longer than all else of a model."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        given = kwargs or {}
-        if getattr(func, "__name__", "") in _FILLS:
+        given, name = kwargs or {}, getattr(func, "__name__", "")
+        if name in _FILLS:
             return args[0] if args else given["tensor"]
-        return func(*args, **given)
+        if func is torch.arange and str(given.get("device", "meta")) == "meta":
+            return _without_content(func(*args, **given | {"device": "cpu"}))
+        empty = [x for x in tree_leaves((args, given)) if isinstance(x, Tensor) and x.is_meta]
+        if not empty or (torch.is_grad_enabled() and any(x.requires_grad for x in empty)):
+            return func(*args, **given)
+        out = _shaped(func, args)
+        if out is None and name in _IN_PYTHON:
+            return tree_map(_without_content, func(*tree_map(_zeros, args), **tree_map(_zeros, given)))
+        return func(*args, **given) if out is None else out
 
 
 @contextmanager
 def hollow() -> Iterator[None]:
-    """While it is on, new tensors live on the meta device: modules can be built at any size, in milliseconds."""
-    with torch.device("meta"), _NoFills():
+    """While it is on, new tensors live on the meta device: modules are built and run at any size, in milliseconds."""
+    with torch.device("meta"), _Shapes():
         yield
-
-
-_FILLS = {"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"}
 
 
 class Operations(TorchFunctionMode):
@@ -57,9 +64,7 @@ class Operations(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        out = _shaped(func, args)
-        if out is None:
-            out = func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
         if func in _COUNTED:
             self.count += 2 * _COUNTED[func](out, *args)
         return out
@@ -96,22 +101,36 @@ def _run_once(
 
 
 def _shaped(func: Callable[..., Any], args: tuple[Any, ...]) -> Tensor | None:
-    """What the commonest functions make of tensors without content: torch works it out in Python, a millisecond each.
-
-    None wherever it is not plain, so that torch refuses shapes that do not fit, or where gradients are asked for.
-    """
+    """What the commonest functions make of tensors without content; None wherever it is not plain."""
     x = args[0] if args else None
-    if not isinstance(x, Tensor) or not x.is_meta or torch.is_grad_enabled():
+    if not isinstance(x, Tensor):
         return None
     if func is F.linear and x.shape[-1] == args[1].shape[1]:
         return x.new_empty(*x.shape[:-1], args[1].shape[0])
     if func is F.scaled_dot_product_attention and args[1].shape[:-1] == args[2].shape[:-1]:
         return x.new_empty(*x.shape[:-1], args[2].shape[-1])
+    if func is F.embedding:
+        return args[1].new_empty(*x.shape, args[1].shape[1])
+    if func is F.conv2d:  # of no pictures, which takes no time
+        return x.new_empty(len(x), *func(_zeros(x)[:0], *map(_zeros, args[1:3]), *args[3:]).shape[1:])
+    if func in (torch.matmul, Tensor.matmul):  # over the first number instead of all
+        return _without_content(torch.matmul(_zeros(x)[..., :1], _zeros(args[1])[..., :1, :]))
     if func in _ALIKE and (len(args) < 2 or not isinstance(args[1], Tensor)):
-        return torch.empty_like(x)
+        return x.new_empty(x.shape)
     if func in _JOINED and all(isinstance(each, Tensor) and each.dtype == x.dtype for each in args):
-        return x.new_empty(torch.broadcast_shapes(*(each.shape for each in args)))
+        return x.new_empty(np.broadcast_shapes(*(each.shape for each in args)))
     return None
+
+
+def _zeros(x: Any) -> Any:
+    """Zeros of the shape of a tensor without content, in no more memory than one of them; all else as it is."""
+    if not isinstance(x, Tensor) or not x.is_meta:
+        return x
+    return torch.zeros((), dtype=x.dtype, device="cpu").expand(x.shape)
+
+
+def _without_content(x: Any) -> Any:
+    return torch.empty(x.shape, dtype=x.dtype, device="meta") if isinstance(x, Tensor) else x
 
 
 def _attention(out: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> int:
@@ -119,8 +138,17 @@ def _attention(out: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) 
     return query.shape[:-1].numel() * key.shape[-2] * (key.shape[-1] + value.shape[-1])
 
 
+_FILLS = {"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"}
 _ALIKE = {F.rms_norm, F.layer_norm, F.silu, F.gelu}
 _JOINED = {Tensor.add, Tensor.mul, torch.addcmul}
+# torch finds their shapes in Python: they are done to zeros instead
+_IN_PYTHON = {
+    "__and__", "__eq__", "__floordiv__", "__getitem__", "__invert__", "__neg__", "__or__", "__rpow__", "__rsub__",
+    "__truediv__", "abs", "add", "amax", "any", "argmin", "argsort", "cat", "ceil", "clamp", "cos", "div", "eq",
+    "exp", "ge", "group_norm", "gt", "index_add", "index_copy", "index_fill", "interpolate", "le", "log", "log2",
+    "lt", "masked_fill", "mul", "neg", "normalize", "pow", "relu", "repeat", "sigmoid", "sin", "softmax", "square",
+    "stack", "sub", "sum", "tanh", "topk", "tril", "where", "zeros_like",
+}  # fmt: skip
 _COUNTED: dict[Callable[..., Any], Callable[..., int]] = {
     F.linear: lambda out, x, *_: out.numel() * x.shape[-1],
     F.conv2d: lambda out, x, weight, *_: out.numel() * weight[0].numel(),

@@ -1,9 +1,6 @@
 """What a model is called: the default one, a folder, or a published model whose weights are brought by hand."""
 
-import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +9,16 @@ from ..core.errors import CheckpointError, ConfigError
 from ..language.tokenizer import Tokenizer
 from ..model import VLM, VLMConfig
 from . import own
+from .catalogue import ASSETS, cache, is_here, shipped
 from .checkpoint import read_json
-from .describe import Description, Sight, count, describe, short, sight
+from .describe import Description, Sight, describe, sight
 from .families import FAMILIES, ROWS, family_of, kind_of
 from .processors import load_pipeline
 from .published import build
-from .pull import cache as pulled, pullable
+from .pull import pullable
 
-ASSETS = Path(__file__).parent.parent / "assets"
 DEFAULT = "sightline-mini"
-COLUMNS = 100  # of what is listed for people
 WORDLESS: dict[str, Any] = {"model": {"type": "BPE", "vocab": {}, "merges": []}}  # pictures are seen without words
-
-
-def shipped() -> list[str]:
-    """Names of the models inside this installation."""
-    return sorted(path.parent.name for path in ASSETS.glob("*/config.json"))
 
 
 def locate(name: str | Path | None = None) -> Path:
@@ -35,14 +26,16 @@ def locate(name: str | Path | None = None) -> Path:
 
     Raises CheckpointError where weights are not here, ConfigError for an unknown name, telling the nearest.
     """
-    wanted = str(name or DEFAULT)
+    wanted = DEFAULT if name is None else str(name)
+    if not wanted:
+        raise ConfigError("the name of the model is empty, expected one that `sightline models` lists, or a folder")
     if wanted in shipped():
-        return ASSETS / wanted
+        return shipped()[wanted]
     if _is_folder(wanted):
         return Path(wanted)
     if wanted in ROWS:
         if is_here(wanted):
-            return pulled() / wanted
+            return cache() / wanted
         source = ROWS[wanted].source
         if not ROWS[wanted].weights:
             raise CheckpointError(f"no weights of {wanted!r} were ever published; it can be described, not loaded")
@@ -51,11 +44,6 @@ def locate(name: str | Path | None = None) -> Path:
     if wanted == DEFAULT:
         raise CheckpointError(f"the default model is missing from this installation, expected {ASSETS / wanted}")
     raise ConfigError(f"no model and no folder {wanted!r}{nearest(wanted, (*shipped(), DEFAULT, *ROWS))}")
-
-
-def is_here(name: str) -> bool:
-    """Whether the weights of a model by this name are on this machine: inside the installation or pulled."""
-    return name in shipped() or (pulled() / name / "config.json").is_file()
 
 
 def _is_folder(name: str) -> bool:
@@ -71,7 +59,7 @@ def describe_named(name: str | Path | None = None, size: tuple[int, int] | None 
     size: width and height of a picture, which then goes the way that the model's own processor sends it; without it
     the model sees one view of its published size.
     """
-    wanted = str(name or DEFAULT)
+    wanted = DEFAULT if name is None else str(name)
     if wanted in ROWS and not _is_folder(wanted):
         row = ROWS[wanted]
         seen = None if size is None else _published_sight(wanted, kind_of(row), row.config, Path(), row.model, size)
@@ -105,56 +93,3 @@ def _published_sight(
     if habits is None:
         raise ConfigError(f"how {name} prepares pictures is not known here, expected no size")
     return sight(model, load_pipeline(folder, habits, model.image.image_size), size, habits.expand)
-
-
-@dataclass(frozen=True)
-class Listed:
-    """An entry of the list of models; proof: how loading it was checked. here: whether its weights are."""
-
-    name: str
-    family: str
-    encoder: str
-    fusion: str
-    llm: str
-    parameters: int
-    licence: str
-    source: str
-    proof: str
-    revision: str = ""
-    here: bool = False
-
-    @property
-    def made(self) -> str:
-        """What it is made of."""
-        return f"{self.encoder} → {self.fusion} → {self.llm}"
-
-    def lines(self, room: int) -> list[str]:
-        """The entry as people read it, `room` columns for names: what it is, where it is from, how it was proven."""
-        at = f" at {self.revision[:12]}" if self.revision else ""
-        where = "here" if self.here else "not here"
-        rest = (f"{self.family}; licence {self.licence}; {self.source}{at}; {where}", self.proof)
-        first = f"{self.name:<{room}}  {short(self.parameters):>6}  "
-        wrap = partial(textwrap.wrap, width=COLUMNS, break_on_hyphens=False, break_long_words=False)
-        wrapped = [wrap(self.made, initial_indent=first, subsequent_indent=" " * len(first))]
-        wrapped += [wrap(text, initial_indent="    ", subsequent_indent="    ") for text in rest]
-        return [line for lines in wrapped for line in lines]
-
-
-@cache
-def _parameters(name: str) -> int:
-    """Of a published model; counting those of all of them takes seconds."""
-    return count(ROWS[name].model)
-
-
-def listed() -> list[Listed]:
-    """Every model by name: those inside this installation, then the published ones that folders are read of."""
-    out = []
-    for name in shipped():
-        config = own.read_card(ASSETS / name).model
-        made = (f"ViT of {config.image.depth} blocks", "projector", f"decoder of {config.decoder.depth} blocks")
-        where = ("Apache-2.0", "inside this package", "trained and measured by this project")
-        out.append(Listed(name, "sightline", *made, count(config), *where, here=True))
-    for row in ROWS.values():
-        facts = (row.family, row.encoder, row.fusion, row.llm, _parameters(row.name))
-        out.append(Listed(row.name, *facts, row.licence, row.source, row.proof, row.revision, is_here(row.name)))
-    return out

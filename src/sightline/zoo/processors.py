@@ -15,6 +15,8 @@ from .families import FAMILIES
 from .family import Habits
 from .published import Published
 
+GENERATION = "generation_config.json"  # of little use here, but a damaged one tells that the folder is damaged
+
 
 def load_processor(published: Published) -> Processor | None:
     """The processor of a loaded folder; None for a bare part, without a tokenizer, or of a family not listed."""
@@ -22,6 +24,8 @@ def load_processor(published: Published) -> Processor | None:
     family = FAMILIES[published.family]
     if not isinstance(model, VLM) or family.habits is None or (tokenizer := family.tokenizer(folder)) is None:
         return None
+    if (folder / GENERATION).exists():
+        read_json(folder / GENERATION)
     habits = family.habits
     if not isinstance(habits, Habits):
         habits = habits(published.config, folder, tokenizer)
@@ -87,10 +91,15 @@ def load_template(folder: Path, tokenizer: Tokenizer, habits: Habits) -> Templat
 def chat_template(folder: Path) -> str | None:
     """The Jinja source that a folder brings; None where there is none, or several by name and none said to be it."""
     path = folder / "chat_template.jinja"
-    source = path.read_text(encoding="utf-8") if path.exists() else None
+    try:
+        source = path.read_text(encoding="utf-8") if path.exists() else None
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{path}: not a text in UTF-8, expected a template") from None
     for name in ("chat_template.json", "tokenizer_config.json"):
         if source is None and (folder / name).exists():
             source = read_json(folder / name).get("chat_template")
+            if source is not None and not isinstance(source, str | list):
+                raise CheckpointError(f"{folder / name}: chat_template is {str(source)[:60]}, expected a text")
     return source if isinstance(source, str) else None
 
 

@@ -172,6 +172,8 @@ def build(family: str, c: Json, folder: Path) -> nn.Module:
         raise
     except KeyError as error:
         raise CheckpointError(f"{where}: the key {error} is missing") from None
+    except ZeroDivisionError:
+        raise CheckpointError(f"{where}: one of its sizes is 0, expected at least 1") from None
     except (ValueError, TypeError, ArithmeticError, AttributeError, RuntimeError, IndexError) as error:
         raise CheckpointError(f"{where}: its values describe no {family} model ({_first_line(error)[:120]})") from None
 

@@ -6,7 +6,6 @@ kept beside it, and the next try goes on from there. Pickles and programs are ne
 
 import hashlib
 import os
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,24 +13,19 @@ from typing import Any, Protocol
 
 from ..core.config import nearest
 from ..core.errors import CapacityError, CheckpointError, ConfigError, InputError, RemoteError
+from .catalogue import REPOSITORY, cache
 from .checkpoint import INDEX, PICKLES, WEIGHTS, digest, flush, read_json, write_json
 from .families import ROWS
 from .family import Row
 
 RECORD = "source.json"  # where a folder was brought from
 SMALL = (".json", ".jinja", ".txt", ".model", ".tiktoken")  # configurations, templates, tokenizers
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class Progress(Protocol):
     """What is told of the bytes that are here so far, of all, and which file they are of."""
 
     def __call__(self, done: int, total: int, note: str = ..., /) -> None: ...
-
-
-def cache() -> Path:
-    """Where models lie that were pulled, each in a folder of its name."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sightline"
 
 
 def pullable(row: Row) -> bool:
@@ -54,7 +48,7 @@ def pull(name: str, folder: Path | None = None, progress: Progress | None = None
     revision = row.revision or "main"
     if (target / RECORD).is_file():
         found = read_json(target / RECORD)
-        if (found.get("repository"), found.get("revision")) == (row.source, revision):
+        if found.get("repository") == row.source and revision in (found.get("revision"), found.get("commit")):
             return target
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} is there already, expected a folder to be made")
@@ -84,6 +78,14 @@ def pull(name: str, folder: Path | None = None, progress: Progress | None = None
     part.rename(target)
     flush(target.parent)
     return target
+
+
+def origin(folder: Path) -> str:
+    """What a folder that was pulled holds: the repository, its commit, and whether that is pinned here."""
+    record = read_json(folder / RECORD)
+    repository, revision, commit = (str(record.get(key, "")) for key in ("repository", "revision", "commit"))
+    how = f"the newest of {revision}; no commit of it is pinned" if revision == "main" else "pinned"
+    return f"{repository} at {commit[:12]} ({how})"
 
 
 class File:
