@@ -167,13 +167,7 @@ READS = {
     "kto": "judged",
     **dict.fromkeys(("ppo", "grpo"), "prompts"),
 }
-COMPARES = {
-    "siglip",
-    "clip",
-    "itm",
-    "qformer",
-    "kto",
-}  # those that hold the samples of a micro-batch against each other
+COMPARES = {"siglip", "clip", "itm", "qformer", "kto"}  # those that hold samples of a micro-batch against each other
 PREPARES = {"dino", "ppo", "grpo"}  # those that run a model before each step, for what the step learns from
 FROM_PAIRS = ("pairs", "judged", "prompts")  # all of them made of samples with a chosen and a rejected answer
 
