@@ -42,6 +42,7 @@ def test_each_can_be_planned_and_none_begins_without_its_files(name: str, tmp_pa
         ("llava-1.5-7b-lora", {"align": "21.0 M of 7.06 G", "instruct": "341 M of 7.38 G"}),
         ("qwen-vl", {"tasks": "9.66 G of 9.66 G", "instruct": "7.81 G of 9.66 G"}),
         ("cogvlm-224", {"pretrain": "6.62 G of 17.6 G"}),
+        ("blip2-opt-2.7b", {"represent": "105 M of 3.74 G", "generate": "107 M of 3.74 G"}),
     ],
 )
 def test_what_learns(name: str, learned: dict[str, str]) -> None:
@@ -57,6 +58,7 @@ def test_what_learns(name: str, learned: dict[str, str]) -> None:
         ("llava-1.5-13b", "instruct", 665_298),
         ("qwen-vl-224", "pretrain", 50_000 * 30_720),
         ("cogvlm-224", "pretrain", 120_000 * 8192),
+        ("blip2-opt-2.7b", "represent", 250_000 * 1680),
         ("blip2-opt-2.7b", "generate", 80_000 * 1920),
     ],
 )
@@ -68,10 +70,12 @@ def test_how_much_is_seen(name: str, stage: str, samples: int) -> None:
 
 
 def test_rates_rise_and_fall_along_half_a_cosine_to_what_was_published() -> None:
-    stage = recipe("blip2-opt-2.7b").stages[0]
-    assert stage.rate(1999) == stage.rate(2000) == 1.0
-    assert stage.rate(2000 + 39_000) == pytest.approx(0.75)  # half way
-    assert stage.rate(79_999) == pytest.approx(0.5, abs=1e-6)
+    represent, generate = recipe("blip2-opt-2.7b").stages
+    for stage in (represent, generate):
+        assert stage.rate(1999) == stage.rate(2000) == 1.0
+    assert generate.rate(2000 + 39_000) == pytest.approx(0.75)  # half way
+    assert generate.rate(79_999) == pytest.approx(0.5, abs=1e-6)
+    assert represent.rate(249_999) == pytest.approx(0.1, abs=1e-6)
 
 
 def test_the_adapters_of_llava_are_those_of_its_script() -> None:

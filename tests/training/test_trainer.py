@@ -16,6 +16,7 @@ from torch import Tensor
 from sightline.core.config import override
 from sightline.core.errors import CheckpointError, ConfigError, SightlineError
 from sightline.data.batch import Batch
+from sightline.fusion.qformer import QFormerConfig
 from sightline.grounding.heads import BoxHeadConfig
 from sightline.language.tokenizer import Tokenizer
 from sightline.training import checkpoints
@@ -345,13 +346,16 @@ def test_a_start_of_another_design_is_refused(recipe: Recipe, folder: Path, tiny
 def test_every_objective_trains(recipe: Recipe, folder: Path, name: str, precision: str) -> None:
     form = READS[name]
     source = {"pictures": "pictures", "conversations": "questions"}.get(form, "pairs")
-    part = "fusion" if name == "words" else "encoder" if form == "pictures" else "decoder"
+    part = "fusion" if name in ("words", "qformer") else "encoder" if form == "pictures" else "decoder"
     objective: object = {name: 1.0}
     if name in ("ppo", "grpo"):
         objective = replace(DEFAULTS[name], max_new_tokens=4)
     stage = replace(recipe.stages[0], name=name, learn={f"{part}.*": 1e-3}, data={source: 1.0}, steps=2)
     head = BoxHeadConfig(recipe.model.decoder.width, hidden=16) if name == "box-head" else None
     model = replace(recipe.model, box_head=head)
+    if name == "qformer":
+        fusion = QFormerConfig(inputs=16, width=24, queries=3, hidden=8, depth=2, heads=2, mlp=16)
+        model = replace(model, fusion=fusion)
     chosen = replace(recipe, model=model, stages=(replace(stage, objective=objective, precision=precision),))
     done = list(run(chosen, folder, workers=0))
     assert len(done) == 2 and all(step.applied and math.isfinite(step.loss) for step in done)

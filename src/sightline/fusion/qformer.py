@@ -5,6 +5,7 @@
   their own, so that the queries know what is asked; only queries look at the features, and only they become tokens.
 """
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -68,16 +69,31 @@ class QFormerLayer(nn.Module):
         self.words = FeedForward(width, cfg.mlp, cfg.activation) if cfg.vocab_size else None
         self.words_norm = nn.LayerNorm(width, eps) if cfg.vocab_size else None
 
-    def forward(self, x: Tensor, queries: int, features: Tensor, mask: Tensor | None) -> Tensor:
-        """x [items, queries + words, width] to the same shape; features [items, n, inputs]."""
+    def forward(
+        self, x: Tensor, queries: int, features: Tensor | None, mask: Tensor | None, text: "QFormerLayer | TextLayer"
+    ) -> Tensor:
+        """x [items, queries + words, width] to the same shape; features [items, n, inputs], None without queries.
+
+        text: what has the feed-forward of words, if there are some.
+        """
         x = self.norm(x + self.attention(x, mask))
         asked, words = x[:, :queries], x[:, queries:]
-        if self.cross is not None and self.cross_norm is not None:
-            asked = self.cross_norm(asked + self.cross(asked, features))
-        asked = self.feedforward_norm(asked + self.feedforward(asked))
-        if self.words is None or self.words_norm is None:
+        if features is not None:
+            if self.cross is not None and self.cross_norm is not None:
+                asked = self.cross_norm(asked + self.cross(asked, features))
+            asked = self.feedforward_norm(asked + self.feedforward(asked))
+        if text.words is None or text.words_norm is None:
             return asked
-        return torch.cat((asked, self.words_norm(words + self.words(words))), dim=1)
+        return torch.cat((asked, text.words_norm(words + text.words(words))), dim=1)
+
+
+class TextLayer(nn.Module):
+    """The feed-forward of words, with its norm, that a layer without one needs to read text."""
+
+    def __init__(self, cfg: QFormerConfig) -> None:
+        super().__init__()
+        self.words = FeedForward(cfg.hidden, cfg.mlp, cfg.activation)
+        self.words_norm = nn.LayerNorm(cfg.hidden, cfg.eps)
 
 
 class QFormer(TokenFusion):
@@ -132,7 +148,17 @@ class QFormer(TokenFusion):
             words = self.words(instruction.clamp(min=0)) + self.positions.weight[: instruction.shape[1]]
             x = torch.cat((x, words), dim=1)
             mask = torch.cat((instruction.new_zeros(len(x), count), instruction), dim=1)[:, None, None] >= 0
-        x = self.norm(x).to(features.dtype)
-        for layer in self.layers:
-            x = layer(x, count, features, mask)
-        return x[:, :count]
+        return self.through(x, features, mask, self.layers)[:, :count]
+
+    def through(
+        self, x: Tensor, features: Tensor | None, mask: Tensor | None, text: Iterable[QFormerLayer | TextLayer]
+    ) -> Tensor:
+        """Queries and then words [items, queries + words, hidden] after the last layer, by who sees whom.
+
+        Without features all are words. text: for each layer what has the feed-forward of words.
+        """
+        count = 0 if features is None else self.config.queries
+        x = self.norm(x) if features is None else self.norm(x).to(features.dtype)
+        for layer, own in zip(self.layers, text, strict=True):
+            x = layer(x, count, features, mask, own)
+        return x

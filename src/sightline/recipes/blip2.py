@@ -3,14 +3,29 @@
 from collections.abc import Callable
 from functools import partial
 
-from ..training.recipe import Recipe, Stage
+from ..training.recipe import Recipe, Source, Stage
+from ..training.settings import RepresentationConfig
 from ..zoo.families import ROWS
-from .published import CAPTIONS, cosine, square
+from .published import CAPTIONS, PICTURES, cosine, square
 
 
 def blip_2(size: str) -> Recipe:
-    """BLIP-2's second stage with OPT (arXiv:2301.12597, section 3.4); the first has objectives that are not here."""
+    """BLIP-2 with OPT (arXiv:2301.12597, section 3.4): a Q-Former learns by itself, then for the language model.
+
+    The lowest rate of the first stage is that of its code. Its contrast is here among the 105 pictures that one of 16
+    devices had, there among all 1,680; and its Q-Former, there a BERT with BERT's words, is drawn and reads OPT's.
+    """
     row = ROWS[f"blip2-opt-{size}"]
+    represent = Stage(
+        name="represent",
+        learn=dict.fromkeys(row.stages["represent"], 1e-4),
+        data={"pictures_129m": 1.0},
+        objective=RepresentationConfig(),
+        batch=105,
+        accumulate=16,
+        weight_decay=0.05,
+        **cosine(250_000, 2000, floor=0.1),
+    )
     generate = Stage(
         name="generate",
         learn={"fusion.*": 1e-4},
@@ -20,7 +35,8 @@ def blip_2(size: str) -> Recipe:
         weight_decay=0.05,
         **cosine(80_000, 2000, floor=0.5),
     )
-    return Recipe(row.name, row.model, square(224), {"pairs_129m": CAPTIONS}, (generate,))
+    sources: dict[str, Source] = {"pictures_129m": PICTURES, "pairs_129m": CAPTIONS}
+    return Recipe(row.name, row.model, square(224), sources, (represent, generate))
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {

@@ -9,7 +9,6 @@ from typing import Any
 
 from ..data.images import CLIP_MEAN, CLIP_STD, Scaling, Square
 from ..model import VLMConfig
-from ..training.recipe import Source
 from ..training.sources import FilesSource
 
 
@@ -18,12 +17,13 @@ def cosine(steps: int, warmup: int, floor: float = 0.0) -> dict[str, Any]:
     return {"steps": steps, "warmup": warmup, "schedule": "cosine", "decay": 1 - warmup / steps, "floor": floor}
 
 
-def files(format: str, text: int = 256) -> Source:
+def files(format: str, text: int = 256) -> FilesSource:
     """A data set in a format, its samples with so many tokens of text; where it lies is to be given."""
     return FilesSource(kind="conversations", format=format, text=text)
 
 
-CAPTIONS = files("shards", 24)
+CAPTIONS = files("shards", 24)  # asked for
+PICTURES = replace(CAPTIONS, kind="image-text")  # the same pairs for what compares pictures with captions
 
 
 def seeing(model: VLMConfig, side: int) -> VLMConfig:

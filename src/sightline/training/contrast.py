@@ -39,11 +39,14 @@ class CLIP(Contrast):
             return cosines * self.log_scale.exp().clamp(max=SHARPEST)
 
 
-def clip_loss(scores: Tensor) -> Term:
-    """The mean of both ways' cross-entropies, summed over n pairs with scores [pictures, captions], and n."""
+def clip_loss(scores: Tensor, label_smoothing: float = 0.0) -> Term:
+    """The mean of both ways' cross-entropies, summed over n pairs with scores [pictures, captions], and n.
+
+    label_smoothing: the share of the target that all pairs have alike.
+    """
     own = torch.arange(len(scores), device=scores.device)
-    both = F.cross_entropy(scores, own, reduction="sum") + F.cross_entropy(scores.T, own, reduction="sum")
-    return both / 2, len(scores)
+    both = [F.cross_entropy(x, own, reduction="sum", label_smoothing=label_smoothing) for x in (scores, scores.T)]
+    return (both[0] + both[1]) / 2, len(scores)
 
 
 class Matching(Objective):

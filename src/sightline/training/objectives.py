@@ -244,7 +244,13 @@ class Total(Objective):
         return micro
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        return {name: count for term in self.terms.values() for name, count in term.counts(batch).items()}
+        found: dict[str, int] = {}
+        for term in self.terms.values():
+            counts = term.counts(batch)
+            if both := found.keys() & counts:
+                raise ConfigError(f"two objectives of one stage have a term {min(both)!r}; learn them one by one")
+            found |= counts
+        return found
 
     def forward(self, model: VLM, batch: Batch) -> dict[str, Term]:
         found: dict[str, Term] = {}

@@ -137,7 +137,7 @@ def check_sources(stage: Stage, sources: Mapping[str, Source]) -> str:
         raise ConfigError(f"stage {stage.name!r} packs rows, but reads {reads}; only conversations are packed")
     if stage.guard_every and wanted & {"pictures", "prompts"}:
         raise ConfigError(f"stage {stage.name!r}: guard_every needs losses of answers, of which its objective has none")
-    for name in {"kto", "itm"} & set(stage.terms):
+    for name in {"kto", "itm", "qformer"} & set(stage.terms):
         if stage.batch < 2:
             raise ConfigError(f"stage {stage.name!r}: {name!r} compares samples of a batch, expected one of at least 2")
     return wanted.pop()

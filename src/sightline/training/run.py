@@ -37,6 +37,7 @@ from .recipe import Recipe, Stage, check_files, learning_rates
 from .records import prepare, tell, whole
 from .reference import frozen
 from .report import write_report
+from .representation import Representation
 from .settings import check_names
 from .sharding import check_shards
 from .sources import FilesSource
@@ -115,6 +116,7 @@ def objective_of(stage: Stage, recipe: Recipe, tokenizer: Tokenizer, model: VLM)
         "siglip": lambda: SigLIP(features, *text),
         "clip": lambda: CLIP(features, *text, stage.settings("clip")),
         "itm": lambda: Matching(model, *text),
+        "qformer": lambda: Representation(model, *text, stage.settings("qformer")),
         "dino": lambda: DINO(model.encoder, stage.settings("dino")),
         "dense": lambda: Dense(features, {name: len(values) for name, values in VALUES.items()}),
         "boxes": lambda: Boxes(features, stage.settings("boxes")),

@@ -21,6 +21,21 @@ class CLIPConfig:
 
 
 @config
+class RepresentationConfig:
+    """A Q-Former's contrast, matching and generation (arXiv:2301.12597), each counting the same.
+
+    projection: width in which queries and captions are compared. label_smoothing: of contrast and generation.
+    max_length: tokens of a caption, with the two around it. The temperature is where it starts, it is learned.
+    """
+
+    kind: Literal["qformer"] = "qformer"
+    projection: PositiveInt = 256
+    temperature: PositiveFloat = 0.07
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    max_length: Annotated[int, Field(ge=3)] = 32
+
+
+@config
 class DINOConfig:
     """Self-distillation (arXiv:2104.14294) with two global crops and some local ones."""
 
@@ -129,6 +144,7 @@ class GRPOConfig:
 
 ObjectiveConfig = (
     CLIPConfig
+    | RepresentationConfig
     | DINOConfig
     | BoxesConfig
     | DPOConfig
@@ -146,12 +162,12 @@ DEFAULTS: dict[str, Any] = {made.kind: made for made in (kind() for kind in get_
 # come as pairs of a better and a worse one, each judged alone, or as prompts that the model answers itself
 READS = {
     **dict.fromkeys(("next-token", "answers", "box-head"), "conversations"),
-    **dict.fromkeys(("siglip", "clip", "itm", "dino", "dense", "words", "boxes"), "pictures"),
+    **dict.fromkeys(("siglip", "clip", "itm", "qformer", "dino", "dense", "words", "boxes"), "pictures"),
     **dict.fromkeys(("dpo", "dense-dpo", "orpo", "reward"), "pairs"),
     "kto": "judged",
     **dict.fromkeys(("ppo", "grpo"), "prompts"),
 }
-COMPARES = {"siglip", "clip", "itm", "kto"}  # those that hold the samples of a micro-batch against each other
+COMPARES = {"siglip", "clip", "itm", "qformer", "kto"}  # those that hold samples of a micro-batch against each other
 PREPARES = {"dino", "ppo", "grpo"}  # those that run a model before each step, for what the step learns from
 FROM_PAIRS = ("pairs", "judged", "prompts")  # all of them made of samples with a chosen and a rejected answer
 

@@ -231,7 +231,10 @@ FAMILIES = {
 
 # EVA-CLIP g without its last block; the published configuration class has the same sizes by default
 EVA_G = {"hidden_size": 1408, "intermediate_size": 6144, "num_hidden_layers": 39, "num_attention_heads": 16}
-STAGES: Stages = {"represent": ("fusion.*",), "generate": ("fusion.*",)}  # arXiv:2301.12597 section 3
+STAGES: Stages = {  # arXiv:2301.12597 section 3; the map to the decoder's width waits for the second
+    "represent": ("fusion.queries", "fusion.norm.*", "fusion.layers.*"),
+    "generate": ("fusion.*",),
+}
 
 
 def flan_t5(size: str) -> dict[str, Any]:
