@@ -14,7 +14,7 @@ from ..model import VLM, VLMConfig
 from . import own
 from .checkpoint import read_json
 from .describe import Description, Sight, count, describe, short, sight
-from .families import FAMILIES, ROWS, family_of, kind_of
+from .families import FAMILIES, ROWS, WORDLESS, family_of, kind_of
 from .processors import load_pipeline
 from .published import build
 from .pull import cache as pulled, pullable
@@ -22,7 +22,6 @@ from .pull import cache as pulled, pullable
 ASSETS = Path(__file__).parent.parent / "assets"
 DEFAULT = "sightline-mini"
 COLUMNS = 100  # of what is listed for people
-WORDLESS: dict[str, Any] = {"model": {"type": "BPE", "vocab": {}, "merges": []}}  # pictures are seen without words
 
 
 def shipped() -> list[str]:
