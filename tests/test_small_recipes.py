@@ -9,20 +9,23 @@ from typing import Any, cast
 import PIL.Image
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sightline.core.geometry import Box, Frame
+from sightline.core.layout import causal_layout
 from sightline.core.sequence import Conversation, Image, Message, Region, Text
 from sightline.data.images import PadSquare
 from sightline.data.tiles import Pipeline
+from sightline.language.decoder import Decoder
 from sightline.language.tokenizer import Tokenizer, train_tokenizer
 from sightline.model import VLM
 from sightline.recipes import recipe
 from sightline.training import checkpoints
 from sightline.training.export import export
-from sightline.training.recipe import Recipe, learning_rates
+from sightline.training.recipe import Parts, Recipe, learning_rates
 from sightline.training.run import initial_model, processor_config, run
 from sightline.training.sources import FilesSource
+from sightline.training.starting import load_start
 from sightline.zoo import own, qwen_vl
 from sightline.zoo.checkpoint import write
 from sightline.zoo.families import FAMILIES, ROWS, habits_of, kind_of
@@ -211,3 +214,63 @@ def test_a_stage_may_have_conversations_of_another_kind() -> None:
     assert start in instruct.build(tokenizer, model)(talk).ids and start not in tasks.build(tokenizer, model)(talk).ids
     llava = recipe("llava-1.5-7b")
     assert [processor_config(llava, stage).template for stage in llava.stages] == ["llava-plain", "llava-v1"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- parts
+
+PARTS: dict[str, tuple[str, str]] = {  # families of the folders that each begins from
+    "blip2-opt-2.7b": ("blip_2_vision_model", "opt"),
+    "qwen-vl-224": ("clip_vision_model", "qwen"),
+    "cogvlm-224": ("", "llama"),
+    "openflamingo-9b": ("clip_vision_model", "mpt"),
+    "internvl-chat-v1-5": ("intern_vit_6b", "internlm2"),
+    "paligemma-3b-pt-224": ("siglip_vision_model", "gemma"),
+    "kosmos-2-patch14-224": ("clip_vision_model", ""),
+}
+OPEN_CLIP = {**VISION, "intermediate_size": 32, "patch_size": 14, "hidden_act": "gelu"}
+
+
+def part(folder: Path, kind: str, c: dict[str, Any]) -> nn.Module:
+    """A part in a folder of its own, in its published layout."""
+    model = FAMILIES[kind].build(c, folder)
+    write(folder, FAMILIES[kind].keys(model.config).save(model.state_dict()), {**c, "model_type": kind})  # type: ignore[arg-type]
+    return model
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_each_begins_from_its_parts(name: str, tmp_path: Path) -> None:
+    """Their weights are there as they are, their words as well, and new ones have rows at the end."""
+    found, row, tokenizer = small(name)
+    (seen, said), c, start = PARTS[name], row.config, Parts(tokenizer=str(tmp_path / "words"))
+    train = words(row.name, ())
+    train.save(tmp_path / "words")
+    (tmp_path / "words" / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    encoder = decoder = None
+    if seen:
+        encoder = part(tmp_path / "seen", seen, OPEN_CLIP if name.startswith("qwen") else c["vision_config"])
+        start = replace(start, encoder=str(tmp_path / "seen"))
+    if said:
+        whole = {key: value for key, value in c.items() if key not in ("visual", "vision_config", "architectures")}
+        text = c.get("text_config", c.get("llm_config", whole))
+        rows = ROWS_OF_TEXT + (30 if said == "mpt" else -30)
+        decoder = part(tmp_path / "said", said, {**text, "vocab_size": rows})
+        start = replace(start, decoder=str(tmp_path / "said"))
+    chosen = replace(short(found, samples(tmp_path)), start=start)
+    model = initial_model(chosen)
+    load_start(chosen, model)
+    if encoder is not None:
+        theirs = encoder.state_dict()
+        assert all(torch.equal(v, theirs[k]) for k, v in model.encoder.state_dict().items() if k != "positions")
+    if isinstance(decoder, Decoder) and isinstance(model.decoder, Decoder):
+        ids, layout = torch.arange(20)[None], causal_layout(1, 20)
+        with torch.no_grad():
+            a, b = (each(each.embed(ids), layout) for each in (decoder, model.decoder))
+            assert torch.allclose(a, b, atol=1e-6)
+            known = min(decoder.config.vocab_size, ROWS_OF_TEXT)
+            assert torch.allclose(decoder.logits(a)[..., :known], model.decoder.logits(b)[..., :known], atol=1e-5)
+    folder = tmp_path / "run"
+    assert len(list(run(chosen, folder, chosen.stages[0].name, workers=0))) == 2
+    kept = Tokenizer.from_folder(folder / "tokenizer")
+    assert [kept.control(token) for token in found.added_tokens] == [tokenizer.control(t) for t in found.added_tokens]
+    learned, after = learning_rates(model, chosen.stages[0].learn), weights(folder, chosen.stages[0].name)
+    assert all(torch.equal(after[k], v) for k, v in model.state_dict().items() if k not in learned)
