@@ -16,7 +16,8 @@ def internvl_15() -> Recipe:
 
     Each stage was an epoch. How many samples the first had is not told, nor are its steps, which are a guess here: set
     stages.0.steps. The second had 5.1 million (arXiv:2412.05271, which compares it with its own). Blocks of the encoder
-    were left out by chance, 20% at most in the first and 40% in the second stage, which is not here.
+    were left out by chance, 20% at most in the first and 40% in the second stage, which is not here. A plan counts one
+    tile of a picture, which may be cut into 12 and the whole.
     """
     stage = partial(Stage, batch=4, weight_decay=0.05, betas=(0.9, 0.999), recompute=True)
     pretrain = stage(
