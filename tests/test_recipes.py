@@ -43,6 +43,10 @@ def test_each_can_be_planned_and_none_begins_without_its_files(name: str, tmp_pa
         ("qwen-vl", {"tasks": "9.66 G of 9.66 G", "instruct": "7.81 G of 9.66 G"}),
         ("cogvlm-224", {"pretrain": "6.62 G of 17.6 G"}),
         ("blip2-opt-2.7b", {"represent": "105 M of 3.74 G", "generate": "107 M of 3.74 G"}),
+        ("openflamingo-9b", {"pretrain": "1.38 G of 8.13 G"}),
+        ("internvl-chat-v1-5", {"pretrain": "5.65 G of 25.5 G", "instruct": "25.5 G of 25.5 G"}),
+        ("paligemma-3b-pt-448", {"resolution": "2.92 G of 2.92 G"}),
+        ("kosmos-2-patch14-224", {"pretrain": "1.37 G of 1.66 G"}),
     ],
 )
 def test_what_learns(name: str, learned: dict[str, str]) -> None:
@@ -60,6 +64,12 @@ def test_what_learns(name: str, learned: dict[str, str]) -> None:
         ("cogvlm-224", "pretrain", 120_000 * 8192),
         ("blip2-opt-2.7b", "represent", 250_000 * 1680),
         ("blip2-opt-2.7b", "generate", 80_000 * 1920),
+        ("openflamingo-3b", "pretrain", 180_000_000),
+        ("internvl-chat-v1-5", "instruct", 5_100_000),
+        ("paligemma-3b-pt-224", "pretrain", 1_000_000_000),
+        ("paligemma-3b-pt-448", "resolution", 50_000_000),
+        ("paligemma-3b-pt-896", "resolution", 10_000_000),
+        ("paligemma-3b-vqav2-224", "transfer", 6_581_110),
     ],
 )
 def test_how_much_is_seen(name: str, stage: str, samples: int) -> None:
@@ -67,6 +77,21 @@ def test_how_much_is_seen(name: str, stage: str, samples: int) -> None:
     found = chosen.stages[chosen.stage(stage)]
     batch = found.batch * found.accumulate
     assert 0 <= found.steps * batch - samples < batch
+
+
+def test_kosmos_2_sees_as_many_tokens_as_are_told() -> None:
+    """419 thousand a step; 25 billion in all."""
+    plan = dry(recipe("kosmos-2-patch14-224"), "pretrain")
+    assert any("25.3 G tokens in all" in line for line in plan)
+
+
+def test_what_each_begins_from_is_planned(tmp_path: Path) -> None:
+    for name in PUBLISHED:
+        chosen = recipe(name)
+        given = sum("=FOLDER is still to be given: " in line for line in dry(chosen))
+        assert given == (1 if isinstance(chosen.start, str) else 2), name
+    here = replace(recipe("llava-1.5-7b"), start=str(tmp_path))
+    assert f"  begins     all from {tmp_path}" in dry(here, "align")
 
 
 def test_rates_rise_and_fall_along_half_a_cosine_to_what_was_published() -> None:

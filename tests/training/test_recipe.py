@@ -145,7 +145,7 @@ def test_an_optimizer_goes_on_from_its_tensors(kind: str) -> None:
                 optimizers.load(state)
             for i, weight in enumerate(weights.values()):
                 weight.grad = torch.sin(weight.detach() * (i + step + 1))
-            optimizers.step(1.0 / (step + 1))
+            optimizers.step(step)
         found.append([weight.detach().clone() for weight in weights.values()])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
@@ -210,3 +210,25 @@ def test_data_that_does_not_fit_the_objective_is_told(
 def test_one_sample_cannot_be_compared(recipe: Recipe) -> None:
     with pytest.raises(ConfigError, match="'kto' compares samples of a batch, expected one of at least 2"):
         check_sources(stage(objective={"kto": 1.0}, data={"pairs": 1.0}, batch=1), recipe.sources)
+
+
+# ------------------------------------------------------------------------------------------------------------- warm-ups
+
+
+def test_a_pattern_may_warm_up_more_slowly(model: VLM) -> None:
+    """PaliGemma's encoder: the parameter's last pattern counts."""
+    plan = stage(learn={"*": 1e-3, "encoder.*": 1e-3}, warmup=2, warmups={"encoder.*": 8}, steps=20, decay=0.0)
+    optimizers = Optimizers(dict(model.named_parameters()), learning_rates(model, plan.learn), plan)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    found = []
+    for number in (0, 3, 9):
+        optimizers.step(number)
+        rates = {}
+        for names, optimizer in zip(optimizers.names, optimizers.optimizers, strict=True):
+            shares = [group["lr"] / group["peak"] for group in optimizer.param_groups for _ in group["params"]]
+            rates |= dict(zip(names, shares, strict=True))
+        found.append((rates["encoder.patch.weight"], rates["decoder.norm.weight"]))
+    assert found == [(1 / 8, 1 / 2), (4 / 8, 1.0), (1.0, 1.0)]
+    with pytest.raises(ConfigError, match=r"warms up 'encoder', which is not learned; did you mean 'encoder\.\*'"):
+        stage(learn={"encoder.*": 1e-3}, warmups={"encoder": 8})

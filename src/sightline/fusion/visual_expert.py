@@ -84,6 +84,13 @@ class ExpertBlock(SelfBlock):
         self.vision = Expert(cfg, qkv_bias)
         self.sizes = [m.out_features for m in (self.vision.q, self.vision.k, self.vision.v)]
 
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Make the expert what the words' own weights are, as CogVLM's begins; biases that they lack are zero."""
+        own = self.attention.state_dict() | {f"feedforward.{k}": v for k, v in self.feedforward.state_dict().items()}
+        for name, weight in self.vision.state_dict().items():
+            weight.copy_(own[name]) if name in own else weight.zero_()
+
     def forward(self, x: Tensor, context: Context, cache: LayerCache | None = None) -> Tensor:
         c, own, expert, split = context, self.attention, self.vision, context.split
         if not len(split.others):

@@ -83,6 +83,25 @@ class Tokenizer:
         names = {f"{key}_token": getattr(self, key) for key in ("bos", "eos", "pad", "unk") if getattr(self, key)}
         (folder / "tokenizer_config.json").write_text(json.dumps(names, indent=1), encoding="utf-8")
 
+    def extended(self, names: Iterable[str]) -> "Tokenizer":
+        """The same with further control tokens, whose ids follow all others; those that it has already are left."""
+        added, following = list(self.spec.get("added_tokens") or []), self.following
+        plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        new = [name for name in dict.fromkeys(names) if name not in self.controls]
+        added += [{"id": following + i, "content": name, **plain} for i, name in enumerate(new)]
+        return Tokenizer({**self.spec, "added_tokens": added}, self.bos, self.eos, self.pad, self.unk)
+
+    @property
+    def following(self) -> int:
+        """The first id after all of its own."""
+        return max([self.words - 1, *self.controls.values()]) + 1
+
+    @property
+    def filler(self) -> int:
+        """The id that rows of a batch are filled up with: that for padding or, without one, another control token."""
+        named = (self.pad, self.eos, self.bos, self.unk)
+        return next((self.controls[name] for name in named if name in self.controls), 0)
+
     @property
     def vocab_size(self) -> int:
         """Ids in use, control tokens included."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from ..core.config import from_dict, nearest, read_yaml, to_dict
 from ..core.errors import ConfigError
 from ..training.recipe import Recipe
-from . import blip2, cogvlm, llava, qwen_vl
+from . import blip2, cogvlm, flamingo, internvl, kosmos2, llava, paligemma, qwen_vl
 from .own import sightline_mini, tiny
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -16,6 +16,10 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     **blip2.RECIPES,
     **qwen_vl.RECIPES,
     **cogvlm.RECIPES,
+    **flamingo.RECIPES,
+    **internvl.RECIPES,
+    **paligemma.RECIPES,
+    **kosmos2.RECIPES,
 }
 
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from functools import partial
 
-from ..training.recipe import Recipe, Source, Stage
+from ..training.recipe import Parts, Recipe, Source, Stage
 from ..training.settings import RepresentationConfig
 from ..zoo.families import ROWS
-from .published import CAPTIONS, PICTURES, cosine, square
+from .published import CAPTIONS, PICTURES, cosine, published
 
 
 def blip_2(size: str) -> Recipe:
@@ -14,6 +14,8 @@ def blip_2(size: str) -> Recipe:
 
     The lowest rate of the first stage is that of its code. Its contrast is here among the 105 pictures that one of 16
     devices had, there among all 1,680; and its Q-Former, there a BERT with BERT's words, is drawn and reads OPT's.
+    The second stage may begin from another's Q-Former, given as start.fusion. EVA-CLIP g was published as a pickle; the
+    folder of any BLIP-2 has it as well.
     """
     row = ROWS[f"blip2-opt-{size}"]
     represent = Stage(
@@ -36,7 +38,8 @@ def blip_2(size: str) -> Recipe:
         **cosine(80_000, 2000, floor=0.5),
     )
     sources: dict[str, Source] = {"pictures_129m": PICTURES, "pairs_129m": CAPTIONS}
-    return Recipe(row.name, row.model, square(224), sources, (represent, generate))
+    start = Parts("Salesforce/blip2-opt-2.7b", decoder=f"facebook/opt-{size}")
+    return published(row, sources, (represent, generate), start=start, added_tokens=("<image>",))
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {

@@ -3,17 +3,19 @@
 from collections.abc import Callable
 from functools import partial
 
-from ..training.recipe import Recipe, Stage
+from ..training.recipe import Parts, Recipe, Stage
 from ..zoo.families import ROWS
-from .published import CAPTIONS, cosine, files, seeing, square
+from .published import CAPTIONS, cosine, files, published
 
 
 def cogvlm(side: int) -> Recipe:
     """CogVLM's two stages of pretraining (arXiv:2311.03079, section 2.2).
 
     The second half of the second saw 490 pixels, the rest 224. What the rates fall to is not told; here it is zero.
+    The expert begins from the words' own weights. EVA2-CLIP E was published as a pickle; the folder of any CogVLM has
+    it as well.
     """
-    model = seeing(ROWS["cogvlm-chat"].model, side)
+    row = ROWS["cogvlm-grounding-generalist"]  # whose form has no words of its own
     stage = partial(Stage, batch=16, weight_decay=0.05, betas=(0.9, 0.95))
     if side == 224:
         pairs = stage(
@@ -23,7 +25,8 @@ def cogvlm(side: int) -> Recipe:
             accumulate=512,
             **cosine(120_000, 12_000),
         )
-        return Recipe("cogvlm-224", model, square(side), {"pairs_1500m": CAPTIONS}, (pairs,), codec="cogvlm")
+        start = Parts("THUDM/cogvlm-base-224-hf", decoder="lmsys/vicuna-7b-v1.5")
+        return published(row, {"pairs_1500m": CAPTIONS}, (pairs,), side, name="cogvlm-224", start=start)
     places = stage(
         name="places",
         learn={"fusion.*": 1e-5, "decoder.blocks.*.vision.*": 1e-5},
@@ -32,7 +35,8 @@ def cogvlm(side: int) -> Recipe:
         **cosine(60_000, 1200),
     )
     sources = {"pairs_and_places": files("openai", 48)}
-    return Recipe("cogvlm", model, square(side), sources, (places,), codec="cogvlm", max_length=2048)
+    start = "runs/cogvlm-224/model"
+    return published(row, sources, (places,), side, name="cogvlm", max_length=2048, start=start)
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {

@@ -3,17 +3,18 @@
 from collections.abc import Callable
 from functools import partial
 
-from ..training.recipe import Recipe, Stage
+from ..training.recipe import Parts, Recipe, Stage
 from ..zoo.families import ROWS
-from .published import CAPTIONS, cosine, files, seeing, square
+from .published import CAPTIONS, cosine, files, published
 
 
 def qwen_vl(side: int) -> Recipe:
     """Qwen-VL (arXiv:2308.12966): its first stage sees 224 pixels, the other two 448.
 
-    There the encoder's rate also fell by 5% from each block to the one before it.
+    There the encoder's rate also fell by 5% from each block to the one before it. The last stage is laid out as
+    Qwen-VL-Chat's conversations, the others as text that goes on.
     """
-    model = seeing(ROWS["qwen-vl"].model, side)
+    row = ROWS["qwen-vl"]
     stage = partial(Stage, weight_decay=0.05)
     pretrain = stage(
         name="pretrain",
@@ -34,16 +35,17 @@ def qwen_vl(side: int) -> Recipe:
     instruct = stage(
         name="instruct",
         learn={"fusion.*": 1e-5, "decoder.*": 1e-5},
+        template="qwen-vl-chat",
         data={"dialogues_350k": 1.0},
         batch=8,
         accumulate=16,
         **cosine(8000, 3000, floor=0.1),
     )
     if side == 224:
-        pairs = {"pairs_1400m": CAPTIONS}
-        return Recipe("qwen-vl-224", model, square(side), pairs, (pretrain,), codec="qwen-vl")
+        start = Parts("laion/CLIP-ViT-bigG-14-laion2B-39B-b160k", decoder="Qwen/Qwen-7B")
+        return published(row, {"pairs_1400m": CAPTIONS}, (pretrain,), side, name="qwen-vl-224", start=start)
     sources = {"seven_tasks": files("openai", 64), "dialogues_350k": files("openai")}
-    return Recipe("qwen-vl", model, square(side), sources, (tasks, instruct), codec="qwen-vl", max_length=2048)
+    return published(row, sources, (tasks, instruct), side, max_length=2048, start="runs/qwen-vl-224/model")
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {

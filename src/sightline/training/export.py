@@ -16,7 +16,11 @@ def export(recipe: Recipe, run: Path, folder: Path) -> Path:
     """
     model, stages = final_model(recipe, run)
     if adapted(model):
-        save_adapters(model, folder.with_name(f"{folder.name}-adapters"), base=recipe.start)
+        save_adapters(
+            model,
+            folder.with_name(f"{folder.name}-adapters"),
+            base=recipe.start if isinstance(recipe.start, str) else "",
+        )
     learned = {stage.name: tuple(stage.learn) for stage in stages}
-    own.save(model, tokenizer_of(recipe, run), processor_config(recipe), folder, learned)
+    own.save(model, tokenizer_of(recipe, run), processor_config(recipe, stages[-1]), folder, learned)
     return folder

@@ -260,7 +260,7 @@ def assemble(made: Sequence[Made], processor: Processor, form: str, packing: int
     """
     examples, samples = [each.example for each in made], [each.sample for each in made]
     passed = [line for each in made for line in each.passed]
-    pad = processor.tokenizer.control(processor.tokenizer.pad)
+    pad = processor.tokenizer.filler
     if form in FROM_PAIRS:
         known = {key: seen for each in made for key, seen in each.seen.items()}
         batch = preferred(samples, processor, form, known)
@@ -290,7 +290,7 @@ def _picture(sample: Sample, processor: Processor) -> Example:
 def _captions(texts: list[str], processor: Processor) -> torch.Tensor:
     """Caption ids [batch, longest], padded on the right."""
     rows = [processor.tokenizer.encode(" " + text) for text in texts]
-    out = torch.full((len(rows), max(map(len, rows))), processor.tokenizer.control(processor.tokenizer.pad))
+    out = torch.full((len(rows), max(map(len, rows))), processor.tokenizer.filler)
     for row, ids in enumerate(rows):
         out[row, : len(ids)] = torch.tensor(ids)
     return out

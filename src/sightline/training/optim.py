@@ -21,7 +21,7 @@ class Optimizers:
     MUON = 10.0
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], rates: Mapping[str, float], stage: Stage) -> None:
-        self.parameters = dict(parameters)
+        self.parameters, self.stage = dict(parameters), stage
         matrices = [n for n, p in self.parameters.items() if stage.optimizer == "muon" and _orthogonal(n, p)]
         others = [n for n in self.parameters if n not in set(matrices)]
         self.names: list[list[str]] = []
@@ -38,30 +38,37 @@ class Optimizers:
         factor: float,
         **more: object,
     ) -> None:
-        """One parameter group per rate and decay; norms, biases and embeddings do not decay."""
-        groups: dict[tuple[float, float, bool], list[str]] = {}
+        """One parameter group per rate, decay and warm-up; norms, biases and embeddings do not decay."""
+        groups: dict[tuple[float, float, bool, int], list[str]] = {}
         for name in names:
             decays = self.parameters[name].dim() > 1 and not any(table in name for table in TABLES)
             cut = sharding.rows(self.parameters[name]) is not None  # shards have an arithmetic of their own
-            groups.setdefault((rates[name] * factor, stage.weight_decay if decays else 0.0, cut), []).append(name)
+            decay = stage.weight_decay if decays else 0.0
+            groups.setdefault((rates[name] * factor, decay, cut, stage.warmup_of(name)), []).append(name)
         if not groups:
             return
         self.names.append([name for group in groups.values() for name in group])
         self.optimizers.append(
             kind(
                 [
-                    {"params": [self.parameters[n] for n in group], "lr": rate, "peak": rate, "weight_decay": decay}
-                    for (rate, decay, _), group in groups.items()
+                    {
+                        "params": [self.parameters[n] for n in group],
+                        "lr": rate,
+                        "peak": rate,
+                        "weight_decay": decay,
+                        "warmup": warmup,
+                    }
+                    for (rate, decay, _, warmup), group in groups.items()
                 ],
                 **more,
             )
         )
 
-    def step(self, share: float) -> None:
-        """One step at this share of every peak rate."""
+    def step(self, number: int) -> None:
+        """One step at the rates that the stage has at this one, counted from 0."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * share
+                group["lr"] = group["peak"] * self.stage.rate(number, group["warmup"])
             optimizer.step()
 
     def zero(self) -> None:

@@ -14,6 +14,7 @@ from .features import repeats
 from .loader import Share
 from .recipe import Recipe, Stage, check_sources, freeze, learning_rates, without_files
 from .sharding import check_shards
+from .starting import given, missing
 
 STATE = 12  # bytes of a learned parameter besides its weight: gradient and two moments in float32
 SPANS = {"years": 31_557_600, "days": 86_400, "hours": 3600, "minutes": 60}
@@ -55,7 +56,11 @@ def plan(
         model = VLM(recipe.model)
     rate = cache(rate)
     chosen = recipe.stages if stage is None else (recipe.stages[recipe.stage(stage)],)
+    absent = missing(recipe)
     yield f"{recipe.name}: {short(sum(p.numel() for p in model.parameters()))} parameters, seed {recipe.seed}"
+    for key, name in ({"start": recipe.start} if isinstance(recipe.start, str) else given(recipe.start)).items():
+        if name:
+            yield _begins(recipe, key, name, absent)
     for each in chosen:
         check_sources(each, recipe.sources)
         Share(0, world).check(each)
@@ -99,7 +104,7 @@ def _stage(
         yield f"  sample     {each.visual:,} tokens of pictures, about {each.text:,} of text{guess}{whose}"
     whole = f"{short(count)} samples and {short(count * tokens)} tokens in all"
     yield f"  steps      {stage.steps:,} of {per_step:,} samples, {whole}"
-    yield f"  with       {stage.optimizer}, {stage.precision}, {stage.warmup:,} steps of warm-up"
+    yield f"  with       {stage.optimizer}, {stage.precision}, {stage.warmup:,} steps of warm-up{_apart(stage)}"
     frozen = sees and not any(name.startswith("encoder.") for name in rates)
     if frozen and stage.feature_store and not without_files(stage, recipe.sources):
         yield f"  features   of the frozen encoder are {_features(stage, recipe)}"
@@ -117,6 +122,19 @@ def _stage(
     yield f"  work       {short(per_sample, 'FLOP')} a sample, {short(per_sample * per_step, 'FLOP')} a step"
     spent, whose = per_sample * count / speed / world, "this machine's" if world == 1 else f"{world:,} times this one's"
     yield f"  time       {lasting(spent)} at {whose} {short(speed, 'FLOP')} a second"
+
+
+def _begins(recipe: Recipe, key: str, name: str, absent: Mapping[str, str]) -> str:
+    """Where a part comes from, or how it is still to be given."""
+    part, way = ("all", key) if isinstance(recipe.start, str) else (key, f"start.{key}")
+    if way not in absent:
+        return f"  begins     {part} from {name}"
+    return f"  begins     {way}=FOLDER is still to be given: {name}"
+
+
+def _apart(stage: Stage) -> str:
+    """The patterns whose rates rise over steps of their own."""
+    return "".join(f", {pattern} over {steps:,}" for pattern, steps in stage.warmups.items())
 
 
 def _features(stage: Stage, recipe: Recipe) -> str:

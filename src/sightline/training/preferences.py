@@ -194,5 +194,5 @@ def preferred(
         extra["judged"] = torch.tensor(marks)
     if form == "prompts":
         extra |= {"prompts": examples, "truths": [truth_of(sample.chosen) for sample in samples if sample.chosen]}
-    batch = collate(examples, processor.patch, processor.tokenizer.control(processor.tokenizer.pad))
+    batch = collate(examples, processor.patch, processor.tokenizer.filler)
     return replace(batch, extra=batch.extra | extra)

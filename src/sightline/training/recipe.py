@@ -31,6 +31,9 @@ class Stage:
     nothing is an error; a parameter that two patterns match takes the later one's rate. Under a `Lora` the parameters
     stay frozen as well and adapters beside the linear maps among them learn (`training.adapters`).
     data: weights of the recipe's sources. objective: weights of the terms of the loss, or one term with its settings.
+    template: how its conversations are laid out, where that is not the recipe's way; of a published model with its
+    convention for places.
+    warmups: patterns of `learn` whose rates rise over other numbers of steps than `warmup`.
     """
 
     name: str
@@ -56,6 +59,8 @@ class Stage:
     max_bad: Share = 0.01  # how many samples may be passed over, of the first 1,000 or of all
     feature_store: NonNegativeFloat = 8.0  # gigabytes of a frozen encoder's features, where samples repeat; 0: none
     guard_every: NonNegativeInt = 0  # steps between two looks at whether pictures are used; 0: never
+    template: str | None = None
+    warmups: dict[str, NonNegativeInt] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.learn:
@@ -64,6 +69,11 @@ class Stage:
             rate = how.rate if isinstance(how, Lora) else how
             if not 0 <= rate <= 1e3:  # nor is it no number
                 raise ConfigError(f"stage {self.name!r} learns {pattern!r} at {rate:g}, expected from 0 to 1000")
+        for pattern in self.warmups:
+            if pattern not in self.learn:
+                raise ConfigError(
+                    f"stage {self.name!r} warms up {pattern!r}, which is not learned{nearest(pattern, self.learn)}"
+                )
         if not self.objective:
             raise ConfigError(f"stage {self.name!r} has no objective, expected terms of a loss with their weights")
 
@@ -76,9 +86,14 @@ class Stage:
         """The settings of one of the terms: the stage's, or the default ones."""
         return DEFAULTS[name] if isinstance(self.objective, dict) else self.objective
 
-    def rate(self, step: int) -> float:
-        """The learning rate at a step (from 0) as a share of its peak."""
-        rising = min(1.0, (step + 1) / max(1, self.warmup))
+    def warmup_of(self, name: str) -> int:
+        """Over how many steps the rate of a parameter rises, as its last pattern says."""
+        matched = [pattern for pattern in self.learn if fnmatchcase(name, pattern)]
+        return self.warmups.get(matched[-1], self.warmup) if matched else self.warmup
+
+    def rate(self, step: int, warmup: int | None = None) -> float:
+        """The learning rate at a step (from 0) as a share of its peak; warmup: steps it rises over, if not as usual."""
+        rising = min(1.0, (step + 1) / max(1, self.warmup if warmup is None else warmup))
         left = min(1.0, (self.steps - step) / max(1.0, self.steps * self.decay))
         if self.schedule == "cosine":
             left = (1 - math.cos(math.pi * left)) / 2
@@ -86,12 +101,29 @@ class Stage:
 
 
 @config
+class Parts:
+    """Folders that the parts of a model begin from, each of such a part alone or of a whole model; "": it is drawn.
+
+    A name that is no folder here is that under which others published the part: its folder is still to be given.
+    tokenizer: the folder whose words it reads; "": that of the decoder.
+    """
+
+    encoder: str = ""
+    fusion: str = ""
+    decoder: str = ""
+    tokenizer: str = ""
+
+
+@config
 class Recipe:
     """Everything a run needs; the same recipe and seed give the same weights.
 
+    template: how conversations are laid out: one of `data.template`, or the name of a published model, whose way it is.
     start: a model folder, or the name of a shipped one, whose weights and tokenizer a run begins from, at whichever
-    stage is trained first; without one the weights are drawn from the seed and the tokenizer is learned.
-    taken: patterns over the parameters that come from there; the others are drawn, and may be of another design.
+    stage is trained first; or the parts that its first stage begins from. Without one the weights are drawn from the
+    seed and the tokenizer is learned.
+    taken: patterns over the parameters that come from one folder; the others are drawn, and may be of another design.
+    added_tokens: control tokens that follow those of the tokenizer it starts with, where it lacks them.
     """
 
     name: str
@@ -100,12 +132,17 @@ class Recipe:
     sources: dict[str, Source]
     stages: tuple[Stage, ...]
     template: str = "sightline"
-    codec: str = "location-tokens"
+    codec: str | None = "location-tokens"
     vocabulary: int = 1024
     max_length: int = 768
     seed: int = 0
-    start: str = ""
+    start: str | Parts = ""
     taken: tuple[str, ...] = ("*",)
+    added_tokens: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.taken != ("*",) and isinstance(self.start, Parts):
+            raise ConfigError(f"recipe {self.name!r} starts from parts, of which `taken` chooses nothing; leave it out")
 
     def stage(self, name: str) -> int:
         """The index of a stage; ConfigError tells the nearest name."""
@@ -149,12 +186,20 @@ def without_files(stage: Stage, sources: Mapping[str, Source]) -> dict[str, File
     return {name: each for name, each in found.items() if isinstance(each, FilesSource) and not each.path}
 
 
-def check_files(stage: Stage, sources: Mapping[str, Source]) -> None:
-    """ConfigError for a source of a stage that is unknown, or is read from files and names none yet."""
+def check_files(stage: Stage, sources: Mapping[str, Source], besides: str = "") -> None:
+    """ConfigError for a source of a stage that is unknown, or is read from files and names none yet.
+
+    besides: what else is missing, told in the same line.
+    """
     check_sources(stage, sources)
-    for name, found in without_files(stage, sources).items():
-        what = f"{found.kind} in the format {found.format!r}"
-        raise ConfigError(f"source {name!r} names no file; set sources.{name}.path=FILE, {what}")
+    told = [
+        f"source {name!r} names no file; set sources.{name}.path=FILE, {found.kind} in the format {found.format!r}"
+        for name, found in without_files(stage, sources).items()
+    ]
+    if besides:
+        told.append(besides)
+    if told:
+        raise ConfigError("; ".join(told))
 
 
 def learning_rates(model: nn.Module, learn: Learning) -> dict[str, float]:

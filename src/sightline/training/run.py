@@ -1,6 +1,5 @@
 """A whole run: the stages of a recipe one after the other in one folder, from the weights of the stage before."""
 
-import fnmatch
 import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -18,8 +17,8 @@ from ..layers.adapted import merge
 from ..model import VLM
 from ..worlds.scene_questions import questions
 from ..worlds.scenes import COLORS, SHAPES, SIZES, TEXTURES, scene
-from ..zoo.names import locate
-from ..zoo.own import ProcessorConfig, load_model, read_card
+from ..zoo.families import ROWS, habits_of
+from ..zoo.own import ProcessorConfig
 from . import checkpoints, distributed
 from .adapters import adapt
 from .alignment import Words, smooth_places, words_of
@@ -41,6 +40,7 @@ from .representation import Representation
 from .settings import check_names
 from .sharding import check_shards
 from .sources import FilesSource
+from .starting import load_start, starting_tokenizer, still_to_give
 from .trainer import Step, Trainer
 
 CONTROLS = ("<pad>", "<bos>", "<eos>", "<image>", "<user>", "<assistant>", *LocationTokens().names)
@@ -75,8 +75,8 @@ def vocabulary_text(recipe: Recipe) -> Iterator[str]:
 def tokenizer_of(recipe: Recipe, folder: Path) -> Tokenizer:
     """The run's tokenizer; learned once and kept in its folder."""
     place = folder / "tokenizer"
-    if not (place / "tokenizer.json").exists() and recipe.start:
-        whole(place, Tokenizer.from_folder(locate(recipe.start)).save)
+    if not (place / "tokenizer.json").exists() and (found := starting_tokenizer(recipe)):
+        whole(place, found.save)
     if not (place / "tokenizer.json").exists():
         if recipe.vocabulary > recipe.model.decoder.vocab_size:
             most = recipe.model.decoder.vocab_size
@@ -88,31 +88,38 @@ def tokenizer_of(recipe: Recipe, folder: Path) -> Tokenizer:
     return Tokenizer.from_folder(place)
 
 
-def processor_of(recipe: Recipe, tokenizer: Tokenizer, model: VLM) -> Processor:
-    """What turns the recipe's conversations into numbers."""
-    return processor_config(recipe).build(tokenizer, model)
+def processor_of(recipe: Recipe, tokenizer: Tokenizer, model: VLM, stage: Stage | None = None) -> Processor:
+    """What turns the conversations of a recipe, or of one of its stages, into numbers."""
+    return processor_config(recipe, stage).build(tokenizer, model)
 
 
-def processor_config(recipe: Recipe) -> ProcessorConfig:
+def processor_config(recipe: Recipe, stage: Stage | None = None) -> ProcessorConfig:
     """What a model folder says of its processor."""
-    return ProcessorConfig(recipe.pixels, recipe.template, recipe.codec, max_length=recipe.max_length)
+    own = None if stage is None else stage.template
+    template, codec, image = own or recipe.template, recipe.codec, "<image>"
+    if template in ROWS:
+        habits = habits_of(ROWS[template])
+        codec, image = habits.codec if own else codec, habits.image
+    return ProcessorConfig(recipe.pixels, template, codec, image, recipe.max_length)
 
 
 def objective_of(stage: Stage, recipe: Recipe, tokenizer: Tokenizer, model: VLM) -> Total:
     """The terms that a stage names; the model is as the stage finds it."""
     check_names(stage.terms)
-    features, first = recipe.model.image.features, tokenizer.control(LocationTokens().name(0))
-    width, text = recipe.model.decoder.width, (recipe.model.decoder.vocab_size, tokenizer.control(tokenizer.pad))
+    features, width = recipe.model.image.features, recipe.model.decoder.width
+    text, places = (recipe.model.decoder.vocab_size, tokenizer.filler), (0, 0)
+    if recipe.codec == "location-tokens":
+        places = tokenizer.control(LocationTokens().name(0)), LocationTokens().bins
 
     def reference() -> Reference:
         return frozen(model, learning_rates(model, stage.learn))
 
     def processor() -> Processor:
-        return processor_of(recipe, tokenizer, model)
+        return processor_of(recipe, tokenizer, model, stage)
 
     made: dict[str, Callable[[], Objective]] = {
-        "next-token": lambda: NextToken(first, LocationTokens().bins),
-        "answers": lambda: NextToken(first, LocationTokens().bins, by_answer=True),
+        "next-token": lambda: NextToken(*places),
+        "answers": lambda: NextToken(*places, by_answer=True),
         "siglip": lambda: SigLIP(features, *text),
         "clip": lambda: CLIP(features, *text, stage.settings("clip")),
         "itm": lambda: Matching(model, *text),
@@ -121,7 +128,7 @@ def objective_of(stage: Stage, recipe: Recipe, tokenizer: Tokenizer, model: VLM)
         "dense": lambda: Dense(features, {name: len(values) for name, values in VALUES.items()}),
         "boxes": lambda: Boxes(features, stage.settings("boxes")),
         "box-head": Located,
-        "words": lambda: Words(words_of(tokenizer, VALUES), first, LocationTokens().bins),
+        "words": lambda: Words(words_of(tokenizer, VALUES), *places),
         "dpo": lambda: DPO(stage.settings("dpo"), reference()),
         "dense-dpo": lambda: DenseDPO(stage.settings("dense-dpo"), reference()),
         "kto": lambda: KTO(stage.settings("kto"), reference()),
@@ -134,11 +141,12 @@ def objective_of(stage: Stage, recipe: Recipe, tokenizer: Tokenizer, model: VLM)
 
 
 def initial_model(recipe: Recipe) -> VLM:
-    """A model drawn from the recipe's seed, its place tokens in order."""
+    """A model drawn from the recipe's seed, its place tokens in order where it has some."""
     torch.manual_seed(recipe.seed)
     model = VLM(recipe.model)
-    places = LocationTokens()
-    smooth_places(model.decoder.embedding.weight, CONTROLS.index(places.name(0)), places.bins)
+    if recipe.codec == "location-tokens":
+        places = LocationTokens()
+        smooth_places(model.decoder.embedding.weight, CONTROLS.index(places.name(0)), places.bins)
     return model
 
 
@@ -163,32 +171,26 @@ def weights_before(recipe: Recipe, folder: Path, number: int, model: VLM) -> Non
     if before and (found := last_of(folder, before)):
         restore(model, before, found)
         merge(model)
-    elif recipe.start:
+    elif recipe.start and (before is None or isinstance(recipe.start, str)):
         load_start(recipe, model)
     elif before:
         after = recipe.stages[number].name
         raise CheckpointError(f"{folder}: stage {before.name!r} is not finished; train it before {after!r}")
 
 
+def begins(recipe: Recipe, folder: Path, number: int) -> bool:
+    """Whether a stage has still to begin from what the recipe starts from, and not from the stage before it."""
+    if finished(recipe, folder, recipe.stages[number]):
+        return False
+    if number == 0 or not isinstance(recipe.start, str):
+        return number == 0
+    return not finished(recipe, folder, recipe.stages[number - 1])
+
+
 def restore(model: VLM, stage: Stage, found: checkpoints.Saved) -> None:
     """Give a model the weights and adapters of a stage's checkpoint."""
     adapt(model, stage.learn)
     model.load_state_dict(found.tensors["model"])
-
-
-def load_start(recipe: Recipe, model: VLM) -> None:
-    """Give a model what the recipe takes of the folder that it starts from; that must be of the same design."""
-    folder = locate(recipe.start)
-    if recipe.taken == ("*",) and read_card(folder).model != recipe.model:
-        raise ConfigError(f"{folder}: the model in it is of another design than recipe {recipe.name!r}")
-    weights, own = load_model(folder).state_dict(), model.state_dict()
-    for pattern in recipe.taken:
-        chosen = fnmatch.filter(own, pattern)
-        strange = [name for name in chosen if name not in weights or weights[name].shape != own[name].shape]
-        if strange or not chosen:
-            what = f"{strange[0]!r} in it" if strange else f"a parameter that {pattern!r} names"
-            raise ConfigError(f"{folder}: there is no {what} as recipe {recipe.name!r} has it")
-        model.load_state_dict({name: weights[name] for name in chosen}, strict=False)
 
 
 def run(
@@ -208,8 +210,10 @@ def run(
     """
     chosen = range(len(recipe.stages)) if stage is None else [recipe.stage(stage)]
     share = Share(distributed.rank(), distributed.size())
+    besides = still_to_give(recipe)
     for number in chosen:
-        check_files(recipe.stages[number], recipe.sources)
+        told = besides if besides and begins(recipe, folder, number) else ""
+        check_files(recipe.stages[number], recipe.sources, told)
         share.check(recipe.stages[number])
         if shard:
             check_shards(recipe.stages[number])
@@ -236,7 +240,7 @@ def run(
             objective = objective_of(current, recipe, tokenizer, model)
             trainer = Trainer(recipe, current, model, objective.to(device), folder, shard, store)
             trainer.resume()
-            yield from trainer.run(processor_of(recipe, tokenizer, model), workers, evaluate)
+            yield from trainer.run(processor_of(recipe, tokenizer, model, current), workers, evaluate)
             if distributed.first():
                 write_report(folder, recipe.name)
 

@@ -216,7 +216,7 @@ class Trainer:
         norm = sharding.clip(list(self.parameters.values()), self.stage.clip)
         applied = bool(torch.isfinite(norm)) and bool(torch.isfinite(loss))
         if applied:
-            self.optimizers.step(self.stage.rate(self.step))
+            self.optimizers.step(self.step)
         self.refused = 0 if applied else self.refused + 1
         values = {name: float(value) for name, value in terms.items()}
         notes = dict(self.objective.notes)

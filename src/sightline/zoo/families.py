@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -9,6 +10,7 @@ from ..core.config import nearest
 from ..core.errors import ConfigError
 from ..encoders.vit import ViT
 from ..language.decoder import Decoder
+from ..language.tokenizer import Tokenizer
 from . import (
     aria,
     backbones,
@@ -37,7 +39,7 @@ from . import (
 )
 from .backbones import Json
 from .checkpoint import read_tensors
-from .family import Family, Row
+from .family import Family, Habits, Row
 from .inputs import words
 
 
@@ -121,6 +123,7 @@ WHOLE = (
     gemini,
 )
 FAMILIES: dict[str, Family] = ENCODERS | LANGUAGES
+WORDLESS: dict[str, Any] = {"model": {"type": "BPE", "vocab": {}, "merges": []}}  # of a tokenizer that is not here
 for module in WHOLE:
     FAMILIES |= module.FAMILIES
 ROWS: dict[str, Row] = {row.name: row for module in WHOLE for row in module.ROWS}
@@ -131,12 +134,23 @@ def kind_of(row: Row) -> str:
 
     "" for a model that was never published as a folder.
     """
-    known = next(module.FAMILIES for module in WHOLE if row in module.ROWS)
+    known = next(module.FAMILIES for module in WHOLE if any(row.name == each.name for each in module.ROWS))
     try:
         kind = family_of(row.config)
     except ConfigError:  # rows leave out what their files say of themselves
         kind = ""
     return kind if kind in known else next(iter(known), "")
+
+
+def habits_of(row: Row, tokenizer: Tokenizer | None = None) -> Habits:
+    """What a published model's processor does; its tokenizer, where it is here, may tell more of it."""
+    if row.habits is not None:
+        return row.habits
+    found = FAMILIES[kind].habits if (kind := kind_of(row)) else None
+    habits = found(row.config, Path(), tokenizer or Tokenizer(WORDLESS)) if callable(found) else found
+    if habits is None:
+        raise ConfigError(f"how the processor of {row.name!r} reads a conversation is not known here")
+    return habits
 
 
 def family_of(c: Json) -> str:

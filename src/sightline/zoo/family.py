@@ -138,6 +138,7 @@ class Row:
 
     `config` are the sizes of its configuration, written as in its `config.json`; `read` makes them settings of ours.
     weights: whether any were published; without them it can be described and built, not loaded.
+    habits: of its processor, where files beside its configuration tell which of its family's they are.
     """
 
     name: str
@@ -152,6 +153,7 @@ class Row:
     stages: Stages = field(default_factory=dict)
     proof: str = EQUAL
     weights: bool = True
+    habits: Habits | None = None
 
     @property
     def model(self) -> VLMConfig:

@@ -233,6 +233,9 @@ INTERNLM2_20B = {"model_type": "internlm2", "hidden_size": 6144, "num_hidden_lay
 INTERNLM2_20B |= {"num_key_value_heads": 8, "intermediate_size": 16_384, "vocab_size": 92_553, "bias": False}
 INTERNLM2_20B |= {"max_position_embeddings": 32_768, "rms_norm_eps": 1e-5, "rope_theta": 1e6}
 
+PICTURES_15 = {"ps_version": "v2", "template": "internlm2-chat", "dynamic_image_size": True, "use_thumbnail": True}
+PICTURES_15 |= {"max_dynamic_patch": 12}
+
 INTERNVL_15 = Row(
     name="internvl-chat-v1-5",
     family="InternVL-1.5",
@@ -242,7 +245,7 @@ INTERNVL_15 = Row(
     licence="MIT",
     source="OpenGVLab/InternVL-Chat-V1-5",
     read=original_config,
-    config={"vision_config": INTERN_VIT_6B, "llm_config": INTERNLM2_20B, "ps_version": "v2"},
+    config={"model_type": "internvl_chat", "vision_config": INTERN_VIT_6B, "llm_config": INTERNLM2_20B, **PICTURES_15},
     stages={"align": ("encoder.*", "fusion.*"), "instruct": ("*",)},
     proof="logits equal transformers' on a random checkpoint, its LLaMA half renamed and packed as InternLM2",
 )

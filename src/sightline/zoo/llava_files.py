@@ -78,10 +78,7 @@ def image_token(processor: Processor) -> tuple[str, Tokenizer]:
         return name, tokenizer
     if "<image>" in tokenizer.controls:
         return "<image>", tokenizer
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    added = [*tokenizer.spec["added_tokens"], {"id": tokenizer.vocab_size, "content": "<image>", **plain}]
-    names = {key: getattr(tokenizer, key) for key in ("bos", "eos", "pad", "unk")}
-    return "<image>", Tokenizer({**tokenizer.spec, "added_tokens": added}, **names)
+    return "<image>", tokenizer.extended(("<image>",))
 
 
 def with_row(

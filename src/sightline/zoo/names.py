@@ -12,13 +12,12 @@ from . import own
 from .catalogue import ASSETS, cache, is_here, shipped
 from .checkpoint import read_json
 from .describe import Description, Sight, describe, sight
-from .families import FAMILIES, ROWS, family_of, kind_of
+from .families import FAMILIES, ROWS, WORDLESS, family_of, kind_of
 from .processors import load_pipeline
 from .published import build
 from .pull import pullable
 
 DEFAULT = "sightline-mini"
-WORDLESS: dict[str, Any] = {"model": {"type": "BPE", "vocab": {}, "merges": []}}  # pictures are seen without words
 
 
 def locate(name: str | Path | None = None) -> Path:

@@ -8,6 +8,7 @@ published/             of a model that was published by others: its own small fi
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,8 @@ from ..layers.packed import Precision
 from ..model import VLM, VLMConfig
 from . import processors
 from .checkpoint import PIECE, assign, digest, read_file, read_json, whole, write_json, write_pieces
-from .families import FAMILIES
+from .families import FAMILIES, ROWS, habits_of
+from .family import Habits
 from .hollow import hollow
 from .prepared import dtype_of
 from .published import Published
@@ -36,7 +38,11 @@ PUBLISHED = "published"  # where a converted model keeps the small files that it
 
 @config
 class ProcessorConfig:
-    """How conversations become numbers: names of a template and a codec, the picture pipeline, the context."""
+    """How conversations become numbers: names of a template and a codec, the picture pipeline, the context.
+
+    template: one of `data.template`, or the name of a published model, whose conversations and the tokens around its
+    pictures are then the same. image_token: fills a picture's places.
+    """
 
     pixels: Pipeline
     template: str = "sightline"
@@ -46,19 +52,21 @@ class ProcessorConfig:
 
     def build(self, tokenizer: Tokenizer, model: VLM) -> Processor:
         """The processor of this model; ConfigError tells the nearest name of an unknown template or codec."""
-        for name, known in ((self.template, TEMPLATES), (self.codec, CODECS)):
+        for name, known in ((self.template, {**TEMPLATES, **ROWS}), (self.codec, CODECS)):
             if name is not None and name not in known:
                 raise ConfigError(f"processor.json: unknown name {name!r}{nearest(name, known)}")
-        return Processor(
-            tokenizer=tokenizer,
-            template=TEMPLATES[self.template],
-            pixels=self.pixels,
-            image_token=self.image_token,
-            codec=None if self.codec is None else CODECS[self.codec],
-            instruct=tokenizer.encode if model.config.instruction_length else None,
-            max_length=self.max_length,
-            **processors.of_model(model),
-        )
+        if self.template in TEMPLATES:
+            habits = Habits(TEMPLATES[self.template], self.image_token)
+        else:
+            habits = habits_of(ROWS[self.template], tokenizer)
+            processors.settle(tokenizer, habits)
+            if habits.instruct is not None:
+                raise ConfigError(
+                    f"template {self.template!r} reads questions in a second vocabulary, which is not here"
+                )
+        habits = replace(habits, codec=self.codec, image=self.image_token)
+        instruct = tokenizer.encode if model.config.instruction_length else None
+        return processors.processor_for(model, tokenizer, habits, self.pixels, self.max_length, instruct)
 
 
 @config
@@ -137,8 +145,7 @@ def load(folder: Path, precision: Precision = "fp32") -> tuple[Published, Proces
     if (folder / PUBLISHED).is_dir():
         family, c = _published(folder)
         return Published(model, c, family, folder, precision), processor
-    tokenizer = processor.tokenizer
-    ids = {"image_token_id": processor.image_id, "eos_token_id": tokenizer.control(tokenizer.eos)}
+    ids = {"image_token_id": processor.image_id, "eos_token_id": processor.end}
     return Published(model, ids, "sightline", folder, precision), processor
 
 

@@ -1,5 +1,7 @@
 """The processor of a published checkpoint, from the files that lie beside its weights."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +31,46 @@ def load_processor(published: Published) -> Processor | None:
     habits = family.habits
     if not isinstance(habits, Habits):
         habits = habits(published.config, folder, tokenizer)
-    tokenizer.reserve(habits.controls)
     if (rows := model.config.decoder.total_vocab) < tokenizer.words:
         raise CheckpointError(
             f"{folder}: tokenizer.json has words up to id {tokenizer.words - 1}, the model knows {rows}"
         )
+    settle(tokenizer, habits)
+    return processor_for(
+        model,
+        tokenizer,
+        replace(habits, template=load_template(folder, tokenizer, habits)),
+        load_pipeline(folder, habits, model.config.image.image_size),
+        model.config.decoder.max_length,
+        None if habits.instruct is None else habits.instruct(folder),
+    )
+
+
+def settle(tokenizer: Tokenizer, habits: Habits) -> None:
+    """Tell a tokenizer what of its control tokens only the habits say: which they are, what begins and ends."""
+    tokenizer.reserve(habits.controls)
     tokenizer.bos, tokenizer.eos = tokenizer.bos or habits.bos, habits.end or tokenizer.eos or habits.eos
+
+
+def processor_for(
+    model: VLM,
+    tokenizer: Tokenizer,
+    habits: Habits,
+    pixels: ImagePipeline,
+    max_length: int,
+    instruct: Callable[[str], Sequence[int]] | None = None,
+) -> Processor:
+    """The processor of a model with these habits; instruct: the ids of what its fusion reads with a picture."""
     return Processor(
         tokenizer=tokenizer,
-        template=load_template(folder, tokenizer, habits),
-        pixels=load_pipeline(folder, habits, model.config.image.image_size),
+        template=habits.template,
+        pixels=pixels,
         image_token=habits.image,
         codec=None if habits.codec is None else CODECS[habits.codec],
         expand=habits.expand,
-        instruct=None if habits.instruct is None else habits.instruct(folder),
+        instruct=instruct,
         video_token=habits.video,
-        max_length=model.config.decoder.max_length,
+        max_length=max_length,
         **of_model(model),
     )
 

@@ -11,7 +11,7 @@ from ..core.errors import InputError
 from ..core.sequence import Conversation, Image, Message, Text, Video
 from ..data.batch import Batch
 from ..data.processor import tagged
-from ..data.template import End, Segment, Writer, turns
+from ..data.template import End, Segment, Template, Writer, turns
 from ..fusion.pooling import PositionPoolConfig
 from ..language.tokenizer import Tokenizer
 from ..model import VLM, VLMConfig
@@ -158,9 +158,15 @@ def habits(c: Json, folder: Path, tokenizer: Tokenizer) -> Habits:
     """Those of the chat model or, where `generation_config.json` says that text is raw, of the one it was made from."""
     path = folder / "generation_config.json"
     chat = not path.exists() or read_json(path).get("chat_format") != "raw"
-    template, codec, end = (chatml, "qwen-vl-chat", "<|im_end|>") if chat else (raw, "qwen-vl", "<|endoftext|>")
+    return _habits(chatml, "qwen-vl-chat", "<|im_end|>") if chat else RAW
+
+
+def _habits(template: Template, codec: str, end: str) -> Habits:
     picture = tagged("<img>", "</img>")
     return Habits(template, "<imgpad>", codec, bos="", end=end, pixels=stretched_for_encoder, expand=picture)
+
+
+RAW = _habits(raw, "qwen-vl", "<|endoftext|>")
 
 
 # ------------------------------------------------------------------------------------------------- families and rows
@@ -175,7 +181,7 @@ QWEN_7B = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 
 QWEN_7B |= {"intermediate_size": 22_016, "vocab_size": 151_936, "seq_length": 2048, "max_position_embeddings": 8192}
 
 
-def _row(name: str, source: str, stages: Stages) -> Row:
+def _row(name: str, source: str, stages: Stages, habits: Habits | None = None) -> Row:
     return Row(
         name=name,
         family="Qwen-VL",
@@ -188,10 +194,11 @@ def _row(name: str, source: str, stages: Stages) -> Row:
         config={"model_type": "qwen", **QWEN_7B, "visual": VISUAL},
         stages=stages,
         proof="logits and greedy tokens equal golden values of the published code on random weights",
+        habits=habits,
     )
 
 
 ROWS = (
-    _row("qwen-vl", "Qwen/Qwen-VL", STAGES),
+    _row("qwen-vl", "Qwen/Qwen-VL", STAGES, RAW),
     _row("qwen-vl-chat", "Qwen/Qwen-VL-Chat", {**STAGES, "instruct": ("fusion.*", "decoder.*")}),
 )
