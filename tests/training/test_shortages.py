@@ -282,7 +282,8 @@ def out_of_memory(*_: object) -> None:
     raise MemoryError
 
 
-@pytest.mark.parametrize("room", [60, *(pytest.param(room, marks=pytest.mark.slow) for room in (20, 120))])
+@pytest.mark.slow
+@pytest.mark.parametrize("room", [20, 60, 120])
 def test_memory_that_the_system_refuses_means_smaller_parts(
     recipe: Recipe, fresh: Fresh, alone: Alone, capfd: pytest.CaptureFixture[str], room: int
 ) -> None:
