@@ -74,8 +74,9 @@ STOPS = {
     "in the last batch": (6, 1),
     "after the last": (7, 0),
 }
+SHORT = {0: STOPS, 1: (), 2: ("in accumulation", "at the end of an epoch")}  # what `make test` does
 PLACES = [
-    pytest.param(stop, workers, id=f"{name}-{workers}", marks=pytest.mark.slow if workers == 1 else ())
+    pytest.param(stop, workers, id=f"{name}-{workers}", marks=() if name in SHORT[workers] else pytest.mark.slow)
     for name, stop in STOPS.items()
     for workers in (0, 1, 2)
 ]

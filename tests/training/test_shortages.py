@@ -30,7 +30,6 @@ from sightline.training.trainer import NonFinite, Trainer, Unsaved
 Fresh = Callable[[str], Path]
 Alone = Callable[..., Recipe]
 WHERE = "checkpoints/language"
-ROOMS = [20, 40, 60, 80, 120, 160]
 
 
 def losses(recipe: Recipe, folder: Path, workers: int = 0) -> list[float]:
@@ -283,7 +282,8 @@ def out_of_memory(*_: object) -> None:
     raise MemoryError
 
 
-@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.slow
+@pytest.mark.parametrize("room", [20, 60, 120])
 def test_memory_that_the_system_refuses_means_smaller_parts(
     recipe: Recipe, fresh: Fresh, alone: Alone, capfd: pytest.CaptureFixture[str], room: int
 ) -> None:

@@ -81,7 +81,7 @@ def newest(folder: Path) -> int:
 # ------------------------------------------------------------------------------------------------------------- signals
 
 
-@pytest.mark.parametrize("times", [6, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [4, pytest.param(50, marks=pytest.mark.slow)])
 def test_a_signal_at_any_time_finishes_the_step_and_saves(
     recipe: Recipe, fresh: Fresh, alone: Alone, times: int
 ) -> None:
@@ -148,6 +148,7 @@ def test_a_second_signal_ends_it_within_a_second(
 # ------------------------------------------------------------------------------------------------------ lost processes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 def test_the_other_process_of_one_that_is_gone_says_so_and_a_new_start_goes_on(
     recipe: Recipe,
