@@ -115,9 +115,9 @@ def ask(
     from .data.draw import check_drawing, draw_places
     from .serving.talker import conversation
 
-    if draw is not None:
-        check_drawing(draw)
     talk = conversation([_picture(path) for path in paths], question)
+    if draw is not None:
+        check_drawing(draw, images_of(talk)[-1].picture.size)
     settings = _settings(max_tokens, temperature, top_p, seed, stop)
     answer = _spoken(_talker(model, precision), talk, settings, quiet=as_json)
     if as_json:
