@@ -25,18 +25,13 @@ if TYPE_CHECKING:
 class Verbs(TyperGroup):
     """The verbs, whose errors are one line on stderr and an exit code."""
 
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()
-        except BrokenPipeError:  # nobody reads on, as after `| head`: what is left goes nowhere, and that is no error
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
-        return result
-
     def main(self, *args: Any, **more: Any) -> NoReturn:
         try:
             code = super().main(*args, **{**more, "standalone_mode": False})
+            sys.stdout.flush()
+        except (BrokenPipeError, SystemExit):  # nobody reads on, as after `| head`, at which the parser exits: no error
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
         except SightlineError as error:
             fail(str(error), error.exit_code)
         except typer.Abort:
