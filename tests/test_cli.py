@@ -235,7 +235,8 @@ def test_what_is_no_picture(data: bytes, message: str, model: tuple[str, ...], t
     path = tmp_path / "given.png"
     path.write_bytes(data)
     assert message in refused(run("ask", path, "how many?", *model))
-    assert message in refused(run("ask", "-", "how many?", *model, stdin=data))
+    if data:
+        assert message in refused(run("ask", "-", "how many?", *model, stdin=data))
 
 
 @pytest.mark.parametrize("share", [0.2, 0.6, 0.95])
@@ -436,7 +437,7 @@ def test_nobody_reads_on() -> None:
         done = subprocess.run(
             ["bash", "-c", f"set -o pipefail; {command} | (exec 0<&-; sleep 0.1)"], capture_output=True, check=False
         )
-        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b""), words
 
 
 def test_show_needs_no_weights(tiny_folder: Path) -> None:

@@ -25,18 +25,13 @@ if TYPE_CHECKING:
 class Verbs(TyperGroup):
     """The verbs, whose errors are one line on stderr and an exit code."""
 
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()
-        except BrokenPipeError:  # nobody reads on, as after `| head`: what is left goes nowhere, and that is no error
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
-        return result
-
     def main(self, *args: Any, **more: Any) -> NoReturn:
         try:
             code = super().main(*args, **{**more, "standalone_mode": False})
+            sys.stdout.flush()
+        except (BrokenPipeError, SystemExit):  # nobody reads on, as after `| head`, at which the parser exits: no error
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
         except SightlineError as error:
             fail(str(error), error.exit_code)
         except typer.Abort:
@@ -115,9 +110,9 @@ def ask(
     from .data.draw import check_drawing, draw_places
     from .serving.talker import conversation
 
-    if draw is not None:
-        check_drawing(draw)
     talk = conversation([_picture(path) for path in paths], question)
+    if draw is not None:
+        check_drawing(draw, images_of(talk)[-1].picture.size)
     settings = _settings(max_tokens, temperature, top_p, seed, stop)
     answer = _spoken(_talker(model, precision), talk, settings, quiet=as_json)
     if as_json:

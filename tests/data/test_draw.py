@@ -65,9 +65,12 @@ def test_no_places_no_change() -> None:
 
 
 def test_names_that_cannot_be_written_are_told_beforehand(tmp_path: Path) -> None:
-    check_drawing(tmp_path / "a.JPG")
+    check_drawing(tmp_path / "a.JPG", (20_000, 2))
+    check_drawing(tmp_path / "a.webp", (16_383, 2))
+    with pytest.raises(InputError, match="at most 16383 pixels a side, the picture 3x16384"):
+        check_drawing(tmp_path / "a.webp", (3, 16_384))
     for name in ("a", "a.gif", "a.pdf"):  # a GIF has 256 colours
         with pytest.raises(InputError, match=r"cannot be of the kind .*, expected \.png, \.jpg, \.jpeg, \.webp"):
-            check_drawing(tmp_path / name)
+            check_drawing(tmp_path / name, (9, 9))
     with pytest.raises(InputError, match="its folder does not exist"):
-        check_drawing(tmp_path / "none" / "a.png")
+        check_drawing(tmp_path / "none" / "a.png", (9, 9))

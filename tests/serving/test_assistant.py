@@ -223,6 +223,8 @@ def test_an_empty_question_is_told(model: Assistant, picture: PIL.Image.Image, q
 def test_what_is_no_question_and_no_setting_is_told(model: Assistant, picture: PIL.Image.Image) -> None:
     with pytest.raises(InputError, match="the question is of the type NoneType, expected words"):
         model.ask(picture, None)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="the phrase is of the type NoneType, expected words"):
+        model.detect(picture, None)  # type: ignore[arg-type]
     for ask in (model.ask, lambda *words, **settings: list(model.stream(*words, **settings))):
         with pytest.raises(InputError, match="unknown setting 'max_tokens'; did you mean 'max_new_tokens'"):
             ask(picture, "how many?", max_tokens=3)

@@ -13,13 +13,16 @@ from ..core.geometry import Box, Point
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp")  # that keep the colours of a picture
+WEBP = 16_383  # pixels of a side at most
 MOST = 0.15  # of a picture that a label may cover
 
 
-def check_drawing(path: Path) -> None:
-    """InputError for a file name that no drawing is written under, told before any work is done."""
+def check_drawing(path: Path, size: tuple[int, int]) -> None:
+    """InputError for a file that no drawing of this size can be written as, told before any work is done."""
     if path.suffix.lower() not in KINDS:
         raise InputError(f"{path}: a drawing cannot be of the kind {path.suffix!r}, expected {', '.join(KINDS)}")
+    if path.suffix.lower() == ".webp" and max(size) > WEBP:
+        raise InputError(f"{path}: a .webp has at most {WEBP} pixels a side, the picture {size[0]}x{size[1]}")
     if not path.parent.is_dir():
         raise InputError(f"{path}: its folder does not exist")
 

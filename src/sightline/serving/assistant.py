@@ -76,6 +76,8 @@ class Assistant(Talker):
 
         The answer's places are labelled with what was found, or with the phrase where it tells only where.
         """
+        if not isinstance(phrase, str):
+            raise InputError(f"the phrase is of the type {type(phrase).__name__}, expected words")
         codec, name = self.engine.processor.codec, phrase.strip()
         if codec is None:
             raise InputError(f"{self.name} names no places, it cannot find things")

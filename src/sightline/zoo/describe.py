@@ -58,7 +58,9 @@ class Sight:
 def sight(cfg: VLMConfig, pixels: ImagePipeline, size: tuple[int, int], expand: Expand = whole) -> Sight:
     """What a model's own picture pipeline makes of a blank picture of this size; InputError for an impossible one."""
     if min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
-        raise InputError(f"a picture of {size[0]}x{size[1]} pixels, expected sides of 1 or more, {MAX_PIXELS} in all")
+        raise InputError(
+            f"a picture of {size[0]}x{size[1]} pixels, expected sides of 1 or more, at most {MAX_PIXELS} in all"
+        )
     seen = pixels.seen(PIL.Image.new("RGB", size))
     patch = cfg.image.patch_size
     grids = tuple((1, view.shape[-2] // patch, view.shape[-1] // patch) for view in seen.pixels)

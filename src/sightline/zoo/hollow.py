@@ -110,11 +110,11 @@ def _shaped(func: Callable[..., Any], args: tuple[Any, ...]) -> Tensor | None:
     if func is F.scaled_dot_product_attention and args[1].shape[:-1] == args[2].shape[:-1]:
         return x.new_empty(*x.shape[:-1], args[2].shape[-1])
     if func is F.embedding:
-        return args[1].new_empty(*x.shape, args[1].shape[1])
+        return torch.empty(*x.shape, args[1].shape[1], dtype=args[1].dtype, device="meta")
     if func is F.conv2d:  # of no pictures, which takes no time
         return x.new_empty(len(x), *func(_zeros(x)[:0], *map(_zeros, args[1:3]), *args[3:]).shape[1:])
     if func in (torch.matmul, Tensor.matmul):  # over the first number instead of all
-        return _without_content(torch.matmul(_zeros(x)[..., :1], _zeros(args[1])[..., :1, :]))
+        return torch.empty_like(torch.matmul(_zeros(x)[..., :1], _zeros(args[1])[..., :1, :]), device="meta")
     if func in _ALIKE and (len(args) < 2 or not isinstance(args[1], Tensor)):
         return x.new_empty(x.shape)
     if func in _JOINED and all(isinstance(each, Tensor) and each.dtype == x.dtype for each in args):
