@@ -133,7 +133,7 @@ def test_no_picture(pair: tuple[Any, Published]) -> None:
 
 
 def test_tokens_of_pictures_without_any_are_told(pair: tuple[Any, Published]) -> None:
-    with pytest.raises(InputError, match="^2 image tokens in input_ids, but no pixel_values$"):
+    with pytest.raises(InputError, match=r"^2 image tokens in input_ids, but no pixel_values$"):
         pair[1].logits(input_ids=prompt([[2, 5]], [[[1, 1], [1, 1]]])["input_ids"])
 
 

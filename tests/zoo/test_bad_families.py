@@ -167,5 +167,5 @@ def test_pictures_and_their_places(folder: Path, name: str) -> None:
     key, more = ("lang_x" if name == "otter" else "input_ids"), {}
     if name == "cogvlm":
         more = {"token_type_ids": torch.zeros_like(ids.ids).index_fill(0, ids.slots, 1)[None]}
-    with pytest.raises(InputError, match="pixel_values|vision_x"):
+    with pytest.raises(InputError, match=r"pixel_values|vision_x"):
         model.logits(**{key: ids.ids[None]}, **more)
