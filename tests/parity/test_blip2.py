@@ -87,7 +87,11 @@ def test_without_a_picture_it_is_its_language_model(tmp_path: Path, family: str)
     given = {k: v for k, v in inputs(family, pictures=0).items() if not k.startswith(("pixel", "qformer"))}
     with torch.no_grad():
         wanted = theirs.language_model(**given).logits
+        asked = {k: v for k, v in given.items() if k != "decoder_input_ids"}
+        greedy = theirs.language_model.generate(**asked, max_new_tokens=32, do_sample=False)[:, -32:]
     torch.testing.assert_close(ours.logits(**given), wanted, **TOLERANCE)
+    if "attention_mask" not in asked or bool(asked["attention_mask"].all()):
+        assert torch.equal(ours.generate_ids(**asked, max_new_tokens=32), greedy)
 
 
 @pytest.mark.parametrize("family", ["instructblip", "instructblip-t5"])
@@ -99,11 +103,12 @@ def test_the_instruction_changes_what_is_seen(tmp_path: Path, family: str) -> No
 
 
 @ALL
-def test_greedy_tokens(tmp_path: Path, family: str) -> None:
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_greedy_tokens(tmp_path: Path, family: str, pictures: int) -> None:
     """An encoder-decoder begins with its start token, whatever is padded of what it reads."""
     theirs = build(family)
     ours = load_published(saved(theirs, tmp_path))
-    given = inputs(family)
+    given = inputs(family, pictures=pictures)
     given.pop("decoder_input_ids", None)
     with torch.no_grad():
         greedy = theirs.generate(**given, max_new_tokens=32, do_sample=False)

@@ -221,6 +221,9 @@ def test_original_layout(tmp_path: Path, text: str, bias: bool, layer: int) -> N
             wanted = theirs(**given).logits
         torch.testing.assert_close(ours.logits(**placed(given)), wanted, **TOLERANCE)
         assert torch.equal(ours.logits(**placed(given)), same.logits(**given))
+        with torch.no_grad():
+            greedy = theirs.generate(**given, max_new_tokens=32, do_sample=False)[:, given["input_ids"].shape[1] :]
+        assert torch.equal(ours.generate_ids(**placed(given), max_new_tokens=32), greedy)
     ours.save(tmp_path / "ours")
     assert torch.equal(load_published(tmp_path / "ours").logits(**placed(given)), ours.logits(**placed(given)))
 

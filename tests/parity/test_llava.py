@@ -20,6 +20,7 @@ from published_folders import (
     prompt,
     write,
 )
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sightline.core.errors import InputError
@@ -37,6 +38,19 @@ def compare(theirs: Any, ours: Any, **inputs: Tensor) -> None:
     real = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
     torch.testing.assert_close(ours.logits(**inputs)[real], wanted[real], **TOLERANCE)
     assert torch.equal(ours.generate_ids(**inputs, max_new_tokens=32), greedy)
+
+
+def compare_original(theirs: Any, ours: Any) -> None:
+    """The same for no picture, one and several, with the original's number for a picture's place."""
+    for images in (0, 1, 3):
+        ids = prompt(images)
+        seen = {"pixel_values": pixels(images)} if images else {}
+        with torch.no_grad():
+            wanted = theirs(input_ids=ids, **seen).logits
+            greedy = theirs.generate(input_ids=ids, **seen, max_new_tokens=32, do_sample=False)[:, ids.shape[1] :]
+        placed = torch.where(ids == IMAGE_TOKEN, -200, ids)
+        torch.testing.assert_close(ours.logits(input_ids=placed, **seen), wanted, **TOLERANCE)
+        assert torch.equal(ours.generate_ids(input_ids=placed, **seen, max_new_tokens=32), greedy)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -73,12 +87,7 @@ def test_original_layout(tmp_path: Path) -> None:
     config = {**theirs.config.text_config.to_dict(), "model_type": "llava_llama", "mm_projector_type": "mlp2x_gelu"}
     config |= {"mm_vision_tower": "tower", "mm_vision_select_layer": -2, "eos_token_id": None}
     write(tmp_path / "tower", hf.CLIPVisionConfig(**VISION).to_dict(), {"unused": torch.zeros(1)})
-    ours = load_published(write(tmp_path, config, original(theirs)))
-    ids = prompt(1)
-    with torch.no_grad():
-        wanted = theirs(input_ids=ids, pixel_values=pixels(1)).logits
-    got = ours.logits(input_ids=torch.where(ids == IMAGE_TOKEN, -200, ids), pixel_values=pixels(1))
-    torch.testing.assert_close(got, wanted, **TOLERANCE)
+    compare_original(theirs, load_published(write(tmp_path, config, original(theirs))))
 
 
 def test_original_layout_with_the_tower_beside_it(tmp_path: Path) -> None:
@@ -108,12 +117,12 @@ def test_llava_1_has_one_linear_layer(tmp_path: Path) -> None:
     names = {k.replace("mm_projector.0.", "mm_projector."): v for k, v in names.items()}
     config = {**theirs.config.text_config.to_dict(), "model_type": "llava", "mm_vision_tower": "tower"}
     write(tmp_path / "tower", hf.CLIPVisionConfig(**VISION).to_dict(), {"unused": torch.zeros(1)})
-    ours = load_published(write(tmp_path, config, names))
-    ids = prompt(1)
-    with torch.no_grad():
-        wanted = theirs(input_ids=ids, pixel_values=pixels(1)).logits
-    got = ours.logits(input_ids=torch.where(ids == IMAGE_TOKEN, -200, ids), pixel_values=pixels(1))
-    torch.testing.assert_close(got, wanted, **TOLERANCE)
+    ours = load_published(write(tmp_path, {**config, "eos_token_id": None}, names))
+    compare_original(theirs, ours)
+    ours.save(tmp_path / "ours")
+    assert {k: v.shape for k, v in load_file(tmp_path / "ours" / "model.safetensors").items()} == {
+        k: v.shape for k, v in names.items()
+    }
 
 
 def test_what_we_save_loads_in_transformers(tmp_path: Path) -> None:

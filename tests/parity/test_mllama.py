@@ -132,6 +132,11 @@ def test_no_picture(pair: tuple[Any, Published]) -> None:
     compare(*pair, input_ids=prompt([[]], [[]])["input_ids"])
 
 
+def test_tokens_of_pictures_without_any_are_told(pair: tuple[Any, Published]) -> None:
+    with pytest.raises(InputError, match=r"^2 image tokens in input_ids, but no pixel_values$"):
+        pair[1].logits(input_ids=prompt([[2, 5]], [[[1, 1], [1, 1]]])["input_ids"])
+
+
 def test_words_before_a_picture(pair: tuple[Any, Published], tmp_path: Path) -> None:
     given = prompt([[4], [2, 3], []], [[[2, 1]], [[1, 1], [1, 3]], []])
     theirs = as_meta_has_it(hf.MllamaForConditionalGeneration.from_pretrained(saved(pair[0], tmp_path)).eval())

@@ -32,17 +32,19 @@ def test_logits_with_a_suffix(tmp_path: Path, layout: object, text: str) -> None
 
 
 @pytest.mark.parametrize("text", ["gemma", "gemma2"])
-@pytest.mark.parametrize("images", [1, 2])
-def test_greedy_tokens(tmp_path: Path, images: int, text: str) -> None:
+@pytest.mark.parametrize("images", [0, 1, 2])
+def test_logits_and_greedy_tokens(tmp_path: Path, images: int, text: str) -> None:
     theirs = paligemma(text)
     ours = load_published(write(tmp_path, theirs.config.to_dict(), layout_1(theirs)))
     ids = question(images, 9)
-    inputs = {"input_ids": ids, "pixel_values": pixels(images)}
+    inputs = {"input_ids": ids} | ({"pixel_values": pixels(images)} if images else {})
     types = torch.zeros_like(ids)
     with torch.no_grad():
+        wanted = theirs(**inputs, token_type_ids=types, attention_mask=torch.ones_like(ids)).logits
         greedy = theirs.generate(
             **inputs, token_type_ids=types, attention_mask=torch.ones_like(ids), max_new_tokens=32, do_sample=False
         )
+    torch.testing.assert_close(ours.logits(**inputs, token_type_ids=types), wanted, **TOLERANCE)
     assert torch.equal(ours.generate_ids(**inputs, token_type_ids=types, max_new_tokens=32), greedy[:, ids.shape[1] :])
 
 

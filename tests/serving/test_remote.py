@@ -7,13 +7,16 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import PIL.Image
 import pytest
+from typer.testing import CliRunner
 
 import sightline
 from sightline import Audio, Box, ConfigError, Frame, Image, InputError, Message, Region, RemoteError, Text, Video
+from sightline.cli import app
 from sightline.serving.remote import LARGEST, Gemini, OpenAI, Remote, is_remote
 
 RED = Image(PIL.Image.new("RGB", (6, 4), (255, 0, 0)))
@@ -140,6 +143,18 @@ def test_a_conversation_in_gemini_s_protocol(service: Service) -> None:
     assert unpacked(body["contents"][2]["parts"][1]["inlineData"]["data"]) == ((3, 5), (0, 0, 255))
     assert body["generationConfig"]["maxOutputTokens"] == 7
     assert body["generationConfig"]["stopSequences"] == ["\n"]
+
+
+@pytest.mark.parametrize("name, events", [("openai:gpt-4o", OPENAI), ("gemini:gemini-1.5-pro", GEMINI)])
+def test_the_program_asks_them(service: Service, name: str, events: list[Any], tmp_path: Path) -> None:
+    RED.picture.save(tmp_path / "red.png")
+    service.events(events, end=b"")
+    done = CliRunner().invoke(app, ["ask", str(tmp_path / "red.png"), "What color?", "--model", name])
+    assert done.exit_code == 0 and done.stdout.strip() == "blue and red"
+    assert "What color?" in json.dumps(service.seen[0][2])
+    service.refuses(401, {"error": {"message": "no such key"}})
+    done = CliRunner().invoke(app, ["ask", str(tmp_path / "red.png"), "What color?", "--model", name])
+    assert done.exit_code != 0 and len(done.stderr.splitlines()) == 1 and "no such key" in done.stderr
 
 
 @pytest.mark.parametrize("name, events", [("openai:m", OPENAI), ("gemini:m", GEMINI)])

@@ -116,7 +116,7 @@ def test_a_configuration_that_contradicts_its_weights(
     ("part", "change", "message"),
     [
         ("text_config", {"num_hidden_layers": 3}, "tensors are missing, such as language_model.model.layers.2."),
-        ("text_config", {"num_hidden_layers": 1}, "tensors too many, such as decoder.blocks.1."),
+        ("text_config", {"num_hidden_layers": 1}, "tensors too many, such as language_model.model.layers.1."),
         ("text_config", {"hidden_size": "wide"}, "its values describe no llava model"),
         ("vision_config", {"hidden_size": "wide"}, "no llava model (width = 'wide': input should be a valid integer"),
         ("text_config", {"num_attention_heads": 0}, "a decoder's sizes are at least 1"),

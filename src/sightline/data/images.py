@@ -130,13 +130,15 @@ class Square(OneView):
 class CenterCrop(OneView):
     """The shorter side to `shortest`, then the middle `crop` x `crop` (CLIP).
 
-    The longer side and the window's corner are rounded down, as the published processor does.
+    The longer side is rounded down, as the published processor does. rounding: where a window's corner lies that falls
+    between two pixels: at the one before, as there, or at the even one, as torchvision and so OpenCLIP have it.
     """
 
     shortest: int
     crop: int
     scaling: Scaling = field(default_factory=lambda: Scaling(CLIP_MEAN, CLIP_STD))
     kind: Literal["center-crop"] = "center-crop"
+    rounding: Literal["down", "even"] = "down"
 
     def __call__(self, picture: PIL.Image.Image) -> tuple[Tensor, Transform]:
         width, height = picture.size
@@ -145,7 +147,8 @@ class CenterCrop(OneView):
         new = (longer, self.shortest) if width > height else (self.shortest, longer)
         frame = Frame(width, height)
         step = geometry.resize(frame, *new)
-        left, top = (new[0] - self.crop) // 2, (new[1] - self.crop) // 2
+        spare = [side - self.crop for side in new]
+        left, top = (n // 2 if self.rounding == "down" else round(n / 2) for n in spare)
         way = Transform(frame, (step, geometry.crop(step.target, left, top, self.crop, self.crop)))
         if new[0] * new[1] <= _LARGEST:
             return self.scaling.normalised(_window(self.scaling.resized(picture, *new), left, top, self.crop)), way

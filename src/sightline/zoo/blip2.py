@@ -115,9 +115,10 @@ def instructed(
     qformer_input_ids: Tensor | None = None,
     qformer_attention_mask: Tensor | None = None,
     decoder_input_ids: Tensor | None = None,
+    token_type_ids: Tensor | None = None,
 ) -> Batch:
     """InstructBLIP's: with each picture the ids [pictures, words] of what its Q-Former reads, and their mask."""
-    batch = shown(model, c, input_ids, pixel_values, attention_mask)
+    batch = shown(model, c, input_ids, pixel_values, attention_mask, token_type_ids)
     ids, mask, reads = qformer_input_ids, qformer_attention_mask, model.config.fusion
     if ids is None:
         return written(model, batch, decoder_input_ids)

@@ -192,6 +192,7 @@ def _vision(side: int) -> dict[str, Any]:
 
 
 def _row(name: str, form: str) -> Row:
+    words = {"vocab_size": 32_000, "max_position_embeddings": 2048}
     return Row(
         name=name,
         family="CogVLM",
@@ -201,7 +202,7 @@ def _row(name: str, form: str) -> Row:
         licence="CogVLM",
         source=f"THUDM/{name}-hf",
         read=config,
-        config={**llama("7b", vocab_size=32_000, template_version=form), "vision_config": _vision(490)},
+        config={**llama("7b", **words, template_version=form), "vision_config": _vision(490)},
         stages=STAGES,
         proof="logits and greedy tokens equal golden values of the public code on random weights",
     )

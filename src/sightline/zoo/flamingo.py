@@ -21,6 +21,8 @@ from torch import Tensor
 from ..core.errors import InputError
 from ..core.sequence import Conversation
 from ..data.batch import Batch
+from ..data.images import CenterCrop
+from ..data.processor import ImagePipeline
 from ..data.template import End, Segment, Writer, spoken
 from ..encoders.vit import ViTConfig
 from ..fusion.cross_attention import CrossAttentionConfig
@@ -29,7 +31,7 @@ from ..language.decoder import DecoderConfig
 from ..model import VLM, VLMConfig
 from .backbones import Json, clip_config, clip_keys, decoder_keys, language_config
 from .checkpoint import read_tensors
-from .family import Family, Habits, Row, Stages, llama
+from .family import CLIP, Family, Habits, Row, Stages, llama, scaling
 from .inputs import checked, cut, filled
 from .keymap import KeyMap, flat_patch, halves, rule, stacked
 from .language_names import gpt_neox_keys, mosaic_keys, mpt_keys
@@ -252,16 +254,21 @@ def otter_template(conversation: Conversation) -> list[Segment]:
 
 # ------------------------------------------------------------------------------------------------- families and rows
 
+
+def open_clip_crop(c: Json, side: int) -> ImagePipeline:
+    """OpenCLIP's pictures: CLIP's, but for where the middle is cut out."""
+    return CenterCrop(side, side, scaling(c, CLIP), rounding="even")
+
+
+FLAMINGO = Habits(flamingo_template, "<image>", end=CHUNK, pixels=open_clip_crop)
 FAMILIES = {
-    "flamingo": Family(
-        lambda c, f: VLM(config(c)), keys, inputs=inputs, habits=Habits(flamingo_template, "<image>", end=CHUNK)
-    ),
+    "flamingo": Family(lambda c, f: VLM(config(c)), keys, inputs=inputs, habits=FLAMINGO),
     "open_flamingo": Family(
         lambda c, f: VLM(config(c)),
         original_keys,
         original_tensors,
         inputs,
-        habits=Habits(flamingo_template, "<image>", end=CHUNK),
+        habits=FLAMINGO,
     ),
     "otter": Family(
         lambda c, f: VLM(config(c)), keys, inputs=inputs, habits=Habits(otter_template, "<image>", end=CHUNK)

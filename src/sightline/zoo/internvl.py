@@ -232,6 +232,7 @@ INTERN_VIT_6B |= {"image_size": 448}
 INTERNLM2_20B = {"model_type": "internlm2", "hidden_size": 6144, "num_hidden_layers": 48, "num_attention_heads": 48}
 INTERNLM2_20B |= {"num_key_value_heads": 8, "intermediate_size": 16_384, "vocab_size": 92_553, "bias": False}
 INTERNLM2_20B |= {"max_position_embeddings": 32_768, "rms_norm_eps": 1e-5, "rope_theta": 1e6}
+INTERNLM2_20B["rope_scaling"] = {"type": "dynamic", "factor": 3.0}
 
 PICTURES_15 = {"ps_version": "v2", "template": "internlm2-chat", "dynamic_image_size": True, "use_thumbnail": True}
 PICTURES_15 |= {"max_dynamic_patch": 12}

@@ -187,6 +187,8 @@ def inputs(
     is_slot = is_image(c if "image_token_id" in c else {"image_token_index": 128_256, **c}, ids)
     begun = is_slot.cumsum(1)
     if pixel_values is None:
+        if bool(is_slot.any()):
+            raise InputError(f"{int(is_slot.sum())} image tokens in input_ids, but no pixel_values")
         return filled(model, ids, is_slot & False, None, attention_mask)
     if pixel_values.dim() != 6 or len(pixel_values) != len(ids):
         found = list(pixel_values.shape)

@@ -21,6 +21,7 @@ from ..layers.adapted import merged_state
 from ..layers.packed import Precision
 from ..model import VLM
 from .backbones import Json
+from .blip2 import instructed
 from .checkpoint import assign, read_json, write
 from .families import FAMILIES, family_of
 from .hollow import hollow
@@ -67,17 +68,18 @@ class Published:
         """Scores [batch, length, vocabulary] in float32 for inputs by their published names.
 
         input_ids [batch, length], already expanded; pixel_values [images, 3, height, width]; attention_mask and
-        token_type_ids [batch, length] as the published model takes them; for InstructBLIP qformer_input_ids and
-        qformer_attention_mask [images, words]; for Kosmos-2 image_embeds_position_mask [batch, length], 1 where a token
-        is a picture's; for CogVLM images, a list of one picture [3, height, width] or none for each row; for LLaVA-NeXT
-        pixel_values [images, views, 3, height, width] with image_sizes [images, 2]; for Aria pixel_mask [images,
-        height, width], 1 where a picture is; decoder_input_ids [batch, length] for a model that writes beside what it
-        reads. A model that looks at pictures from beside its sequence may take pixel_values [batch, pictures, 3,
-        height, width], filled up to the row with most, together with image_attention_mask [batch, length, pictures];
-        OpenFlamingo and Otter have lang_x and vision_x in their place, Mllama has tiles and aspect_ratio_ids
-        (`zoo.flamingo`, `zoo.mllama`). Qwen2-VL takes patches [n, width] of all pictures and of all films, pixel_values
-        and pixel_values_videos, with image_grid_thw and video_grid_thw [items, 3] and for Qwen2.5-VL
-        second_per_grid_ts [films]; Fuyu takes patches [batch, n, width].
+        token_type_ids [batch, length] as the published model takes them; for a Q-Former that reads the question,
+        InstructBLIP's or one of ours, qformer_input_ids and qformer_attention_mask [images, words]; for Kosmos-2
+        image_embeds_position_mask [batch, length], 1 where a token is a picture's; for CogVLM images, a list of one
+        picture [3, height, width] or none for each row; for LLaVA-NeXT pixel_values [images, views, 3, height, width]
+        with image_sizes [images, 2]; for Aria pixel_mask [images, height, width], 1 where a picture is;
+        decoder_input_ids [batch, length] for a model that writes beside what it reads. A model that looks at pictures
+        from beside its sequence may take pixel_values [batch, pictures, 3, height, width], filled up to the row with
+        most, together with image_attention_mask [batch, length, pictures]; OpenFlamingo and Otter have lang_x and
+        vision_x in their place, Mllama has tiles and aspect_ratio_ids (`zoo.flamingo`, `zoo.mllama`). Qwen2-VL takes
+        patches [n, width] of all pictures and of all films, pixel_values and pixel_values_videos, with image_grid_thw
+        and video_grid_thw [items, 3] and for Qwen2.5-VL second_per_grid_ts [films]; Fuyu takes patches [batch, n,
+        width].
         """
         batch, runner = self.batch(**inputs), self.runner
         if batch.source is not None and inputs.get("decoder_input_ids") is None:
@@ -118,7 +120,7 @@ class Published:
     def batch(self, **inputs: Tensor | None) -> Batch:
         """The published inputs as a batch; InputError where pictures and their places do not match."""
         family = FAMILIES.get(self.family)  # of which our own models are none
-        read: Callable[..., Batch] | None = pictures if family is None else family.inputs
+        read: Callable[..., Batch] | None = self._own_inputs if family is None else family.inputs
         if read is None:
             raise InputError(f"a {self.family} model writes no text")
         taken = {name: given for name, given in inputs.items() if name in _keywords(read)}
@@ -129,6 +131,12 @@ class Published:
             if inputs[name] is not None:
                 raise InputError(f"a {self.family} model takes no {name}")
         return read(self.model, self.config, **taken)
+
+    @property
+    def _own_inputs(self) -> Callable[..., Batch]:
+        """Inputs of a model of no published family: InstructBLIP's where its fusion reads the question too."""
+        asked = isinstance(self.model, VLM) and self.model.config.instruction_length > 0
+        return instructed if asked else pictures
 
     def _writer(self, runner: nn.Module) -> Decoder | Seq2Seq:
         writer = runner.decoder if isinstance(runner, VLM) else runner
@@ -197,7 +205,7 @@ def load_published(folder: Path, precision: Precision = "fp32") -> Published:
 
 
 def _contradiction(model: nn.Module, keys: KeyMap, found: Mapping[str, Tensor], folder: Path) -> str:
-    """Which tensor is not as large as the configuration says, or missing, by its published name; "" if none is."""
+    """Which tensor is not as large as the configuration says, missing or one too many, by its published name; or ""."""
     try:
         wanted = keys.save(model.state_dict())
     except (CheckpointError, RuntimeError, ValueError):
@@ -206,8 +214,18 @@ def _contradiction(model: nn.Module, keys: KeyMap, found: Mapping[str, Tensor], 
         if name in wanted and value.shape != wanted[name].shape:
             sizes = f"{list(value.shape)}, its config.json asks for {list(wanted[name].shape)}"
             return f"{folder}: {name} is {sizes}"
-    absent = sorted(set(wanted) - set(found))
-    return f"{folder}: {len(absent)} tensors are missing, such as {absent[0]}" if absent else ""
+    if absent := sorted(set(wanted) - set(found)):
+        return f"{folder}: {len(absent)} tensors are missing, such as {absent[0]}"
+    extra = [name for name in sorted(set(found) - set(wanted)) if not _has_place(model, keys, name, found[name])]
+    return f"{folder}: {len(extra)} tensors too many, such as {extra[0]}" if extra else ""
+
+
+def _has_place(model: nn.Module, keys: KeyMap, name: str, value: Tensor) -> bool:
+    """Whether a published tensor is of parameters that the model has, or of none because it is read over."""
+    try:
+        return set(keys.load({name: value})) <= set(model.state_dict())
+    except (CheckpointError, RuntimeError, ValueError):
+        return False
 
 
 def _first_line(error: Exception) -> str:
