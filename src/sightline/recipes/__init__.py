@@ -6,7 +6,7 @@ from pathlib import Path
 from ..core.config import from_dict, nearest, read_yaml, to_dict
 from ..core.errors import ConfigError
 from ..training.recipe import Recipe
-from . import blip2, cogvlm, llava, qwen_vl
+from . import blip2, cogvlm, llava, llava_rlhf, qwen_vl, rlhf_v, silkie
 from .own import sightline_mini, tiny
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -16,6 +16,9 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     **blip2.RECIPES,
     **qwen_vl.RECIPES,
     **cogvlm.RECIPES,
+    **llava_rlhf.RECIPES,
+    **rlhf_v.RECIPES,
+    **silkie.RECIPES,
 }
 
 

@@ -16,7 +16,7 @@ from ..layers.adapted import OWN, adapted
 from ..model import VLMConfig
 from .adapters import Learning, Lora
 from .preferences import PairsSource
-from .settings import DEFAULTS, FROM_PAIRS, READS, ObjectiveConfig, check_names
+from .settings import DEFAULTS, FROM_PAIRS, READS, SAMPLED, ObjectiveConfig, check_names
 from .sources import FilesSource, ScenesSource
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -31,12 +31,14 @@ class Stage:
     nothing is an error; a parameter that two patterns match takes the later one's rate. Under a `Lora` the parameters
     stay frozen as well and adapters beside the linear maps among them learn (`training.adapters`).
     data: weights of the recipe's sources. objective: weights of the terms of the loss, or one term with its settings.
+    after: the earlier stage whose weights it begins from; the one before it where nothing is said.
     """
 
     name: str
     learn: dict[str, float | Lora]
     data: dict[str, float]
     steps: PositiveInt
+    after: str = ""
     batch: PositiveInt = 16
     objective: ObjectiveConfig | dict[str, float] = field(default_factory=lambda: {"next-token": 1.0})
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -66,6 +68,9 @@ class Stage:
                 raise ConfigError(f"stage {self.name!r} learns {pattern!r} at {rate:g}, expected from 0 to 1000")
         if not self.objective:
             raise ConfigError(f"stage {self.name!r} has no objective, expected terms of a loss with their weights")
+        for name, weight in self.objective.items() if isinstance(self.objective, dict) else ():
+            if not 0 <= weight < math.inf:
+                raise ConfigError(f"stage {self.name!r}: objective {name!r} weighs {weight:g}, expected 0 or more")
 
     @property
     def terms(self) -> dict[str, float]:
@@ -75,6 +80,11 @@ class Stage:
     def settings(self, name: str) -> Any:
         """The settings of one of the terms: the stage's, or the default ones."""
         return DEFAULTS[name] if isinstance(self.objective, dict) else self.objective
+
+    @property
+    def rewards(self) -> dict[str, float]:
+        """What answers that the model samples itself are paid for, and the weights; none where it samples none."""
+        return next((dict(self.settings(name).rewards) for name in self.terms if name in SAMPLED), {})
 
     def rate(self, step: int) -> float:
         """The learning rate at a step (from 0) as a share of its peak."""
@@ -107,12 +117,25 @@ class Recipe:
     start: str = ""
     taken: tuple[str, ...] = ("*",)
 
+    def __post_init__(self) -> None:
+        for number, stage in enumerate(self.stages):
+            earlier = [each.name for each in self.stages[:number]]
+            if stage.after and stage.after not in earlier:
+                near = nearest(stage.after, earlier)
+                raise ConfigError(f"stage {stage.name!r} comes after {stage.after!r}, expected an earlier one{near}")
+
     def stage(self, name: str) -> int:
         """The index of a stage; ConfigError tells the nearest name."""
         names = [stage.name for stage in self.stages]
         if name not in names:
             raise ConfigError(f"recipe {self.name!r} has no stage {name!r}{nearest(name, names)}")
         return names.index(name)
+
+    def path(self, number: int) -> tuple[int, ...]:
+        """The stages, by their indices, that the weights of a stage go through, itself the last."""
+        after = self.stages[number].after
+        before = self.stage(after) if after else number - 1
+        return (*(self.path(before) if before >= 0 else ()), number)
 
 
 def check_sources(stage: Stage, sources: Mapping[str, Source]) -> str:
@@ -124,6 +147,8 @@ def check_sources(stage: Stage, sources: Mapping[str, Source]) -> str:
     wanted = {READS[name] for name in stage.terms}
     given = {sources[name].gives for name in stage.data}
     needed = {"pairs" if form in FROM_PAIRS else form for form in wanted}
+    if wanted == {"prompts"} and given <= {"pairs", "conversations"}:
+        needed = given  # whose last answer is the true one
     if given != needed or len(wanted) > 1:
         reads, learns = " and ".join(sorted(given)), " and ".join(sorted(needed if len(wanted) == 1 else wanted))
         raise ConfigError(
