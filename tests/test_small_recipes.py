@@ -137,7 +137,8 @@ def short(found: Recipe, source: FilesSource) -> Recipe:
     """The same stages, two steps of two samples long and warm from the first."""
     cut = {"steps": 2, "batch": 2, "accumulate": 1, "group": 1, "warmup": 0, "warmups": {}, "precision": "fp32"}
     stages = tuple(replace(stage, **cut) for stage in found.stages)  # type: ignore[arg-type]
-    return replace(found, stages=stages, sources=dict.fromkeys(found.sources, source))
+    kinds = {name: each.kind for name, each in found.sources.items() if isinstance(each, FilesSource)}
+    return replace(found, stages=stages, sources={name: replace(source, kind=kind) for name, kind in kinds.items()})
 
 
 def weights(folder: Path, stage: str) -> dict[str, Tensor]:

@@ -288,3 +288,14 @@ def test_stages_of_files_finish_and_leave_checkpoints(recipe: Recipe, folder: Pa
     chosen = own(recipe, rows_of(tmp_path, 4), steps=3, batch=2, save_every=1)
     assert isinstance(chosen.stages[0], Stage) and len(list(run(chosen, folder, workers=0))) == 3
     assert len(checkpoints.listed(folder / "checkpoints" / "instruct")) == 2
+
+
+def test_what_is_known_of_pictures_lies_in_a_file_beside(tmp_path: Path) -> None:
+    path, facts = rows_of(tmp_path, 2), tmp_path / "facts.json"
+    facts.write_text(json.dumps({"red.png": ["all of it is red"]}))
+    source = FilesSource(kind="conversations", format="llava", path=str(path), facts=str(facts))
+    assert source(0, 0, 0).facts == ("all of it is red",)
+    assert replace(source, facts="")(0, 0, 0).facts == ()
+    facts.with_name("none.json").write_text("{}")
+    with pytest.raises(DataError, match=r"none\.json has no caption of red\.png"):
+        replace(source, facts=str(facts.with_name("none.json")))(0, 0, 0)

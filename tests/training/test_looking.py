@@ -22,12 +22,14 @@ from sightline.language.decoder import DecoderConfig
 from sightline.language.tokenizer import Tokenizer
 from sightline.model import VLM, VLMConfig
 from sightline.training.answers import answers_of, log_probabilities
+from sightline.training.judging import Judge
 from sightline.training.loader import Batches
 from sightline.training.objectives import NextToken
 from sightline.training.preferences import preferred
+from sightline.training.preferring import Reward
 from sightline.training.recipe import Recipe, Stage
 from sightline.training.run import initial_model, objective_of, processor_of
-from sightline.training.settings import DPOConfig, GRPOConfig, ObjectiveConfig, PPOConfig
+from sightline.training.settings import DPOConfig, GRPOConfig, ObjectiveConfig, PPOConfig, RewardConfig
 from sightline.training.sources import Sample
 from sightline.training.trainer import Trainer
 
@@ -116,3 +118,49 @@ def test_only_a_model_that_sees_the_picture_learns_to_answer(
     (seen, blank, *rewarded), never = found[False], found[True]
     assert min([seen, *rewarded]) > 0.9
     assert all(0.3 < share < 0.7 for share in (blank, *never))
+
+
+@pytest.fixture(scope="module")
+def judge(
+    world: Recipe, talker: dict[str, Tensor], tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Judge:
+    """A reward model that learned of pairs which answer the picture asks for."""
+    stage = replace(world.stages[0], name="reward", learn={"*": 1e-3}, steps=120, objective=RewardConfig(), decay=0.0)
+    model = initial_model(world)
+    model.load_state_dict(talker)
+    processor = processor_of(world, tokenizer, model)
+    data = Batches(stage, 0, 0, {"colors": Colors()}, processor)
+    objective = objective_of(stage, world, tokenizer, model)
+    trainer = Trainer(replace(world, stages=(stage,)), stage, model, objective, tmp_path_factory.mktemp("reward"))
+    for k in range(stage.steps):
+        trainer.learn([data[k]])
+    reward = objective.terms["reward"]
+    assert isinstance(reward, Reward)
+    return Judge(model, reward, processor)
+
+
+def test_a_reward_that_was_learned_teaches_to_look(
+    judge: Judge, world: Recipe, talker: dict[str, Tensor], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """The policy never sees the truth: it has it from the reward model, which was shown pairs."""
+    held = [Colors()(7, 0, k) for k in range(64)]
+    pairs = [[each.chosen, each.rejected] for each in held if each.chosen and each.rejected]
+    found = judge.judged([each.conversation for each in held], pairs, [()] * 64)
+    assert float((found[0::2] > found[1::2]).float().mean()) > 0.9
+    objective = PPOConfig(rewards={"judge": 1.0}, kl=0.01, max_new_tokens=4)
+    stage = replace(world.stages[0], name="ppo", learn={"*": 5e-3}, steps=50, objective=objective, decay=0.0)
+    recipe = replace(world, stages=(stage,))
+    for blind in (False, True):
+        model = initial_model(recipe)
+        model.load_state_dict(talker)
+        processor = processor_of(recipe, tokenizer, model)
+        data = Batches(stage, 0, 0, {"colors": Colors(blind)}, processor)
+        assert 0.3 < right(model, processor) < 0.7
+        made = objective_of(stage, recipe, tokenizer, model, {"judge": judge})
+        trainer = Trainer(recipe, stage, model, made, tmp_path / str(blind))
+        assert all(trainer.learn([data[k]]).applied for k in range(stage.steps))
+        if blind:
+            assert 0.3 < right(model, processor) < 0.7
+        else:
+            assert right(model, processor) > 0.9
+            assert 0.3 < right(model, processor, blind=True) < 0.7

@@ -18,6 +18,7 @@ from sightline.training.policy import GRPO, PPO, generalised_advantages, group_a
 from sightline.training.preferring import Reward
 from sightline.training.recipe import Recipe, Stage
 from sightline.training.reference import frozen
+from sightline.training.rewards import truth_of
 from sightline.training.run import initial_model, objective_of, processor_of, run
 from sightline.training.settings import DINOConfig, GRPOConfig, ObjectiveConfig, PPOConfig, RewardConfig
 from sightline.training.trainer import Trainer
@@ -148,6 +149,39 @@ def test_ppo_by_hand(recipe: Recipe, tokenizer: Tokenizer, model: VLM) -> None:
     torch.testing.assert_close(terms["ppo"][0], policy, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(terms["value"][0], 0.7 * off, rtol=1e-4, atol=1e-4)
     assert objective.counts(batch) == {name: count for name, (_, count) in terms.items()}
+
+
+@pytest.mark.parametrize("whiten", [False, True])
+def test_what_tokens_are_paid_is_shaped(recipe: Recipe, tokenizer: Tokenizer, model: VLM, whiten: bool) -> None:
+    """Only what became likelier costs; all is multiplied, or divided by its spread over both micro-batches first."""
+    cfg = PPOConfig(kl=0.3, one_sided=True, scale=10.0, whiten=whiten, trace=1.0, max_new_tokens=5)
+    reference = frozen(model, [n for n, _ in model.named_parameters()])
+    objective = PPO(cfg, processor_of(recipe, tokenizer, model), reference, 24, varied)
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    micro = prepared(objective, recipe, tokenizer, model, stage_of(cfg, accumulate=2), micro=2)
+    paid = []
+    for batch in micro:
+        answers = answers_of(batch)
+        away = batch.extra["old"] - batch.extra["reference"]
+        assert bool((away > 0).any()) and bool((away < 0).any())
+        paid.append(-0.3 * away.clamp(min=0))
+        paid[-1][answers.lengths.cumsum(0) - 1] += varied(batch)
+    spread = float(torch.cat(paid).std(correction=0)) if whiten else 1.0
+    for batch, own in zip(micro, paid, strict=True):  # values of zero and no discount: all that is still to be paid
+        for answer in range(answers_of(batch).count):
+            mine = answers_of(batch).which == answer
+            left = (10 / spread * own[mine]).flip(0).cumsum(0).flip(0)
+            torch.testing.assert_close(batch.extra["return"][mine], left, rtol=1e-4, atol=1e-4)
+
+
+def test_conversations_are_prompts_too(recipe: Recipe, tokenizer: Tokenizer, model: VLM) -> None:
+    """Their last answer is the truth that what the model says is compared with."""
+    stage = stage_of(GRPO_STAGE, data={"questions": 1.0, "pairs": 1.0})
+    data = Batches(stage, 0, 0, recipe.sources, processor_of(recipe, tokenizer, model))
+    for sample, truth in zip(data[0].extra["samples"], data[0].extra["truths"], strict=True):
+        assert sample.conversation[-1].role == "user" and truth == truth_of(sample.chosen)
 
 
 def test_a_reward_model_may_judge(recipe: Recipe, tokenizer: Tokenizer, model: VLM) -> None:

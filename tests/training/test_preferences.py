@@ -5,10 +5,10 @@ from collections import Counter
 
 import pytest
 
-from sightline.core.errors import ConfigError, InputError
+from sightline.core.errors import ConfigError, DataError, InputError
 from sightline.core.sequence import Message, Text, ask, images_of
-from sightline.training.preferences import HALLUCINATIONS, Listed, PairsSource, ranked, scored, with_facts
-from sightline.training.sources import Sample
+from sightline.training.preferences import HALLUCINATIONS, Listed, PairsSource, ranked, scored
+from sightline.training.sources import Sample, ScenesSource
 from sightline.worlds.scene_phrases import Phrase
 from sightline.worlds.scenes import COLORS, SHAPES, SceneConfig, scene
 
@@ -86,13 +86,29 @@ def test_what_is_rejected_is_not_in_the_picture() -> None:
     assert min(wrong[name] for name in ("more", "other", "color", "yes", "no")) > 20
 
 
-def test_facts_are_text_of_the_prompt() -> None:
-    plain, told = (PairsSource(asks=("count",), facts=facts)(0, 0, 4) for facts in (False, True))
-    question, longer = plain.conversation[0].text, told.conversation[0].text
-    assert pair(plain) == pair(told) and longer.startswith(question + " ")
-    picture = scene(4)
-    assert all(each.color in longer and each.shape in longer for each in picture.objects)
-    assert with_facts("How many?", ["a", "b"]) == "How many? The answer must agree with this: a; b."
+def test_what_is_known_of_a_picture_comes_beside_the_prompt_and_not_in_it() -> None:
+    sample, picture = PairsSource(asks=("count",))(0, 0, 4), scene(4)
+    (fact,) = sample.facts
+    assert all(each.color in fact and each.shape in fact for each in picture.objects)
+    assert fact not in sample.conversation[0].text
+    assert all(ScenesSource(kind=kind)(0, 0, 4).facts == (fact,) for kind in ("questions", "plain", "captions"))
+
+
+def test_answers_that_say_the_same_are_rated_once() -> None:
+    heard: list[str] = []
+    found = scored(ask("what?"), said("a", "b", "a"), lambda talk: heard.append(talk[-1].text) or len(heard))  # type: ignore[func-returns-value]
+    assert heard == ["a", "b"] and [pair(sample) for sample in found] == [("b", "a")]
+
+
+def test_the_prompt_of_a_conversation_is_what_its_last_answer_answers() -> None:
+    talk = (*ask("one?", answer="1"), *ask("two?", answer="2"))
+    later, beside = Sample(talk).prompt, Sample(talk, branches=True).prompt
+    assert (later.conversation, later.chosen) == (talk[:3], talk[3])
+    assert (beside.conversation, beside.chosen, beside.branches) == (talk[:1], talk[1], False)
+    assert Sample(talk[:1], chosen=talk[1]).prompt == Sample(talk[:1], chosen=talk[1])
+    for empty in (Sample(talk[:3]), Sample(talk[:1], branches=True), Sample()):
+        with pytest.raises(DataError, match="no answer to a question"):
+            empty.prompt  # noqa: B018
 
 
 def test_an_unknown_kind_of_pair_is_told() -> None:

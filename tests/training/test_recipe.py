@@ -34,11 +34,35 @@ def stage(**changes: object) -> Stage:
         ({"learn": {"*": -1.0}}, "at -1, expected"),
         ({"learn": {"*": Lora(rank=2, rate=math.inf)}}, "at inf, expected"),
         ({"objective": {}}, "stage 's' has no objective"),
+        (
+            {"objective": {"dense": 1.0, "siglip": -0.3}},
+            "stage 's': objective 'siglip' weighs -0.3, expected 0 or more",
+        ),
+        ({"objective": {"dense": math.nan}}, "objective 'dense' weighs nan"),
     ],
 )
 def test_a_stage_that_could_not_learn_is_told(changes: dict[str, object], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         stage(**changes)
+
+
+def test_a_stage_may_begin_from_an_earlier_one_than_the_one_before(recipe: Recipe) -> None:
+    a, b, c, d = (stage(name=name, after=after) for name, after in (("a", ""), ("b", ""), ("c", "a"), ("d", "")))
+    chosen = replace(recipe, stages=(a, b, c, d))
+    assert [chosen.path(k) for k in range(4)] == [(0,), (0, 1), (0, 2), (0, 2, 3)]
+    for after in ("c", "e"):  # itself, and one that there is not
+        with pytest.raises(ConfigError, match=f"stage 'c' comes after '{after}', expected an earlier one"):
+            replace(recipe, stages=(a, b, replace(c, after=after), d))
+
+
+@pytest.mark.parametrize("kind", ["ppo", "grpo"])
+def test_rewards_have_names_and_numbers(kind: str) -> None:
+    config = type(DEFAULTS[kind])
+    assert stage(objective=config(rewards={"count": 2.0})).rewards == {"count": 2.0}
+    assert stage(objective={kind: 1.0}).rewards == {"truth": 1.0} and stage().rewards == {}
+    for rewards, told in (({}, "has no rewards"), ({"count": math.inf}, "reward 'count' weighs inf")):
+        with pytest.raises(ConfigError, match=told):
+            config(rewards=rewards)
 
 
 def test_a_later_pattern_wins(model: VLM) -> None:
@@ -193,7 +217,7 @@ def test_every_objective_says_what_it_reads() -> None:
     [
         ({"dop": 1.0}, "pairs", "unknown objective 'dop'; did you mean 'dpo'"),
         ({"dpo": 1.0}, "questions", "stage 's' reads conversations, its objective learns from pairs"),
-        ({"grpo": 1.0}, "questions", "stage 's' reads conversations, its objective learns from pairs"),
+        ({"grpo": 1.0}, "pictures", "stage 's' reads pictures, its objective learns from pairs"),
         ({"next-token": 1.0}, "pairs", "stage 's' reads pairs, its objective learns from conversations"),
         ({"clip": 1.0}, "captions", "stage 's' reads conversations, its objective learns from pictures"),
         ({"kto": 1.0, "dpo": 1.0}, "pairs", "stage 's' reads pairs, its objective learns from judged and pairs"),

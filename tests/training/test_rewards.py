@@ -1,11 +1,14 @@
 """Rewards that can be checked, by hand."""
 
 import pytest
+import torch
 
+from sightline.core.errors import ConfigError
 from sightline.core.geometry import Box, Frame, Point
 from sightline.core.sequence import Message, Region, Text
+from sightline.data.batch import Batch
 from sightline.grounding.codecs import Grounded
-from sightline.training.rewards import counted, reward, truth_of
+from sightline.training.rewards import REWARDS, Weighted, counted, reward, truth_of
 
 FRAME = Frame(100, 100)
 
@@ -51,3 +54,37 @@ def test_a_true_message_is_read_like_an_answer() -> None:
     place, point = box(1, 2, 3, 4), Point(5, 6, FRAME)
     found = truth_of(Message("assistant", (Text("red"), Region(place), Region(point))))
     assert found == Grounded("red", (place,), (point,))
+
+
+def batch_of(pairs: list[tuple[Grounded, Grounded]], **extra: object) -> Batch:
+    nothing = torch.zeros(0, dtype=torch.int64)
+    answers, truths = zip(*pairs, strict=True)
+    return Batch(nothing, None, nothing, extra={"answers": answers, "truths": truths, **extra})  # type: ignore[arg-type]
+
+
+def test_each_reward_has_a_name() -> None:
+    place = box(0, 0, 10, 10)
+    pairs = [
+        (Grounded("three"), Grounded("3")),
+        (Grounded("red"), Grounded("Red.")),
+        (Grounded("", boxes=(box(0, 0, 10, 5),)), Grounded("circle", boxes=(place,))),
+    ]
+    batch = batch_of(pairs, shares=torch.tensor([0.1, 0.5, 1.0]), cut=[False, False, True])
+    wanted = {
+        "truth": [1, 1, 0.5],
+        "count": [1, 0, 0],
+        "text": [0, 1, 0],
+        "iou": [0, 0, 0.5],
+        "length": [0.1, 0.5, 1],
+        "unfinished": [0, 0, 1],
+    }
+    assert set(wanted) == set(REWARDS)
+    for name, values in wanted.items():
+        assert REWARDS[name](batch).tolist() == pytest.approx(values)
+    total = Weighted(REWARDS, {"text": 2.0, "unfinished": -8.0, "length": -10.0})(batch)
+    assert total.tolist() == pytest.approx([-1.0, -3.0, -18.0])
+
+
+def test_a_reward_that_there_is_not_is_told() -> None:
+    with pytest.raises(ConfigError, match="unknown reward 'coutn'; did you mean 'count'"):
+        Weighted(REWARDS, {"coutn": 1.0})

@@ -6,7 +6,7 @@ from pathlib import Path
 from ..core.config import from_dict, nearest, read_yaml, to_dict
 from ..core.errors import ConfigError
 from ..training.recipe import Recipe
-from . import blip2, cogvlm, flamingo, internvl, kosmos2, llava, paligemma, qwen_vl
+from . import blip2, cogvlm, flamingo, internvl, kosmos2, llava, llava_rlhf, paligemma, qwen_vl, rlhf_v, silkie
 from .own import sightline_mini, tiny
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -20,6 +20,9 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     **internvl.RECIPES,
     **paligemma.RECIPES,
     **kosmos2.RECIPES,
+    **llava_rlhf.RECIPES,
+    **rlhf_v.RECIPES,
+    **silkie.RECIPES,
 }
 
 

@@ -23,8 +23,8 @@ def published(row: Row, sources: dict[str, Source], stages: tuple[Stage, ...], s
     """
     habits, model = habits_of(row), seeing(row.model, side) if side else row.model
     pixels = cast(Pipeline, habits.pixels({}, model.image.image_size))
-    said = {"name": row.name, "pixels": pixels, "template": row.name, "codec": habits.codec, **more}
-    return Recipe(model=model, sources=sources, stages=stages, **said)
+    said = {"name": row.name, "model": model, "pixels": pixels, "template": row.name, "codec": habits.codec, **more}
+    return Recipe(sources=sources, stages=stages, **said)
 
 
 def cosine(steps: int, warmup: int, floor: float = 0.0) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from ..core.errors import CapacityError
-from ..core.sequence import Conversation, Message
+from ..core.errors import CapacityError, InputError
+from ..core.sequence import Conversation, Message, Text
 from ..data.batch import IGNORE, Batch, Example, branched
 from ..data.processor import Processor, Seen
 from ..model import VLM
@@ -97,14 +97,31 @@ Reference = Callable[[Batch], Tensor]  # log-probabilities [n] of the learned to
 
 
 def alternatives(
-    prompt: Conversation, answers: Sequence[Message], processor: Processor, known: dict[str, Seen] | None = None
+    prompt: Conversation,
+    answers: Sequence[Message],
+    processor: Processor,
+    known: dict[str, Seen] | None = None,
+    after: Conversation = (),
 ) -> list[Example]:
     """Several answers to one prompt, in order, in one example; of each only the answer is learned.
 
-    Where pictures see the question, nothing can branch off it: then each answer is an example of its own.
+    Where pictures see the question, nothing can branch off it: then each answer is an example of its own. after: what
+    follows each answer, the last of which is then learned in its place.
     """
     known = {} if known is None else known
-    return packed([_answered(processor((*prompt, said), known), (*prompt, said)) for said in answers], processor)
+    talks = [(*prompt, said, *after) for said in answers]
+    return packed([_answered(processor(talk, known), talk) for talk in talks], processor)
+
+
+def asked_about(asks: str, facts: Sequence[str], name: str) -> Conversation:
+    """A question about an answer, with what is known of its picture, and the empty reply whose end is read.
+
+    Nothing where nothing is asked; InputError where the facts are missing that it speaks of.
+    """
+    if "{}" in asks and not facts:
+        raise InputError(f"{name:.60}: nothing is known of its picture, which a reward model is told; set facts=FILE")
+    question = Message("user", (Text(asks.replace("{}", "; ".join(facts))),))
+    return (question, Message("assistant", (Text(""),))) if asks else ()
 
 
 def packed(examples: Sequence[Example], processor: Processor) -> list[Example]:

@@ -71,7 +71,7 @@ class Guard:
 
     def _batch(self, samples: Sequence[Sample]) -> Batch:
         made = [made_of(sample, self.data.processor) for sample in samples]
-        return assemble(made, self.data.processor, self.data.form, self.data.stage.packing)
+        return assemble(made, self.data.processor, self.data.form, self.data.stage.packing, self.data.asks)
 
     @torch.no_grad()
     def look(self, model: VLM, objective: Objective) -> Looking | None:

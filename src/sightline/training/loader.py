@@ -103,6 +103,7 @@ class Batches:
         share: Share = Share(),
     ) -> None:
         self.form = check_sources(stage, sources)
+        self.asks = stage.settings("reward").asks if "reward" in stage.terms else ""
         share.check(stage)
         self.stage, self.number, self.seed, self.share = stage, number, seed, share
         self.sources, self.processor = sources, processor
@@ -146,7 +147,7 @@ class Batches:
         size, found = self.stage.batch, []
         for low, high in share.cuts(self.stage, k):
             part = known[k][low:high] if k in known else [self.made(k * size + j) for j in range(low, high)]
-            batch = assemble(part, self.processor, self.form, self.stage.packing)
+            batch = assemble(part, self.processor, self.form, self.stage.packing, self.asks)
             found.append(replace(batch, extra=batch.extra | {"first": k % self.stage.accumulate * size + low}))
         return found
 
@@ -172,7 +173,7 @@ class Batches:
         source, length = self.sources[name], self.lengths[name]
         if length is None:
             self._begin(index, 0, name, (0, index))
-            found = made_of(source(self.seed, 0, index), self.processor)
+            found = made_of(self.read(source(self.seed, 0, index)), self.processor)
             at(NOWHERE)
             return found
         epoch, place = divmod(place, length)
@@ -186,7 +187,7 @@ class Batches:
                 self._begin(index, attempt, name, row)
                 sample = source(self.seed, *row)
                 told = f"{sample.name}: "
-                return made_of(sample, self.processor, tuple(passed))
+                return made_of(self.read(sample), self.processor, tuple(passed))
             except (DataError, InputError, CapacityError) as error:
                 passed.append(f"{told}{error}")
             except Exception as error:  # what a reader did not foresee
@@ -196,6 +197,10 @@ class Batches:
             finally:
                 at(NOWHERE)
         raise DataError(f"source {name!r}: {TRIES} samples in a row cannot be used; the last is {passed[-1]}")
+
+    def read(self, sample: Sample) -> Sample:
+        """What the stage reads of a sample: of one that a model is to answer itself, what it asks for."""
+        return sample.prompt if self.form == "prompts" else sample
 
     def _begin(self, index: int, attempt: int, name: str, row: tuple[int, int]) -> None:
         """Say which sample is being made; DataError for one over which processes ended."""
@@ -252,18 +257,18 @@ def made_of(sample: Sample, processor: Processor, passed: tuple[str, ...] = ()) 
     return Made(sample, example, passed, known)
 
 
-def assemble(made: Sequence[Made], processor: Processor, form: str, packing: int = 0) -> Batch:
+def assemble(made: Sequence[Made], processor: Processor, form: str, packing: int = 0, asks: str = "") -> Batch:
     """Samples as one batch of a form of `READS`; pictures without a conversation become patches without text.
 
     packing: the most tokens of a row that several conversations share; 0: each has a row of its own. A longer one is
-    alone in its row; ConfigError where none is shorter.
+    alone in its row; ConfigError where none is shorter. asks: what a reward model is asked about each answer.
     """
     examples, samples = [each.example for each in made], [each.sample for each in made]
     passed = [line for each in made for line in each.passed]
     pad = processor.tokenizer.filler
     if form in FROM_PAIRS:
         known = {key: seen for each in made for key, seen in each.seen.items()}
-        batch = preferred(samples, processor, form, known)
+        batch = preferred(samples, processor, form, known, asks)
         return replace(batch, extra=batch.extra | {"passed": passed})
     if packing:
         sizes = sizes_of(examples)

@@ -2,17 +2,24 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
+from pathlib import Path
 
-from ..layers.adapted import merge
+from ..core.config import load_yaml
+from ..layers.adapted import OWN, adapted, merge
 from ..model import VLM
 from ..zoo.hollow import hollow
 from ..zoo.numbers import short
+from ..zoo.own import read_card
 from .adapters import Lora, adapt
 from .cost import BYTES, Cost, Usual, cost, matmul_rate, usual
 from .features import repeats
+from .judging import is_judge
 from .loader import Share
 from .recipe import Recipe, Stage, check_sources, freeze, learning_rates, without_files
+from .rewards import REWARDS
+from .settings import REFERRED, SAMPLED
 from .sharding import check_shards
 from .starting import given, missing
 
@@ -86,7 +93,8 @@ def _stage(
         merge(model)
     shares = {name: weight / sum(stage.data.values()) for name, weight in stage.data.items()}
     tokens = sum(shares[name] * each.tokens for name, each in costs.items())
-    per_sample = sum(shares[name] * each.operations for name, each in costs.items())
+    before, times = _passes(stage)
+    per_sample = sum(shares[name] * (before * each.forward + times * each.operations) for name, each in costs.items())
     per_step = stage.batch * stage.accumulate
     count = stage.steps * per_step
     speed = rate(stage.precision)
@@ -117,7 +125,8 @@ def _stage(
     yield f"  memory     {short(held, 'B')} of weights, gradients and optimiser state{where}"
     if gathered:
         yield f"             {short(gathered, 'B')} of weights that are gathered from all"
-    kept = max(each.memory(own, stage.precision) for each in costs.values())
+    yield from _held_beside(recipe, stage, rates, sizes)
+    kept = max(each.memory(own * _answers(stage), stage.precision) for each in costs.values())
     yield f"             {short(kept, 'B')} of activations, {own} samples at a time"
     yield f"  work       {short(per_sample, 'FLOP')} a sample, {short(per_sample * per_step, 'FLOP')} a step"
     spent, whose = per_sample * count / speed / world, "this machine's" if world == 1 else f"{world:,} times this one's"
@@ -135,6 +144,67 @@ def _begins(recipe: Recipe, key: str, name: str, absent: Mapping[str, str]) -> s
 def _apart(stage: Stage) -> str:
     """The patterns whose rates rise over steps of their own."""
     return "".join(f", {pattern} over {steps:,}" for pattern, steps in stage.warmups.items())
+
+
+def _passes(stage: Stage) -> tuple[int, int]:
+    """How often a sample is read without gradients and learned from, whichever answers it is read with."""
+    if not SAMPLED & set(stage.terms):
+        return int(bool(REFERRED & set(stage.terms))), 1
+    updates = next(stage.settings(name).updates for name in stage.terms if name in SAMPLED)
+    judges = sum(name not in REWARDS for name in stage.rewards)
+    # written, measured, by the reference as well, judged
+    return _answers(stage) * (3 + judges), _answers(stage) * updates
+
+
+def _answers(stage: Stage) -> int:
+    """How many answers a prompt gets, of a stage that learns from its own."""
+    return int(next((stage.settings(name).group for name in stage.terms if name == "grpo"), 1))
+
+
+def _held_beside(recipe: Recipe, stage: Stage, rates: Mapping[str, float], sizes: Mapping[str, int]) -> Iterator[str]:
+    """What else is in memory: the model as it was, reward models, a value head."""
+    if REFERRED & set(stage.terms):
+        own = sum(sizes[name] for name in rates)
+        yield f"             {short(4 * own, 'B')} of the reference, beside what it shares"
+    for name in stage.rewards:
+        if name in REWARDS:
+            continue
+        found = _judge_size(recipe, stage, name, rates)
+        told = "still to be trained" if found is None else f"{short(4 * found, 'B')} of it, beside what it shares"
+        yield f"             reward model {name}: {told}"
+    if "ppo" in stage.terms:
+        head = (4 + STATE) * (recipe.model.decoder.width + 1)
+        yield f"             {short(head, 'B')} of the value head and its state"
+
+
+def _judge_size(recipe: Recipe, stage: Stage, name: str, rates: Mapping[str, float]) -> int | None:
+    """Parameters that a reward model has for itself; None where there is none yet.
+
+    One of an earlier stage shares with the policy what neither of them, nor a stage on the way of one alone, changed.
+    """
+    stages = {each.name: number for number, each in enumerate(recipe.stages)}
+    if name not in stages:
+        folder = Path(name)
+        ran = (folder / "run.yaml").is_file()
+        if not is_judge(folder) and not ran:
+            return None
+        with hollow():
+            other = VLM(load_yaml(Recipe, folder / "run.yaml").model if ran else read_card(folder).model)
+        return sum(p.numel() for p in other.parameters())
+    judge = recipe.stages[stages[name]]
+    mine, its = recipe.path(stages[stage.name])[:-1], recipe.path(stages[name])
+    alone = [recipe.stages[k] for k in {*mine} ^ {*its} if k != stages[name]]
+    changed = [pattern for each in alone for pattern in each.learn]  # adapters of those were merged
+    changed += [pattern for pattern, how in judge.learn.items() if not isinstance(how, Lora) or stages[name] in mine]
+    with hollow():
+        model = VLM(recipe.model)
+        adapt(model, judge.learn)
+    adapters = {f"{base}.{own}" for base in adapted(model) for own in OWN}
+    own = 0
+    for each, p in model.named_parameters():
+        if each in adapters or each in rates or any(fnmatchcase(each, pattern) for pattern in changed):
+            own += p.numel()
+    return own
 
 
 def _features(stage: Stage, recipe: Recipe) -> str:

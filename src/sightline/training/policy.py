@@ -65,6 +65,14 @@ def over_all(*values: Tensor | float) -> list[float]:
     return distributed.summed(torch.tensor([float(value) for value in values], dtype=torch.float64)).tolist()
 
 
+def spread_of(parts: list[Tensor]) -> tuple[float, float]:
+    """Mean and standard deviation of values over all micro-batches and processes."""
+    every = torch.cat(parts).double()
+    total, count = over_all(every.sum(), len(every))
+    mean = total / count
+    return mean, max((over_all((every - mean).square().sum())[0] / count) ** 0.5, 1e-8)
+
+
 def surrogate(now: Tensor, old: Tensor, advantage: Tensor, clip: float) -> Tensor:
     """The clipped loss [n] of tokens by how much likelier they became."""
     ratio = torch.exp(now - old)
@@ -96,16 +104,20 @@ class PPO(OnPolicy):
     def advantages(self, rewards: Tensor, found: list[tuple[Answers, dict[str, Tensor]]]) -> list[dict[str, Any]]:
         told = []
         parts = rewards.split([answers.count for answers, _ in found])
-        for (answers, known), own in zip(found, parts, strict=True):
-            paid = -self.cfg.kl * (known["old"] - known["reference"])
-            paid[answers.lengths.cumsum(0) - 1] += own
-            gained = generalised_advantages(answers, paid, known["value"], self.cfg.discount, self.cfg.trace)
+        paid = [self.paid(answers, known, own) for (answers, known), own in zip(found, parts, strict=True)]
+        scale = self.cfg.scale / (spread_of(paid)[1] if self.cfg.whiten else 1.0)
+        for (answers, known), own in zip(found, paid, strict=True):
+            gained = generalised_advantages(answers, scale * own, known["value"], self.cfg.discount, self.cfg.trace)
             told.append({"advantage": gained, "return": gained + known["value"]})
-        every = torch.cat([each["advantage"] for each in told]).double()
-        total, count = over_all(every.sum(), len(every))
-        mean = total / count
-        spread = max((over_all((every - mean).square().sum())[0] / count) ** 0.5, 1e-8)
+        mean, spread = spread_of([each["advantage"] for each in told])
         return [each | {"advantage": (each["advantage"] - mean) / spread} for each in told]
+
+    def paid(self, answers: Answers, known: dict[str, Tensor], rewards: Tensor) -> Tensor:
+        """What each token [n] is paid: less for leaving the reference, and at its answer's end the reward [answers]."""
+        away = known["old"] - known["reference"]
+        paid = -self.cfg.kl * (away.clamp(min=0) if self.cfg.one_sided else away)
+        paid[answers.lengths.cumsum(0) - 1] += rewards
+        return paid
 
     def forward(self, model: VLM, batch: Batch) -> dict[str, Term]:
         cfg, extra, answers = self.cfg, batch.extra, answers_of(batch)

@@ -13,13 +13,12 @@ from ..core.errors import ConfigError, InputError
 from ..core.sequence import Conversation, Image, Message, Text, ask
 from ..data.batch import IGNORE, Batch, Example, collate
 from ..data.processor import Processor, Seen
-from ..worlds.scene_phrases import describe
 from ..worlds.scene_plain import plain_questions
 from ..worlds.scene_questions import questions
-from ..worlds.scenes import COLORS, SHAPES, Object, Scene, SceneConfig, reading_order, scene
-from .answers import alternatives
+from ..worlds.scenes import COLORS, SHAPES, Scene, SceneConfig, reading_order, scene
+from .answers import alternatives, asked_about
 from .rewards import truth_of
-from .sources import Gives, Sample
+from .sources import Gives, Sample, facts_of, in_words
 
 # ------------------------------------------------------------------------------------------- from somebody's judgement
 
@@ -39,8 +38,12 @@ def ranked(prompt: Conversation, answers: Sequence[Message], ratings: Sequence[f
 def scored(
     prompt: Conversation, answers: Sequence[Message], score: Callable[[Conversation], float], name: str = ""
 ) -> list[Sample]:
-    """The same with ratings from a judge that is given the whole conversation: a model, say (AI feedback)."""
-    return ranked(prompt, answers, [score((*prompt, answer)) for answer in answers], name)
+    """The same with ratings from a judge that is given the whole conversation: a model, say (AI feedback).
+
+    Answers that say the same are rated once.
+    """
+    different = list(dict.fromkeys(answers))
+    return ranked(prompt, different, [score((*prompt, answer)) for answer in different], name)
 
 
 @dataclass(frozen=True)
@@ -93,11 +96,7 @@ def _caption(picture: Scene, rng: random.Random) -> Wrong:
     else:
         colors = [color for color in COLORS if (color, thing.shape) not in known]
         wrong = [replace(each, color=rng.choice(colors)) if each is thing else each for each in things]
-    return "Describe the picture.", _said(things), _said(wrong)
-
-
-def _said(things: Sequence[Object]) -> str:
-    return describe(things, ("color", "shape"))
+    return "Describe the picture.", in_words(things), in_words(wrong)
 
 
 HALLUCINATIONS: dict[str, Callable[[Scene, random.Random], Wrong | None]] = {
@@ -113,15 +112,13 @@ class PairsSource:
     """Pairs of the scenes world: what is exactly true against a plausible hallucination.
 
     asks: a wrong count, a wrong colour, an absent object said to be there (or the other way round), a caption with an
-    object that is not there or of a wrong colour. facts: the prompt tells the truth in words, as a reward model may be
-    told that judges answers about a picture (LLaVA-RLHF, arXiv:2309.14525).
+    object that is not there or of a wrong colour. All objects in words are the facts of each.
     """
 
     kind: Literal["pairs"] = "pairs"
     start: int = 0  # the first seed; ranges of different sources must not meet
     first: int = 12  # the most objects
     asks: tuple[str, ...] = tuple(HALLUCINATIONS)
-    facts: bool = False
 
     def __post_init__(self) -> None:
         if not self.asks or set(self.asks) - set(HALLUCINATIONS):
@@ -145,16 +142,9 @@ class PairsSource:
         found = HALLUCINATIONS[rng.choice(self.asks)](picture, rng) or _count(picture, rng)
         assert found is not None
         question, true, false = found
-        if self.facts:
-            question = with_facts(question, [_said(reading_order(picture.objects))])
         name = f"scene {number}"
         prompt = ask(question, Image(picture.picture(), name))
-        return Sample(prompt, name=name, chosen=_answer(true), rejected=_answer(false))
-
-
-def with_facts(question: str, facts: Sequence[str]) -> str:
-    """A question that tells what an answer must agree with."""
-    return f"{question} The answer must agree with this: {'; '.join(facts)}."
+        return Sample(prompt, name=name, chosen=_answer(true), rejected=_answer(false), facts=facts_of(picture))
 
 
 def _answer(text: str) -> Message:
@@ -165,34 +155,37 @@ def _answer(text: str) -> Message:
 
 
 def preferred(
-    samples: Sequence[Sample], processor: Processor, form: str, known: dict[str, Seen] | None = None
+    samples: Sequence[Sample], processor: Processor, form: str, known: dict[str, Seen] | None = None, asks: str = ""
 ) -> Batch:
     """Samples with a chosen and a rejected answer as a batch, in one of three forms.
 
     "pairs": both answers, in turn. "judged": whichever there are, and one to the next sample's prompt, marked in
-    extra["judged"] by 1, -1 and 0. "prompts": none; extra has the "prompts" as examples, and their "truths". known:
-    pictures that were prepared before, by their content.
+    extra["judged"] by 1, -1 and 0. "prompts": none; extra has the "prompts" as examples, their "samples" and "truths".
+    known: pictures that were prepared before, by their content. asks: what is asked about each answer, as a reward
+    model's settings have it.
     """
     known = {} if known is None else known
     extra: dict[str, object] = {"names": [sample.name for sample in samples]}
     examples: list[Example] = []
     marks: list[int] = []
-    for sample, after in zip(samples, [*samples[1:], samples[0]], strict=True):
+    for sample, other in zip(samples, [*samples[1:], samples[0]], strict=True):
         own = {1: sample.chosen, -1: sample.rejected}
         if form == "judged":
-            own[0] = after.chosen or after.rejected
-        said = {mark: answer for mark, answer in own.items() if answer is not None}
-        if not said or (form == "pairs" and len(said) < 2) or (form == "prompts" and sample.chosen is None):
+            own[0] = other.chosen or other.rejected
+        answers = {mark: answer for mark, answer in own.items() if answer is not None}
+        if not answers or (form == "pairs" and len(answers) < 2) or (form == "prompts" and sample.chosen is None):
             raise InputError(f"{sample.name}: lacks an answer that its objective learns from, which reads {form}")
         if form == "prompts":
             prompt = processor(sample.conversation, known)
             examples.append(replace(prompt, labels=torch.full_like(prompt.labels, IGNORE)))
         else:
-            examples += alternatives(sample.conversation, list(said.values()), processor, known)
-            marks += said
+            after = asked_about(asks, sample.facts, sample.name)
+            examples += alternatives(sample.conversation, list(answers.values()), processor, known, after)
+            marks += answers
     if form == "judged":
         extra["judged"] = torch.tensor(marks)
     if form == "prompts":
-        extra |= {"prompts": examples, "truths": [truth_of(sample.chosen) for sample in samples if sample.chosen]}
+        truths = [truth_of(sample.chosen) for sample in samples if sample.chosen]
+        extra |= {"prompts": examples, "samples": list(samples), "truths": truths}
     batch = collate(examples, processor.patch, processor.tokenizer.filler)
     return replace(batch, extra=batch.extra | extra)

@@ -16,7 +16,7 @@ from ..layers.adapted import OWN, adapted
 from ..model import VLMConfig
 from .adapters import Learning, Lora
 from .preferences import PairsSource
-from .settings import DEFAULTS, FROM_PAIRS, READS, ObjectiveConfig, check_names
+from .settings import DEFAULTS, FROM_PAIRS, READS, SAMPLED, ObjectiveConfig, check_names
 from .sources import FilesSource, ScenesSource
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -34,12 +34,14 @@ class Stage:
     template: how its conversations are laid out, where that is not the recipe's way; of a published model with its
     convention for places.
     warmups: patterns of `learn` whose rates rise over other numbers of steps than `warmup`.
+    after: the earlier stage whose weights it begins from; the one before it where nothing is said.
     """
 
     name: str
     learn: dict[str, float | Lora]
     data: dict[str, float]
     steps: PositiveInt
+    after: str = ""
     batch: PositiveInt = 16
     objective: ObjectiveConfig | dict[str, float] = field(default_factory=lambda: {"next-token": 1.0})
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -76,6 +78,9 @@ class Stage:
                 )
         if not self.objective:
             raise ConfigError(f"stage {self.name!r} has no objective, expected terms of a loss with their weights")
+        for name, weight in self.objective.items() if isinstance(self.objective, dict) else ():
+            if not 0 <= weight < math.inf:
+                raise ConfigError(f"stage {self.name!r}: objective {name!r} weighs {weight:g}, expected 0 or more")
 
     @property
     def terms(self) -> dict[str, float]:
@@ -85,6 +90,11 @@ class Stage:
     def settings(self, name: str) -> Any:
         """The settings of one of the terms: the stage's, or the default ones."""
         return DEFAULTS[name] if isinstance(self.objective, dict) else self.objective
+
+    @property
+    def rewards(self) -> dict[str, float]:
+        """What answers that the model samples itself are paid for, and the weights; none where it samples none."""
+        return next((dict(self.settings(name).rewards) for name in self.terms if name in SAMPLED), {})
 
     def warmup_of(self, name: str) -> int:
         """Over how many steps the rate of a parameter rises, as its last pattern says."""
@@ -143,6 +153,11 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.taken != ("*",) and isinstance(self.start, Parts):
             raise ConfigError(f"recipe {self.name!r} starts from parts, of which `taken` chooses nothing; leave it out")
+        for number, stage in enumerate(self.stages):
+            earlier = [each.name for each in self.stages[:number]]
+            if stage.after and stage.after not in earlier:
+                near = nearest(stage.after, earlier)
+                raise ConfigError(f"stage {stage.name!r} comes after {stage.after!r}, expected an earlier one{near}")
 
     def stage(self, name: str) -> int:
         """The index of a stage; ConfigError tells the nearest name."""
@@ -150,6 +165,12 @@ class Recipe:
         if name not in names:
             raise ConfigError(f"recipe {self.name!r} has no stage {name!r}{nearest(name, names)}")
         return names.index(name)
+
+    def path(self, number: int) -> tuple[int, ...]:
+        """The stages, by their indices, that the weights of a stage go through, itself the last."""
+        after = self.stages[number].after
+        before = self.stage(after) if after else number - 1
+        return (*(self.path(before) if before >= 0 else ()), number)
 
 
 def check_sources(stage: Stage, sources: Mapping[str, Source]) -> str:
@@ -161,6 +182,8 @@ def check_sources(stage: Stage, sources: Mapping[str, Source]) -> str:
     wanted = {READS[name] for name in stage.terms}
     given = {sources[name].gives for name in stage.data}
     needed = {"pairs" if form in FROM_PAIRS else form for form in wanted}
+    if wanted == {"prompts"} and given <= {"pairs", "conversations"}:
+        needed = given  # whose last answer is the true one
     if given != needed or len(wanted) > 1:
         reads, learns = " and ".join(sorted(given)), " and ".join(sorted(needed if len(wanted) == 1 else wanted))
         raise ConfigError(

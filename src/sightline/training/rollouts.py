@@ -33,7 +33,8 @@ class Rollouts:
         """Answers as branches of their prompts, all that was sampled learned.
 
         key: what the chance of all answers hangs on, with the number of each prompt, counted from `first`. extra of
-        the batch: "answers" as they read, "truths" beside them, and "rewards" [answers].
+        the batch: "samples" that were asked, "answers" as they read, "truths" beside them, "shares" of the most tokens
+        that each takes, whether it was "cut", and "rewards" [answers].
         """
         prompts: list[Example] = batch.extra["prompts"]
         chance = [f"{key} {first + i} {k}" for i in range(len(prompts)) for k in range(self.times)]
@@ -47,7 +48,9 @@ class Rollouts:
         ways = [prompt.transforms for prompt in prompts for _ in range(self.times)]
         read = [self.processor.read(_text(ids, self.end), way) for ids, way in zip(said, ways, strict=True)]
         truths = [truth for truth in batch.extra["truths"] for _ in range(self.times)]
-        extra = {"names": batch.extra["names"], "answers": read, "truths": truths}
+        extra = {name: batch.extra[name] for name in ("names", "samples")} | {"answers": read, "truths": truths}
+        extra["shares"] = torch.tensor([len(ids) / self.most for ids in said])
+        extra["cut"] = [ids[-1] != self.end for ids in said]
         made = replace(made, extra=extra)
         extra["rewards"] = self.rewards(made).to(model.device, torch.float32)
         return made

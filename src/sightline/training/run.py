@@ -1,13 +1,14 @@
 """A whole run: the stages of a recipe one after the other in one folder, from the weights of the stage before."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..core.config import load_yaml, nearest
 from ..core.errors import CheckpointError, ConfigError, DataError
 from ..core.sequence import Text
 from ..data.processor import Processor
@@ -27,6 +28,7 @@ from .boxes import Boxes
 from .contrast import CLIP, Matching
 from .distill import DINO
 from .features import FeatureStore
+from .judging import Judge, is_judge, load_judge, with_head
 from .loader import Share
 from .located import Located
 from .objectives import Dense, NextToken, Objective, SigLIP, Total
@@ -37,6 +39,7 @@ from .records import prepare, tell, whole
 from .reference import frozen
 from .report import write_report
 from .representation import Representation
+from .rewards import REWARDS, Rewards, Weighted
 from .settings import check_names
 from .sharding import check_shards
 from .sources import FilesSource
@@ -103,8 +106,10 @@ def processor_config(recipe: Recipe, stage: Stage | None = None) -> ProcessorCon
     return ProcessorConfig(recipe.pixels, template, codec, image, recipe.max_length)
 
 
-def objective_of(stage: Stage, recipe: Recipe, tokenizer: Tokenizer, model: VLM) -> Total:
-    """The terms that a stage names; the model is as the stage finds it."""
+def objective_of(
+    stage: Stage, recipe: Recipe, tokenizer: Tokenizer, model: VLM, rewards: Mapping[str, Rewards] | None = None
+) -> Total:
+    """The terms that a stage names; the model is as the stage finds it. rewards: by name, besides `REWARDS`."""
     check_names(stage.terms)
     features, width = recipe.model.image.features, recipe.model.decoder.width
     text, places = (recipe.model.decoder.vocab_size, tokenizer.filler), (0, 0)
@@ -116,6 +121,9 @@ def objective_of(stage: Stage, recipe: Recipe, tokenizer: Tokenizer, model: VLM)
 
     def processor() -> Processor:
         return processor_of(recipe, tokenizer, model, stage)
+
+    def paid() -> Rewards:
+        return Weighted(REWARDS | dict(rewards or {}), stage.rewards)
 
     made: dict[str, Callable[[], Objective]] = {
         "next-token": lambda: NextToken(*places),
@@ -134,8 +142,8 @@ def objective_of(stage: Stage, recipe: Recipe, tokenizer: Tokenizer, model: VLM)
         "kto": lambda: KTO(stage.settings("kto"), reference()),
         "orpo": lambda: ORPO(stage.settings("orpo")),
         "reward": lambda: Reward(stage.settings("reward"), width),
-        "ppo": lambda: PPO(stage.settings("ppo"), processor(), reference(), width),
-        "grpo": lambda: GRPO(stage.settings("grpo"), processor(), reference()),
+        "ppo": lambda: PPO(stage.settings("ppo"), processor(), reference(), width, paid()),
+        "grpo": lambda: GRPO(stage.settings("grpo"), processor(), reference(), paid()),
     }
     return Total({name: made[name]() for name in stage.terms}, stage.terms)
 
@@ -166,8 +174,8 @@ def last_of(folder: Path, stage: Stage) -> checkpoints.Saved | None:
 
 
 def weights_before(recipe: Recipe, folder: Path, number: int, model: VLM) -> None:
-    """Start a stage from the last weights of the one before it, the first one of a run from where the recipe says."""
-    before = recipe.stages[number - 1] if number else None
+    """Start a stage from the last weights of the one it comes after, the first of a run from where the recipe says."""
+    before = recipe.stages[recipe.path(number)[-2]] if number else None
     if before and (found := last_of(folder, before)):
         restore(model, before, found)
         merge(model)
@@ -184,13 +192,71 @@ def begins(recipe: Recipe, folder: Path, number: int) -> bool:
         return False
     if number == 0 or not isinstance(recipe.start, str):
         return number == 0
-    return not finished(recipe, folder, recipe.stages[number - 1])
+    return not finished(recipe, folder, recipe.stages[recipe.path(number)[-2]])
 
 
 def restore(model: VLM, stage: Stage, found: checkpoints.Saved) -> None:
     """Give a model the weights and adapters of a stage's checkpoint."""
     adapt(model, stage.learn)
     model.load_state_dict(found.tensors["model"])
+
+
+def judges_of(recipe: Recipe, folder: Path, number: int, given: Mapping[str, Rewards]) -> dict[str, Rewards]:
+    """The rewards that a stage names and that are no usual ones: those given, and reward models, by name."""
+    judges: dict[str, Rewards] = {}
+    for name in recipe.stages[number].rewards:
+        if name in given:
+            judges[name] = given[name]
+        elif name not in REWARDS:
+            judges[name] = judge_of(recipe, folder, number, name)
+    return judges
+
+
+def judge_of(recipe: Recipe, folder: Path, number: int, name: str) -> Judge:
+    """The reward model that a stage means by a name: an earlier stage's, or what lies in a folder."""
+    if name in reward_stages(recipe, number):
+        return stage_judge(recipe, folder, recipe.stage(name))
+    if is_judge(Path(name)):
+        return load_judge(Path(name))
+    other = load_yaml(Recipe, Path(name) / "run.yaml")
+    found = [n for n in reward_stages(other) if finished(other, Path(name), other.stages[other.stage(n)])]
+    if not found:
+        raise CheckpointError(f"{name}: no stage of the run in it has learned a reward model to its end")
+    return stage_judge(other, Path(name), other.stage(found[-1]))
+
+
+def stage_judge(recipe: Recipe, folder: Path, number: int) -> Judge:
+    """The reward model that a stage of a run has learned, its adapters beside the weights that they leave alone."""
+    stage = recipe.stages[number]
+    if (found := last_of(folder, stage)) is None:
+        raise CheckpointError(f"{folder}: stage {stage.name!r} is not finished; train the reward model first")
+    model = initial_model(recipe)
+    restore(model, stage, found)
+    reward = with_head(head_of(found), stage.settings("reward"), model, found.path)
+    return Judge(model, reward, processor_of(recipe, tokenizer_of(recipe, folder), model, stage))
+
+
+def head_of(found: checkpoints.Saved) -> dict[str, torch.Tensor]:
+    """The head of a reward model in the checkpoint of its stage."""
+    prefix = "terms.reward.head."
+    own = found.tensors["objective"].items()
+    return {name.removeprefix(prefix): value for name, value in own if name.startswith(prefix)}
+
+
+def reward_stages(recipe: Recipe, before: int | None = None) -> list[str]:
+    """The stages, or those before one, that learn a reward model."""
+    return [stage.name for stage in recipe.stages[:before] if "reward" in stage.terms]
+
+
+def check_rewards(recipe: Recipe, number: int, given: Mapping[str, Rewards]) -> None:
+    """ConfigError for a reward that a stage names and that is nowhere."""
+    stage = recipe.stages[number]
+    known = [*REWARDS, *given, *reward_stages(recipe, number)]
+    for name in stage.rewards:
+        folder = Path(name)
+        if name not in known and not is_judge(folder) and not (folder / "run.yaml").is_file():
+            ways = "a reward, an earlier stage that learns one, or a folder with a reward model"
+            raise ConfigError(f"stage {stage.name!r}: {name!r} is not {ways}{nearest(name, known)}")
 
 
 def run(
@@ -202,11 +268,13 @@ def run(
     evaluate: Callable[[VLM], dict[str, float]] | None = None,
     shard: bool = False,
     store: FeatureStore | None = None,
+    rewards: Mapping[str, Rewards] | None = None,
 ) -> Iterator[Step]:
     """Steps of one stage, or of every stage that is not finished; killed at any instant, it goes on from there.
 
     Within `distributed.joined` several processes are one run, in one folder that all of them see. shard: each keeps a
     part of every weight only. store: features that several runs share, whether samples repeat within one or not.
+    rewards: functions that stages may name as what their answers are paid for.
     """
     chosen = range(len(recipe.stages)) if stage is None else [recipe.stage(stage)]
     share = Share(distributed.rank(), distributed.size())
@@ -214,6 +282,7 @@ def run(
     for number in chosen:
         told = besides if besides and begins(recipe, folder, number) else ""
         check_files(recipe.stages[number], recipe.sources, told)
+        check_rewards(recipe, number, rewards or {})
         share.check(recipe.stages[number])
         if shard:
             check_shards(recipe.stages[number])
@@ -232,12 +301,17 @@ def run(
             current = recipe.stages[number]
             if finished(recipe, folder, current):
                 continue
+            judges = judges_of(recipe, folder, number, rewards or {})
             model = initial_model(recipe)
             weights_before(recipe, folder, number, model)
             model.to(device)
             torch.manual_seed(recipe.seed + number)
             adapt(model, current.learn)  # before a reference copies what the stage begins from
-            objective = objective_of(current, recipe, tokenizer, model)
+            for judge in judges.values():
+                if isinstance(judge, Judge):
+                    judge.share(model, learning_rates(model, current.learn))
+                    judge.to(device)
+            objective = objective_of(current, recipe, tokenizer, model, judges)
             trainer = Trainer(recipe, current, model, objective.to(device), folder, shard, store)
             trainer.resume()
             yield from trainer.run(processor_of(recipe, tokenizer, model, current), workers, evaluate)
@@ -251,5 +325,5 @@ def final_model(recipe: Recipe, folder: Path) -> tuple[VLM, tuple[Stage, ...]]:
     for number, stage in reversed(list(enumerate(recipe.stages))):
         if found := last_of(folder, stage):
             restore(model, stage, found)
-            return model.eval(), recipe.stages[: number + 1]
+            return model.eval(), tuple(recipe.stages[k] for k in recipe.path(number))
     raise CheckpointError(f"{folder}: no stage of recipe {recipe.name!r} is finished")

@@ -1,6 +1,8 @@
 """Settings of objectives that have some. In a stage one of them may stand in place of the weights of its terms."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import field
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -106,21 +108,46 @@ class ORPOConfig:
 
 @config
 class RewardConfig:
-    """A reward model by Bradley and Terry; center weighs the square of a pair's sum, which keeps rewards near zero."""
+    """A reward model by Bradley and Terry; center weighs the square of a pair's sum, which keeps rewards near zero.
+
+    asks: a question about the answer that follows it, after which the reward is read; `{}` in it stands for what is
+    known of the picture (`Sample.facts`), which no policy reads (factual augmentation, arXiv:2309.14525).
+    """
 
     kind: Literal["reward"] = "reward"
     center: NonNegativeFloat = 0.0
+    asks: str = ""
+
+
+def _truth() -> dict[str, float]:
+    return {"truth": 1.0}
+
+
+def check_rewards(kind: str, rewards: Mapping[str, float]) -> None:
+    """ConfigError where answers earn nothing, or something that is not a number."""
+    if not rewards:
+        raise ConfigError(f"objective {kind!r} has no rewards, expected their names with their weights")
+    for name, weight in rewards.items():
+        if not math.isfinite(weight):
+            raise ConfigError(f"objective {kind!r}: reward {name!r} weighs {weight}, expected a number")
 
 
 @config
 class PPOConfig:
     """Proximal policy optimisation (arXiv:1707.06347) of sampled answers, a reward at each one's end.
 
-    kl: what a token costs by which it leaves the reference. updates: how often each batch of answers is learned from.
+    rewards: what an answer is paid for, with weights: names of `rewards.REWARDS`, of a stage that learned a reward
+    model, of a folder with one. kl: what a token costs by which it leaves the reference; one_sided: only where it
+    became likelier. whiten: divide what tokens are paid by its spread over the step; scale: multiply it. updates: how
+    often each batch of answers is learned from.
     """
 
     kind: Literal["ppo"] = "ppo"
+    rewards: dict[str, float] = field(default_factory=_truth)
     kl: NonNegativeFloat = 0.1
+    one_sided: bool = False
+    whiten: bool = False
+    scale: PositiveFloat = 1.0
     clip: PositiveFloat = 0.2
     value_clip: PositiveFloat = 0.2
     value_weight: NonNegativeFloat = 0.1
@@ -129,17 +156,27 @@ class PPOConfig:
     updates: PositiveInt = 2
     max_new_tokens: PositiveInt = 64
 
+    def __post_init__(self) -> None:
+        check_rewards(self.kind, self.rewards)
+
 
 @config
 class GRPOConfig:
-    """Group-relative policy optimisation (arXiv:2402.03300): an answer is as good as it beats its prompt's others."""
+    """Group-relative policy optimisation (arXiv:2402.03300): an answer is as good as it beats its prompt's others.
+
+    rewards: as of `PPOConfig`.
+    """
 
     kind: Literal["grpo"] = "grpo"
+    rewards: dict[str, float] = field(default_factory=_truth)
     group: Annotated[int, Field(ge=2)] = 8  # answers to each prompt
     kl: NonNegativeFloat = 0.04
     clip: PositiveFloat = 0.2
     updates: PositiveInt = 1
     max_new_tokens: PositiveInt = 64
+
+    def __post_init__(self) -> None:
+        check_rewards(self.kind, self.rewards)
 
 
 ObjectiveConfig = (
@@ -170,6 +207,8 @@ READS = {
 COMPARES = {"siglip", "clip", "itm", "qformer", "kto"}  # those that hold samples of a micro-batch against each other
 PREPARES = {"dino", "ppo", "grpo"}  # those that run a model before each step, for what the step learns from
 FROM_PAIRS = ("pairs", "judged", "prompts")  # all of them made of samples with a chosen and a rejected answer
+REFERRED = {"dpo", "dense-dpo", "kto", "ppo", "grpo"}  # those that hold a model to what it was as its stage began
+SAMPLED = {"ppo", "grpo"}  # those that learn from answers that the model samples itself
 
 
 def check_names(names: Iterable[str]) -> None:

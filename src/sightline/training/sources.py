@@ -1,8 +1,8 @@
 """Where samples come from: pure functions of (seed, epoch, index), so that a run can stop anywhere and go on."""
 
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -14,11 +14,12 @@ from ..core.config import config, nearest
 from ..core.errors import ConfigError, DataError
 from ..core.geometry import Box, Frame, Point
 from ..core.sequence import Conversation, Image, Message, Part, Region, Text, images_of
-from ..data.formats import FORMATS, PREFERENCES, Files, Reader, open_files
+from ..data.formats import FORMATS, PREFERENCES, Files, Reader, captions_of, open_files
 from ..data.mix import permuted
+from ..worlds.scene_phrases import describe
 from ..worlds.scene_plain import PLAIN_KINDS, plain_questions
 from ..worlds.scene_questions import Question, questions
-from ..worlds.scenes import Scene, SceneConfig, scene
+from ..worlds.scenes import Object, Scene, SceneConfig, reading_order, scene
 
 MOST = 12  # objects of a scene
 
@@ -30,6 +31,7 @@ class Sample:
     conversation: what is read and learned, may be empty; image, caption, dense: for objectives on the encoder.
     chosen, rejected: a better and a worse answer to the conversation, which then ends with the user.
     branches: the turns are separate questions, which are learned side by side; else each follows those before it.
+    facts: what is known of the picture, which a reward model may be told.
     """
 
     conversation: Conversation = ()
@@ -40,6 +42,22 @@ class Sample:
     dense: Mapping[str, np.ndarray] = field(default_factory=dict)
     name: str = ""
     branches: bool = False
+    facts: tuple[str, ...] = ()
+
+    @property
+    def prompt(self) -> "Sample":
+        """The sample with what it asks for last as its conversation, and the answer to that as the chosen one.
+
+        Of questions that are learned side by side the first is taken. DataError where nothing is answered.
+        """
+        if self.chosen is not None:
+            return self
+        talk, last = self.conversation, len(self.conversation)
+        if self.branches:
+            last = next((i + 1 for i, message in enumerate(talk) if message.role == "assistant"), 0)
+        if not last or talk[last - 1].role != "assistant":
+            raise DataError("no answer to a question, with which what a model answers is compared")
+        return replace(self, conversation=talk[: last - 1], chosen=talk[last - 1], branches=False)
 
 
 Gives = Literal["conversations", "pictures", "pairs"]  # what objectives learn from
@@ -59,6 +77,16 @@ def dialogue(asked: list[Question], frame: Frame, *first: Part) -> Conversation:
         messages.append(Message("user", (*(first if i == 0 else ()), Text(question.text))))
         messages.append(Message("assistant", places(question, frame)))
     return tuple(messages)
+
+
+def in_words(things: Sequence[Object]) -> str:
+    """Objects as a phrase that tells their colours and shapes."""
+    return describe(things, ("color", "shape"))
+
+
+def facts_of(picture: Scene) -> tuple[str, ...]:
+    """What is true of a scene."""
+    return (in_words(reading_order(picture.objects)),)
 
 
 def described(picture: Scene, frame: Frame) -> Message:
@@ -140,11 +168,11 @@ class ScenesSource:
         if self.kind == "captions":
             said = Message("assistant", (Text(picture.caption(rng)),))
             talk = (Message("user", (image, Text("Describe the picture."))), said)
-            return Sample(conversation=talk, name=name, branches=True)
+            return Sample(conversation=talk, name=name, branches=True, facts=facts_of(picture))
         asked = self.asking(picture, rng, self.turns)
         if not asked:
             return None
-        return Sample(conversation=dialogue(asked, frame, image), name=name, branches=True)
+        return Sample(dialogue(asked, frame, image), name=name, branches=True, facts=facts_of(picture))
 
 
 @config
@@ -153,8 +181,9 @@ class FilesSource:
 
     kind: what they become: "conversations", "image-text" (a picture and its caption, which is the last answer), or
     "preferences". format: one of `data.formats`; path, images, annotations, prompt, frames: as in its `Files`. Paths
-    are relative to where the program runs; an empty one stands in a recipe that others complete. text: tokens
-    of text in a usual sample, a guess for plans while there is no file to look at.
+    are relative to where the program runs; an empty one stands in a recipe that others complete. facts: a file of
+    captions by picture (`data.formats.captions`), for reward models that are told them. text: tokens of text in a usual
+    sample, a guess for plans while there is no file to look at.
     """
 
     kind: Literal["conversations", "image-text", "preferences"]
@@ -163,6 +192,7 @@ class FilesSource:
     images: str = ""
     annotations: str = ""
     prompt: str = ""
+    facts: str = ""
     frames: PositiveInt = 8
     text: PositiveInt = 256
 
@@ -196,7 +226,8 @@ class FilesSource:
         row = self.row(seed, epoch, index)
         found, name = self.reader[row], self.reader.name(row)
         if self.kind != "image-text":
-            return Sample(found.conversation, name=name, chosen=found.chosen, rejected=found.rejected)
+            known = captions_of(Path(self.facts), images_of(found.conversation)) if self.facts else ()
+            return Sample(found.conversation, name=name, chosen=found.chosen, rejected=found.rejected, facts=known)
         pictures, caption = images_of(found.conversation), found.conversation[-1].text
         if len(pictures) != 1 or not caption:
             raise DataError(f"{name}: {len(pictures)} pictures with {caption[:20]!r}, expected one and its caption")

@@ -164,6 +164,14 @@ ROWS: dict[str, Any] = {
             "completions": [{"response": "a", "annotations": RATED}, {"response": "b", "annotations": WORSE}],
         }
     ],
+    "llava-pairs": [{**llava(), "output_1": {"value": "a"}, "output_2": {"value": "b"}, "preference": 2}],
+    "openai-pairs": [
+        {
+            "input": {"messages": [{"role": "user", "content": "?"}]},
+            "preferred_output": [{"role": "assistant", "content": "red"}],
+            "non_preferred_output": [{"role": "assistant", "content": "blue"}],
+        }
+    ],
     "textvqa": {"data": [{"question_id": 4, "question": "?", "image_id": "red", "answers": ["a", "b", "b"]}]},
     "gqa": {"07": {"imageId": "red", "question": "?", "answer": "yes"}},
     "coco": COCO,

@@ -14,7 +14,7 @@ import pytest
 from sightline.core.errors import DataError
 from sightline.core.geometry import Box
 from sightline.core.sequence import Conversation, Image, Message, Region, Text, Video
-from sightline.data.formats import Files, Record, open_files
+from sightline.data.formats import Files, Record, captions_of, open_files
 from sightline.data.images import PadSquare
 from sightline.data.media import open_image
 
@@ -356,6 +356,54 @@ def test_vlfeedback_gives_every_two_answers_of_unequal_rating(write: Write, colu
     assert reader.name(1).endswith("rows.jsonl:1 answers 2, 1") and len(reader) == 3
     with pytest.raises(DataError, match=r"rows\.jsonl:2 .*'completions' is int, expected list"):
         reader[2]
+
+
+def test_llava_rlhf_gives_the_dialogue_before_both_answers(write: Write) -> None:
+    turns = [
+        {"from": "human", "value": "<image>\nWhat?"},
+        {"from": "gpt", "value": "a colour"},
+        {"from": "human", "value": "Which?"},
+        {"from": "gpt", "value": "whatever stands here"},
+    ]
+    outputs = {"output_1": {"from": "llava", "value": "red"}, "output_2": {"from": "llava", "value": "blue"}}
+    rows = [{"image": "red.png", "conversations": turns, "preference": k, **outputs} for k in (1, 2, 3)]
+    reader = open_files("llava-pairs", Files(write("rows.json", rows)))
+    assert told(reader[0].conversation) == [("user", RED, "What?"), ("assistant", "a colour"), ("user", "Which?")]
+    assert [answers_of(reader[k]) for k in range(2)] == [("red", "blue"), ("blue", "red")]
+    with pytest.raises(DataError, match="'preference' is 3, expected 1 or 2"):
+        reader[2]
+
+
+def test_openai_preferences_give_the_dialogue_before_both_answers(write: Write) -> None:
+    content = [{"type": "image_url", "image_url": {"url": "red.png"}}, {"type": "text", "text": "What?"}]
+    messages = [{"role": "user", "content": content}]
+    said = {name: [{"role": "assistant", "content": name}] for name in ("preferred_output", "non_preferred_output")}
+    row: dict[str, Any] = {"input": {"messages": messages}, **said}
+    twice = {**row, "preferred_output": said["preferred_output"] * 2}
+    ended = {**row, "input": {"messages": [*messages, *said["preferred_output"]]}}
+    same = {**row, "non_preferred_output": said["preferred_output"]}
+    reader = open_files("openai-pairs", Files(write("rows.jsonl", [row, twice, ended, same])))
+    assert told(reader[0].conversation) == [("user", RED, "What?")]
+    assert answers_of(reader[0]) == ("preferred_output", "non_preferred_output")
+    for k, wrong in enumerate(("more or less than one answer", "expected user and assistant in turn", "the same"), 1):
+        with pytest.raises(DataError, match=wrong):
+            reader[k]
+
+
+@pytest.mark.parametrize("key", ["below/black.png", "black.png", "black"])
+def test_captions_are_found_by_path_name_or_stem(write: Write, folder: Path, key: str) -> None:
+    black, red, white = (open_image(folder / name, name) for name in ("below/black.png", "red.png", "white.png"))
+    path = write(f"{Path(key).name}.json", {key: ["night", "dark"], "red": "fire"})
+    assert captions_of(path, [black, red]) == ("night", "dark", "fire")
+    with pytest.raises(DataError, match=r"has no caption of white\.png"):
+        captions_of(path, [white])
+
+
+def test_captions_of_coco_belong_to_its_pictures(write: Write, folder: Path) -> None:
+    images = [{"id": 7, "file_name": "red.png"}, {"id": 8, "file_name": "blue.png"}]
+    said = [{"image_id": 7, "caption": "fire"}, {"image_id": 8, "caption": "sea"}, {"image_id": 7, "caption": "blood"}]
+    path = write("coco.json", {"images": images, "annotations": said})
+    assert captions_of(path, [open_image(folder / "red.png", "red.png")]) == ("fire", "blood")
 
 
 # ----------------------------------------------------------------------------------------------------------- real data

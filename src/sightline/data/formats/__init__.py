@@ -4,12 +4,13 @@ from ...core.config import nearest
 from ...core.errors import ConfigError, DataError
 from .base import Files, Reader, Record
 from .boxes import Coco, RefCoco
+from .captions import captions_of
 from .conversations import Llava, OpenAI
-from .preferences import RlhfV, VLFeedback
+from .preferences import LlavaPairs, OpenAIPairs, RlhfV, VLFeedback
 from .questions import GQA, VQA, TextVQA
 from .shards import Shards
 
-__all__ = ["FORMATS", "PREFERENCES", "Files", "Reader", "Record", "open_files"]
+__all__ = ["FORMATS", "PREFERENCES", "Files", "Reader", "Record", "captions_of", "open_files"]
 
 FORMATS: dict[str, type[Reader]] = {
     "llava": Llava,
@@ -22,8 +23,10 @@ FORMATS: dict[str, type[Reader]] = {
     "refcoco": RefCoco,
     "rlhf-v": RlhfV,
     "vlfeedback": VLFeedback,
+    "llava-pairs": LlavaPairs,
+    "openai-pairs": OpenAIPairs,
 }
-PREFERENCES = ("rlhf-v", "vlfeedback")  # whose samples are pairs of answers
+PREFERENCES = ("rlhf-v", "vlfeedback", "llava-pairs", "openai-pairs")  # whose samples are pairs of answers
 
 
 def open_files(format: str, files: Files) -> Reader:

@@ -76,13 +76,17 @@ class OpenAI(RowReader):
     """Rows of `messages`, whose content is text or a list of `text` and `image_url` parts; nothing is fetched."""
 
     def read(self, index: int) -> Record:
+        return Record(dialogue(self.messages(take(self.rows[index], "messages", list))))
+
+    def messages(self, given: list[Any]) -> list[Message]:
+        """Messages, whoever speaks."""
         messages = []
-        for message in take(self.rows[index], "messages", list):
+        for message in given:
             content = checked(message, dict, "a message").get("content")
-            given = [{"type": "text", "text": content}] if isinstance(content, str) else content
-            parts = tuple(map(self.part, checked(given, list, "content")))
+            said = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            parts = tuple(map(self.part, checked(said, list, "content")))
             messages.append(Message(role_of(message.get("role"), OPENAI_ROLES), parts))
-        return Record(dialogue(messages))
+        return messages
 
     def part(self, part: Any) -> Part:
         """A part of a message."""

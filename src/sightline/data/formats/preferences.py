@@ -1,4 +1,4 @@
-"""Pairs of answers of which one is the better: RLHF-V's and VLFeedback's rows."""
+"""Pairs of answers of which one is the better: RLHF-V's, VLFeedback's, LLaVA-RLHF's and OpenAI's rows."""
 
 import json
 from itertools import combinations
@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from ...core.errors import DataError
-from ...core.sequence import Message, Text
-from .base import Files, Record, checked, take, text
-from .conversations import RowReader
+from ...core.sequence import Conversation, Message, Text
+from .base import Files, Record, checked, dialogue, take, text
+from .conversations import Llava, OpenAI, RowReader
 
 ASPECTS = ("Helpfulness", "Visual Faithfulness", "Ethical Considerations")
 
@@ -32,10 +32,7 @@ class RlhfV(RowReader):
         """A question about a row's picture, and both answers."""
         parts = (self.picture(row.get("image", row.get("img_path"))), self.question(question))
         better, worse = text(chosen, "the chosen answer"), text(rejected, "the rejected answer")
-        if better == worse:
-            raise DataError("both answers are the same")
-        both = (Message("assistant", (Text(said),)) for said in (better, worse))
-        return Record((Message("user", parts),), *both)
+        return paired((Message("user", parts),), better, worse)
 
 
 class VLFeedback(RlhfV):
@@ -94,3 +91,37 @@ def rating(answer: dict[str, Any]) -> float | None:
     if any(each not in ("1", "2", "3", "4", "5") for each in said):
         return None
     return sum(map(int, said)) / len(said)
+
+
+class LlavaPairs(Llava):
+    """LLaVA-RLHF's rows (arXiv:2309.14525): LLaVA's `conversations`, whose last answer is `output_1` or `output_2`.
+
+    `preference` says which of both is the better one, 1 or 2.
+    """
+
+    def read(self, index: int) -> Record:
+        row = self.rows[index]
+        said = [text(take(take(row, name, dict), "value", str), name) for name in ("output_1", "output_2")]
+        if not isinstance(better := row.get("preference"), int) or better not in (1, 2):
+            raise DataError(f"'preference' is {better!r:.40}, expected 1 or 2")
+        return paired(super().read(index).conversation[:-1], said[better - 1], said[2 - better])
+
+
+class OpenAIPairs(OpenAI):
+    """Rows as OpenAI's preference tuning takes them: `messages` of an `input`, a preferred and another output."""
+
+    def read(self, index: int) -> Record:
+        row = self.rows[index]
+        outputs = [self.messages(take(row, name, list)) for name in ("preferred_output", "non_preferred_output")]
+        if any(len(said) != 1 or said[0].role != "assistant" for said in outputs):
+            raise DataError("an output is more or less than one answer")
+        prompt = self.messages(take(take(row, "input", dict), "messages", list))
+        better, worse = (text(said[0].text, "an output") for said in outputs)
+        return paired(dialogue([*prompt, *outputs[0]])[:-1], better, worse)
+
+
+def paired(prompt: Conversation, chosen: str, rejected: str) -> Record:
+    """A conversation that ends with a question, and both answers to it."""
+    if chosen == rejected:
+        raise DataError("both answers are the same")
+    return Record(prompt, *(Message("assistant", (Text(said),)) for said in (chosen, rejected)))
