@@ -39,11 +39,11 @@ class Optimizers:
         **more: object,
     ) -> None:
         """One parameter group per rate and decay; norms, biases and embeddings do not decay."""
-        groups: dict[tuple[float, float, bool], list[str]] = {}
+        groups: dict[tuple[float, float, object], list[str]] = {}
         for name in names:
             decays = self.parameters[name].dim() > 1 and not any(table in name for table in TABLES)
-            cut = sharding.rows(self.parameters[name]) is not None  # shards have an arithmetic of their own
-            groups.setdefault((rates[name] * factor, stage.weight_decay if decays else 0.0, cut), []).append(name)
+            mesh = getattr(self.parameters[name], "device_mesh", None)  # shards are reckoned with those of their kind
+            groups.setdefault((rates[name] * factor, stage.weight_decay if decays else 0.0, mesh), []).append(name)
         if not groups:
             return
         self.names.append([name for group in groups.values() for name in group])

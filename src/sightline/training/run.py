@@ -40,6 +40,7 @@ from .report import write_report
 from .settings import check_names
 from .sharding import check_shards
 from .sources import FilesSource
+from .tensor_parallel import check_tensor_parallel
 from .trainer import Step, Trainer
 
 CONTROLS = ("<pad>", "<bos>", "<eos>", "<image>", "<user>", "<assistant>", *LocationTokens().names)
@@ -198,17 +199,20 @@ def run(
     evaluate: Callable[[VLM], dict[str, float]] | None = None,
     shard: bool = False,
     store: FeatureStore | None = None,
+    tensor_parallel: int = 1,
 ) -> Iterator[Step]:
     """Steps of one stage, or of every stage that is not finished; killed at any instant, it goes on from there.
 
     Within `distributed.joined` several processes are one run, in one folder that all of them see. shard: each keeps a
     part of every weight only. store: features that several runs share, whether samples repeat within one or not.
+    tensor_parallel: how many processes, side by side, compute each block of the decoder together.
     """
     chosen = range(len(recipe.stages)) if stage is None else [recipe.stage(stage)]
-    share = Share(distributed.rank(), distributed.size())
+    groups = distributed.Groups(tensor_parallel)
     for number in chosen:
         check_files(recipe.stages[number], recipe.sources)
-        share.check(recipe.stages[number])
+        check_tensor_parallel(recipe.model, recipe.stages[number], tensor_parallel, distributed.size(), shard)
+        Share(groups.rank, groups.size).check(recipe.stages[number])
         if shard:
             check_shards(recipe.stages[number])
     if shard and (evaluate is not None or not distributed.started()):
@@ -232,7 +236,7 @@ def run(
             torch.manual_seed(recipe.seed + number)
             adapt(model, current.learn)  # before a reference copies what the stage begins from
             objective = objective_of(current, recipe, tokenizer, model)
-            trainer = Trainer(recipe, current, model, objective.to(device), folder, shard, store)
+            trainer = Trainer(recipe, current, model, objective.to(device), folder, shard, store, tensor_parallel)
             trainer.resume()
             yield from trainer.run(processor_of(recipe, tokenizer, model), workers, evaluate)
             if distributed.first():
