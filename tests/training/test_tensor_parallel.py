@@ -74,7 +74,8 @@ STAGES: dict[str, dict[str, Any]] = {
 
 def stage(recipe: Recipe, alone: Alone, name: str = "grouped keys", **changes: Any) -> Recipe:
     """A stage of a model whose heads can be shared out, with a hidden size of which half is odd."""
-    decoder = {"heads": 4, "kv_heads": 2, "mlp": 46, "depth": 2, "tied": False} | DECODERS.get(name, {})
+    decoder = {"heads": 4, "kv_heads": 2, "mlp": 46, "depth": 1 + (name not in FUSIONS), "tied": False}
+    decoder |= DECODERS.get(name, {})
     model = replace(recipe.model, decoder=replace(recipe.model.decoder, **decoder))
     model = replace(model, fusion=FUSIONS.get(name, model.fusion))
     settings = {"steps": 3, "save_every": 3, "data": MIXED, "learn": EVERYTHING} | STAGES.get(name, {})
