@@ -232,6 +232,9 @@ def train(
     folder: Annotated[Path | None, typer.Option(help="Where the run lies; runs/RECIPE without it.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     shard: Annotated[bool, typer.Option("--shard", help="Each process of torchrun keeps a part of the model.")] = False,
+    tensor_parallel: Annotated[
+        int, typer.Option(min=1, help="How many processes compute each block of a decoder in shards together.")
+    ] = 1,
     world: Annotated[int, typer.Option(min=1, help="With --dry-run: what each of so many processes takes.")] = 1,
 ) -> None:
     """Train a recipe, or one stage of it; a run that was stopped goes on."""
@@ -243,7 +246,7 @@ def train(
     if dry_run:
         from .training.plan import plan
 
-        print("\n".join(plan(chosen, stage, world=world, shard=shard)))
+        print("\n".join(plan(chosen, stage, world=world, shard=shard, tensor_parallel=tensor_parallel)))
         return
     if world > 1:
         raise InputError("--world is for --dry-run; to train on several processes start them with torchrun")
@@ -255,7 +258,7 @@ def train(
     pace = Pace(chosen)
     with distributed.joined(), _progress("training", quiet=not distributed.first()) as progress:
         first = distributed.first()
-        for step in run(chosen, where, stage, distributed.device(), shard=shard):
+        for step in run(chosen, where, stage, distributed.device(), shard=shard, tensor_parallel=tensor_parallel):
             progress(step.step, chosen.stages[chosen.stage(step.stage)].steps, pace.note(step))
     if first:
         print(export(chosen, where, where / "model"))

@@ -200,7 +200,7 @@ def test_a_crash_before_any_system_call_leaves_a_whole_checkpoint(tmp_path: Path
     assert newest_step(folder, []) == 3
 
 
-def half_written(path: Path, content: object) -> None:
+def half_written(path: Path, *_: object) -> None:
     """As much of a file as a kill in the middle of its writing leaves."""
     path.write_bytes(b"\x10" * 1000)
     os._exit(77)
@@ -210,9 +210,11 @@ def test_a_crash_in_the_middle_of_a_file_leaves_the_one_before(tmp_path: Path, m
     saved(tmp_path, 1)
     child = os.fork()
     if child == 0:
-        monkeypatch.setattr(checkpoints, "write_tensors", half_written)
-        saved(tmp_path, 2)
-        os._exit(0)
+        try:
+            monkeypatch.setattr(checkpoints, "write_tensors", half_written)
+            saved(tmp_path, 2)
+        finally:  # whatever happens, no second pytest goes on from here
+            os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 77
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
     assert newest_step(tmp_path, []) == 1

@@ -112,3 +112,29 @@ def test_what_each_of_several_processes_takes(recipe: Recipe, alone: Callable[..
         list(plan(chosen, world=5))
     with pytest.raises(ConfigError, match="learns by muon"):
         list(plan(alone(recipe, "language"), world=2, shard=True))
+
+
+def test_what_a_process_takes_that_computes_blocks_with_others(recipe: Recipe, alone: Callable[..., Recipe]) -> None:
+    """64 processes in groups of 8: an eighth of each block's maps, of which eight hold parts, and all else by 64."""
+    decoder = replace(recipe.model.decoder, width=256, heads=8, mlp=512)
+    model = replace(recipe.model, decoder=decoder, fusion=replace(recipe.model.fusion, width=256))  # type: ignore[type-var]
+    chosen = alone(replace(recipe, model=model), "instruct", batch=16, accumulate=2)
+    lines = list(plan(chosen, rate=lambda precision: 1e6, world=64, shard=True, tensor_parallel=8))
+    sizes = {name: p.numel() for name, p in VLM(model).named_parameters()}
+    maps = 4 * 256 * 256 + 3 * 256 * 512
+    block = sum(size for name, size in sizes.items() if name.startswith("decoder.blocks."))
+    mine, others = maps // 8 + block - maps, sum(sizes.values()) - block
+    encoder = sum(size for name, size in sizes.items() if name.startswith("encoder."))
+    held = -(-((4 + STATE) * (8 * mine + others) - STATE * encoder) // 64)
+    assert "  processes  64 in groups of 8, each with 4 samples of a step" in lines
+    assert f"  memory     {short(held, 'B')} of weights, gradients and optimiser state on each" in lines
+    assert f"             {short(4 * (others + 2 * mine), 'B')} of weights that are gathered from all" in lines
+    kept = {
+        count: next(
+            line
+            for line in plan(chosen, world=64 // 8 * count, shard=True, tensor_parallel=count)
+            if "activations" in line
+        )
+        for count in (1, 8)
+    }
+    assert kept[1] != kept[8] and all("4 samples at a time" in line for line in kept.values())

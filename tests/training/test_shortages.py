@@ -115,10 +115,10 @@ def test_a_full_disk_is_told_and_three_times_in_a_row_end_the_run(
 ) -> None:
     chosen, write = alone(recipe, "language", steps=12, save_every=2), checkpoints.write_tensors
 
-    def full(path: Path, tensors: dict[str, Tensor]) -> None:
+    def full(path: Path, tensors: dict[str, Tensor], *notes: dict[str, str]) -> None:
         if "step-0000004" in str(path) or int(path.parent.name[-11:-4]) >= 8:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(path, tensors)
+        write(path, tensors, *notes)
 
     monkeypatch.setattr(checkpoints, "write_tensors", full)
     with pytest.raises(

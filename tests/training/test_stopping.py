@@ -117,8 +117,8 @@ def in_a_save(monkeypatch: pytest.MonkeyPatch, told: Path) -> None:
     """That of the fourth step, with one file written."""
     write = checkpoints.write_tensors
 
-    def slow(path: Path, tensors: Any) -> None:
-        write(path, tensors)
+    def slow(path: Path, tensors: Any, *notes: Any) -> None:
+        write(path, tensors, *notes)
         if "step-0000004" in str(path):
             told.touch()
             time.sleep(60)

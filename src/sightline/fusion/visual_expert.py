@@ -82,7 +82,7 @@ class ExpertBlock(SelfBlock):
                 raise ConfigError(f"{each.name} = {getattr(cfg, each.name)!r} in a decoder with a visual expert")
         super().__init__(cfg)
         self.vision = Expert(cfg, qkv_bias)
-        self.sizes = [m.out_features for m in (self.vision.q, self.vision.k, self.vision.v)]
+        self.shared = cfg.heads // (cfg.kv_heads or cfg.heads)  # heads of queries for each of keys
 
     @torch.no_grad()
     def begin(self) -> None:
@@ -96,8 +96,9 @@ class ExpertBlock(SelfBlock):
         if not len(split.others):
             return super().forward(x, c, cache)
         rows = split.apply(self.norm1(x).flatten(0, 1), lambda h: joined(own, h), lambda h: joined(expert, h))
-        parts = rows.view(*x.shape[:2], -1).split(self.sizes, dim=-1)
-        q, k, v = (part.unflatten(-1, (-1, own.head_dim)).transpose(1, 2) for part in parts)
+        heads = rows.view(*x.shape[:2], -1, own.head_dim).transpose(1, 2)
+        narrow = heads.shape[1] // (self.shared + 2)
+        q, k, v = heads.split([self.shared * narrow, narrow, narrow], dim=1)
         if c.rotary is not None:
             q, k = rotate(q, *c.rotary), rotate(k, *c.rotary)
         if cache is not None:

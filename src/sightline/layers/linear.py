@@ -20,9 +20,10 @@ def joined(x: Tensor, maps: Sequence[nn.Module]) -> Tensor | None:
 
     In training the weights are joined on the fly: the input is read, and under autocast converted, once instead of
     once per map, and the product is larger. Parameters keep their own names. At inference, joining would copy weights
-    at every step (or they are joined once, beforehand: `layers.packed`).
+    at every step (or they are joined once, beforehand: `layers.packed`). Maps with hooks are applied one by one as
+    well: hooks only hear of a map that is called.
     """
-    linear = [m for m in maps if type(m) is nn.Linear]
+    linear = [m for m in maps if type(m) is nn.Linear and not m._forward_pre_hooks]
     biased = sum(m.bias is not None for m in linear)
     if not torch.is_grad_enabled() or len(linear) < len(maps) or 0 < biased < len(linear):
         return None

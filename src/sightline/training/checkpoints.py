@@ -1,6 +1,6 @@
 """Checkpoints that exist under their final name only when they are whole: safetensors and JSON, no pickle.
 
-Of a model in shards each process writes a file of its rows of every tensor; any number of processes can read them.
+Of a model in shards each process writes a file of its part of every tensor; any number of processes can read them.
 
 A checkpoint is written into a temporary folder, every file and the folder flushed to disk, a manifest with the
 length and sha256 of each file written last, and the folder renamed. Whatever a crash leaves behind is either the old
@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -26,7 +25,9 @@ from ..zoo.checkpoint import digest, flush, write_tensors
 from . import distributed
 
 MANIFEST = "manifest.json"
-Rows = Callable[[str, str], tuple[int, int] | None]  # which rows of a group's tensor are asked for; None: all of it
+BEGINS = "begins"  # of a file of parts: where each of them begins, along every dimension
+Box = tuple[tuple[int, int], ...]  # a part of a tensor: along each dimension from which to before which place
+Part = Callable[[str, str], Box | None]  # which part of a group's tensor is asked for; None: all of it
 Files = dict[str, dict[str, Any]]
 
 
@@ -56,13 +57,15 @@ def save(
     name: str,
     tensors: Mapping[str, Mapping[str, Tensor]],
     state: Mapping[str, Any],
-    shards: bool = False,
+    boxes: Mapping[str, Box] | None = None,
 ) -> Path:
     """Write folder/name whole or not at all; OSError (a full disk, say) leaves what was there, on every process.
 
-    shards: each process has its own rows of the tensors to write; else all have the same, which the first one writes.
+    boxes: which part of the tensors of these names is this process's, in shards; None: all processes have the same, and
+    the first one writes.
     """
     temporary, final = folder / f".{name}.tmp", folder / name
+    shards = boxes is not None
     first, parts = distributed.first(), f".{distributed.rank()}-of-{distributed.size()}" if shards else ""
 
     def begin() -> None:
@@ -74,7 +77,8 @@ def save(
         mine = []
         for group, content in tensors.items() if first or shards else ():
             mine.append(temporary / f"{group}{parts}.safetensors")
-            write_tensors(mine[-1], content)
+            begins = {key: [low for low, _ in boxes[key]] for key in content if key in boxes} if boxes else {}
+            write_tensors(mine[-1], content, {BEGINS: json.dumps(begins)} if begins else {})
         if first:
             mine.append(temporary / "state.json")
             mine[-1].write_text(json.dumps(dict(state)))
@@ -122,13 +126,13 @@ def check(path: Path) -> dict[str, Any]:
     return dict(json.loads((path / "state.json").read_text()))
 
 
-def read(path: Path, rows: Rows | None = None) -> Saved:
-    """Read a checkpoint that has been checked: all of it, or of each tensor the rows that are asked for."""
+def read(path: Path, part: Part | None = None) -> Saved:
+    """Read a checkpoint that has been checked: all of it, or of each tensor the part that is asked for."""
     groups: dict[str, list[Path]] = {}
     for name in sorted(_manifest(path), key=_shard):
         if name.endswith(".safetensors"):
             groups.setdefault(name.split(".")[0], []).append(path / name)
-    found = {group: _joined(group, files, rows or (lambda group, key: None)) for group, files in groups.items()}
+    found = {group: _joined(group, files, part or (lambda group, key: None)) for group, files in groups.items()}
     return Saved(found, json.loads((path / "state.json").read_text()), path)
 
 
@@ -138,26 +142,43 @@ def _shard(name: str) -> int:
     return int(parts[1].split("-")[0]) if len(parts) == 3 else 0
 
 
-def _joined(group: str, files: list[Path], rows: Rows) -> dict[str, Tensor]:
-    """The tensors of a group's files; of one that lies in several by rows, no other rows than asked for are read."""
+def _joined(group: str, files: list[Path], part: Part) -> dict[str, Tensor]:
+    """The tensors of a group's files; of one that lies in several no more than what is asked for is read."""
     with ExitStack() as stack:
         opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
         names = [set(file.keys()) for file in opened]
+        begins = [json.loads((file.metadata() or {}).get(BEGINS, "{}")) for file in opened]
         found = {}
         for key in names[0]:
-            pieces = [file.get_slice(key) for file, known in zip(opened, names, strict=True) if key in known]
-            asked = rows(group, key) if pieces[0].get_shape() else None
-            if len(pieces) == 1 and asked is None:
+            asked = part(group, key)
+            there = [i for i, known in enumerate(names) if key in known]
+            if asked is None and len(there) == 1:
                 found[key] = opened[0].get_tensor(key)
                 continue
-            parts, at = [], 0
-            for piece in pieces:
-                count = piece.get_shape()[0]
-                low, high = asked or (at, at + count)
-                parts.append(piece[min(max(low - at, 0), count) : min(max(high - at, 0), count)])
-                at += count
-            found[key] = torch.cat(parts)
+            pieces = [opened[i].get_slice(key) for i in there]
+            found[key] = _assembled(pieces, [begins[i].get(key) for i in there], asked)
         return found
+
+
+def _assembled(pieces: list[Any], begins: list[list[int] | None], asked: Box | None) -> Tensor:
+    """A part of a tensor, or all of it, from pieces that begin there; those that do not say follow by their rows."""
+    boxes: list[Box] = []
+    for piece, begin in zip(pieces, begins, strict=True):
+        shape = piece.get_shape()
+        begin = begin or [boxes[-1][0][1] if boxes else 0, *(0 for _ in shape[1:])]
+        boxes.append(tuple((low, low + size) for low, size in zip(begin, shape, strict=True)))
+    asked = asked or tuple((0, max(high for _, high in along)) for along in zip(*boxes, strict=True))
+    out: Tensor = pieces[0][:0].new_empty([high - low for low, high in asked])
+    for piece, whole in zip(pieces, boxes, strict=True):
+        both = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(asked, whole, strict=True))
+        if all(low < high for low, high in both):
+            out[_within(both, asked)] = piece[_within(both, whole)]
+    return out
+
+
+def _within(part: Box, whole: Box) -> tuple[slice, ...]:
+    """Where a part of a tensor is within a larger part of it."""
+    return tuple(slice(low - at, high - at) for (low, high), (at, _) in zip(part, whole, strict=True))
 
 
 def _manifest(path: Path) -> dict[str, tuple[int, str]]:
@@ -183,7 +204,7 @@ def newest(
     folder: Path,
     warn: Callable[[str], None],
     fits: Callable[[dict[str, Any]], str] = lambda state: "",
-    rows: Rows | None = None,
+    part: Part | None = None,
 ) -> Saved | None:
     """The newest checkpoint that is whole and belongs here; others are passed over with a line to `warn`.
 
@@ -193,7 +214,7 @@ def newest(
     name, strange = distributed.gathered(_newest(folder, warn, fits) if distributed.first() else None)[0]
     if strange and name is None:
         raise NoneWhole(strange)
-    return None if name is None else read(folder / name, rows)
+    return None if name is None else read(folder / name, part)
 
 
 def _newest(folder: Path, warn: Callable[[str], None], fits: Callable[[dict[str, Any]], str]) -> tuple[str | None, str]:

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -107,6 +108,35 @@ def summed(x: Tensor) -> Tensor:
     return x
 
 
+@dataclass(frozen=True)
+class Groups:
+    """How processes stand: `each` of them side by side have the same samples and compute some things together.
+
+    Of what all in a group know one of them tells.
+    """
+
+    each: int = 1
+
+    @property
+    def rank(self) -> int:
+        """The number of this process's group, from 0."""
+        return rank() // self.each
+
+    @property
+    def size(self) -> int:
+        """How many groups there are."""
+        return size() // self.each
+
+    @property
+    def place(self) -> int:
+        """The number of this process in its group, from 0."""
+        return rank() % self.each
+
+    def summed(self, x: Tensor) -> Tensor:
+        """The sum over all groups of a tensor that is the same within one, in place."""
+        return summed(x.zero_() if self.place else x)
+
+
 def most(number: int) -> int:
     """The largest number that a process has."""
     if size() == 1:
@@ -146,7 +176,9 @@ def together(work: Callable[[], T]) -> list[T]:
     return [each for each, _ in every]
 
 
-def share_gradients(parameters: Mapping[str, nn.Parameter], present: Collection[str]) -> None:
+def share_gradients(
+    parameters: Mapping[str, nn.Parameter], present: Collection[str], groups: Groups = Groups()
+) -> None:
     """Give every process the sum of all gradients; a parameter that none of them used has none.
 
     present: those that got one here. Shards have been summed on the way (`training.sharding`), all others are now, and
@@ -162,14 +194,14 @@ def share_gradients(parameters: Mapping[str, nn.Parameter], present: Collection[
         elif not isinstance(parameter, DTensor):
             bucket.append(parameter)
             if sum(p.numel() for p in bucket) >= BUCKET:
-                _sum_bucket(bucket)
+                _sum_bucket(bucket, groups)
                 bucket = []
     if bucket:
-        _sum_bucket(bucket)
+        _sum_bucket(bucket, groups)
 
 
-def _sum_bucket(bucket: list[nn.Parameter]) -> None:
+def _sum_bucket(bucket: list[nn.Parameter], groups: Groups) -> None:
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
-    flat = summed(torch.cat([grad.flatten() for grad in grads]))
+    flat = groups.summed(torch.cat([grad.flatten() for grad in grads]))
     for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
         parameter.grad = part.view_as(parameter)

@@ -39,12 +39,12 @@ class Optimizers:
         **more: object,
     ) -> None:
         """One parameter group per rate, decay and warm-up; norms, biases and embeddings do not decay."""
-        groups: dict[tuple[float, float, bool, int], list[str]] = {}
+        groups: dict[tuple[float, float, object, int], list[str]] = {}
         for name in names:
             decays = self.parameters[name].dim() > 1 and not any(table in name for table in TABLES)
-            cut = sharding.rows(self.parameters[name]) is not None  # shards have an arithmetic of their own
+            mesh = getattr(self.parameters[name], "device_mesh", None)  # shards are reckoned with those of their kind
             decay = stage.weight_decay if decays else 0.0
-            groups.setdefault((rates[name] * factor, decay, cut, stage.warmup_of(name)), []).append(name)
+            groups.setdefault((rates[name] * factor, decay, mesh, stage.warmup_of(name)), []).append(name)
         if not groups:
             return
         self.names.append([name for group in groups.values() for name in group])

@@ -6,6 +6,8 @@ from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
+from torch import nn
+
 from ..core.config import load_yaml
 from ..layers.adapted import OWN, adapted, merge
 from ..model import VLM
@@ -22,6 +24,7 @@ from .rewards import REWARDS
 from .settings import REFERRED, SAMPLED
 from .sharding import check_shards
 from .starting import given, missing
+from .tensor_parallel import check_tensor_parallel, divided
 
 STATE = 12  # bytes of a learned parameter besides its weight: gradient and two moments in float32
 SPANS = {"years": 31_557_600, "days": 86_400, "hours": 3600, "minutes": 60}
@@ -33,19 +36,31 @@ class Processes:
 
     world: int = 1
     shard: bool = False
+    tensor: int = 1
 
-    def memory(self, model: VLM, stage: Stage, learned: int) -> tuple[int, int]:
+    @property
+    def groups(self) -> int:
+        """How many groups of processes there are, each with samples of its own."""
+        return self.world // self.tensor
+
+    def memory(self, model: VLM, stage: Stage) -> tuple[int, int]:
         """Bytes on one process: of its weights, gradients and optimiser state, and of what it gathers for a while.
 
-        Gathered are two blocks of the decoder, one computing while the next one comes, and all that is not in one.
+        model: what one process computes, with the gradients it asks for. Gathered are two blocks of the decoder, one
+        computing while the next one comes, and all that is not in one.
         """
-        sizes = {name: p.numel() for name, p in model.named_parameters()}
-        lasting = 4 * sum(sizes.values()) + STATE * learned
+        total, inside = _lasting(model), sum(map(_lasting, model.decoder.blocks))
         if not self.shard:
-            return lasting, 0
+            return total, 0
         blocks = [sum(p.numel() for p in block.parameters()) for block in model.decoder.blocks]
-        gathered = 4 * (sum(sizes.values()) - sum(blocks)) + BYTES[stage.precision] * 2 * max(blocks)
-        return -(-lasting // self.world), gathered
+        others = sum(p.numel() for p in model.parameters()) - sum(blocks)
+        gathered = 4 * others + BYTES[stage.precision] * 2 * max(blocks)
+        return -(-(total - inside + self.tensor * inside) // self.world), gathered
+
+
+def _lasting(module: nn.Module) -> int:
+    """Bytes of a module's weights in float32, and of gradients and optimiser state of those that learn."""
+    return sum((4 + STATE * p.requires_grad) * p.numel() for p in module.parameters())
 
 
 def plan(
@@ -54,10 +69,12 @@ def plan(
     rate: Callable[[str], float] = matmul_rate,
     world: int = 1,
     shard: bool = False,
+    tensor_parallel: int = 1,
 ) -> Iterator[str]:
     """Lines about every stage, or one; ConfigError where a stage's patterns or sources match nothing.
 
-    rate: operations a second of this machine, by precision. world, shard: as many processes, which share each step.
+    rate: operations a second of this machine, by precision. world, shard, tensor_parallel: as many processes, which
+    share each step, keep parts of the model, and compute blocks together.
     """
     with hollow():
         model = VLM(recipe.model)
@@ -70,11 +87,12 @@ def plan(
             yield _begins(recipe, key, name, absent)
     for each in chosen:
         check_sources(each, recipe.sources)
-        Share(0, world).check(each)
+        check_tensor_parallel(recipe.model, each, tensor_parallel, world, shard)
+        Share(0, world // tensor_parallel).check(each)
         if shard:
             check_shards(each)
         yield ""
-        yield from _stage(recipe, each, model, rate, Processes(world, shard))
+        yield from _stage(recipe, each, model, rate, Processes(world, shard, tensor_parallel))
 
 
 def _stage(
@@ -88,13 +106,20 @@ def _stage(
     total, learned = sum(sizes.values()), sum(sizes[name] for name in rates)
     samples = {name: usual(recipe.sources[name]) for name in stage.data}
     costs = costs_of(recipe, stage, model, samples)
-    held, gathered = processes.memory(model, stage, learned)
+    mine, own_costs = model, costs
+    if processes.tensor > 1:
+        mine = _divided(recipe, stage, processes.tensor)
+        own_costs = costs_of(recipe, stage, mine, samples)
+    held, gathered = processes.memory(mine, stage)
     with hollow():
         merge(model)
     shares = {name: weight / sum(stage.data.values()) for name, weight in stage.data.items()}
     tokens = sum(shares[name] * each.tokens for name, each in costs.items())
     before, times = _passes(stage)
-    per_sample = sum(shares[name] * (before * each.forward + times * each.operations) for name, each in costs.items())
+    per_sample, own_per_sample = (
+        sum(shares[name] * (before * each.forward + times * each.operations) for name, each in found.items())
+        for found in (costs, own_costs)
+    )
     per_step = stage.batch * stage.accumulate
     count = stage.steps * per_step
     speed = rate(stage.precision)
@@ -117,19 +142,21 @@ def _stage(
     if frozen and stage.feature_store and not without_files(stage, recipe.sources):
         yield f"  features   of the frozen encoder are {_features(stage, recipe)}"
     yield f"  saved      every {stage.save_every} steps"
-    world = processes.world
-    own = Share(0, world).largest(stage)
+    world, groups = processes.world, processes.groups
+    own = Share(0, groups).largest(stage)
     if world > 1:
-        yield f"  processes  {world:,}, each with {per_step // world:,} samples of a step"
+        those = "" if groups == world else f" in groups of {processes.tensor}"
+        yield f"  processes  {world:,}{those}, each with {per_step // groups:,} samples of a step"
     where = " on each" if world > 1 else ""
     yield f"  memory     {short(held, 'B')} of weights, gradients and optimiser state{where}"
     if gathered:
         yield f"             {short(gathered, 'B')} of weights that are gathered from all"
     yield from _held_beside(recipe, stage, rates, sizes)
-    kept = max(each.memory(own * _answers(stage), stage.precision) for each in costs.values())
+    kept = max(each.memory(own * _answers(stage), stage.precision) for each in own_costs.values())
     yield f"             {short(kept, 'B')} of activations, {own} samples at a time"
     yield f"  work       {short(per_sample, 'FLOP')} a sample, {short(per_sample * per_step, 'FLOP')} a step"
-    spent, whose = per_sample * count / speed / world, "this machine's" if world == 1 else f"{world:,} times this one's"
+    spent = own_per_sample * count / speed / groups
+    whose = "this machine's" if world == 1 else f"{world:,} times this one's"
     yield f"  time       {lasting(spent)} at {whose} {short(speed, 'FLOP')} a second"
 
 
@@ -205,6 +232,15 @@ def _judge_size(recipe: Recipe, stage: Stage, name: str, rates: Mapping[str, flo
         if each in adapters or each in rates or any(fnmatchcase(each, pattern) for pattern in changed):
             own += p.numel()
     return own
+
+
+def _divided(recipe: Recipe, stage: Stage, count: int) -> VLM:
+    """What one of so many processes computes of a stage's model, without content."""
+    with hollow():
+        model = VLM(divided(recipe.model, count))
+        adapt(model, stage.learn)
+    freeze(model, learning_rates(model, stage.learn))
+    return model
 
 
 def _features(stage: Stage, recipe: Recipe) -> str:

@@ -44,6 +44,7 @@ from .settings import check_names
 from .sharding import check_shards
 from .sources import FilesSource
 from .starting import load_start, starting_tokenizer, still_to_give
+from .tensor_parallel import check_tensor_parallel
 from .trainer import Step, Trainer
 
 CONTROLS = ("<pad>", "<bos>", "<eos>", "<image>", "<user>", "<assistant>", *LocationTokens().names)
@@ -269,21 +270,24 @@ def run(
     shard: bool = False,
     store: FeatureStore | None = None,
     rewards: Mapping[str, Rewards] | None = None,
+    tensor_parallel: int = 1,
 ) -> Iterator[Step]:
     """Steps of one stage, or of every stage that is not finished; killed at any instant, it goes on from there.
 
     Within `distributed.joined` several processes are one run, in one folder that all of them see. shard: each keeps a
     part of every weight only. store: features that several runs share, whether samples repeat within one or not.
-    rewards: functions that stages may name as what their answers are paid for.
+    rewards: functions that stages may name as what their answers are paid for. tensor_parallel: how many processes,
+    side by side, compute each block of the decoder together.
     """
     chosen = range(len(recipe.stages)) if stage is None else [recipe.stage(stage)]
-    share = Share(distributed.rank(), distributed.size())
+    groups = distributed.Groups(tensor_parallel)
     besides = still_to_give(recipe)
     for number in chosen:
         told = besides if besides and begins(recipe, folder, number) else ""
         check_files(recipe.stages[number], recipe.sources, told)
         check_rewards(recipe, number, rewards or {})
-        share.check(recipe.stages[number])
+        check_tensor_parallel(recipe.model, recipe.stages[number], tensor_parallel, distributed.size(), shard)
+        Share(groups.rank, groups.size).check(recipe.stages[number])
         if shard:
             check_shards(recipe.stages[number])
     if shard and (evaluate is not None or not distributed.started()):
@@ -312,7 +316,7 @@ def run(
                     judge.share(model, learning_rates(model, current.learn))
                     judge.to(device)
             objective = objective_of(current, recipe, tokenizer, model, judges)
-            trainer = Trainer(recipe, current, model, objective.to(device), folder, shard, store)
+            trainer = Trainer(recipe, current, model, objective.to(device), folder, shard, store, tensor_parallel)
             trainer.resume()
             yield from trainer.run(processor_of(recipe, tokenizer, model, current), workers, evaluate)
             if distributed.first():

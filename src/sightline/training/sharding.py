@@ -1,7 +1,9 @@
 """A model in shards: every process keeps a part of each weight, of its gradient and of its state (FSDP2).
 
 Blocks of the decoder are gathered one at a time, all the rest once a pass: how often an encoder runs hangs on the
-pictures that a process has, and whatever is gathered must be gathered by all of them, in one order.
+pictures that a process has, and whatever is gathered must be gathered by all of them, in one order. With tensor
+parallelism a block is gathered from those at the same place of their groups, all the rest from everyone, so that
+nothing that all compute can drift apart.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,16 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.distributed.tensor import DTensor, Replicate
 
 from ..core.errors import ConfigError
 from ..data.batch import Batch
 from ..model import VLM
-from . import distributed
+from . import checkpoints, distributed
 from .objectives import Objective, Term
 from .recipe import Stage
 from .settings import PREPARES
+from .tensor_parallel import cut
 
 
 def check_shards(stage: Stage) -> None:
@@ -37,25 +39,31 @@ class Sharded(nn.Module):
     present: the parameters that what was computed since it was emptied depends on. Others have gradients of zero.
     """
 
-    def __init__(self, model: VLM, objective: Objective, precision: str) -> None:
+    def __init__(self, model: VLM, objective: Objective, precision: str, groups: distributed.Groups) -> None:
         super().__init__()
         self.model, self.objective = model, objective
         self.present: set[str] = set()
         self.names: dict[int, str] = {}  # of parameters that are gathered
         self.anchor: Tensor | None = None
-        mesh = init_device_mesh(model.device.type, (distributed.size(),))
+        everyone = init_device_mesh(model.device.type, (distributed.size(),))
+        mesh = everyone
+        if groups.each > 1:
+            both = init_device_mesh(model.device.type, (groups.size, groups.each), mesh_dim_names=("data", "tensor"))
+            mesh = both["data"]
         scalars = {p for p in self.parameters() if p.dim() == 0}  # cannot be cut; every process keeps them
         half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         policy = half if precision == "bf16" else MixedPrecisionPolicy()
         blocks = dict(self._blocks())
         for prefix, block in blocks.items():
+            if groups.each > 1:
+                cut(block, both["tensor"])
             block.register_forward_hook(lambda module, *_, prefix=prefix: self._meet(module, prefix))
             fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True, ignored_params=scalars)
         next(iter(blocks.values())).register_forward_pre_hook(self._hold, prepend=True)  # seen by what FSDP does then
-        fully_shard(self, mesh=mesh, reshard_after_forward=False, ignored_params=scalars)
+        fully_shard(self, mesh=everyone, reshard_after_forward=False, ignored_params=scalars)
         for module in self.modules():
-            if isinstance(module, FSDPModule):  # sums, as every term has been divided by its count over all processes
-                module.set_gradient_divide_factor(1.0)
+            if isinstance(module, FSDPModule):  # sums, as every term has been divided by its count over all groups
+                module.set_gradient_divide_factor(groups.each if module is self else 1.0)
                 module.set_force_sum_reduction_for_comms(True)
                 module.set_reduce_scatter_unused_params(True)
 
@@ -114,17 +122,33 @@ def local(x: Tensor) -> Tensor:
     return x.to_local() if isinstance(x, DTensor) else x
 
 
-def rows(x: Tensor | None) -> tuple[int, int] | None:
-    """From which to before which row of a tensor this process has it; None for all of it."""
+def box(x: Tensor | None) -> checkpoints.Box | None:
+    """From which to before which place along each dimension this process has a tensor; None for all of it."""
     if not isinstance(x, DTensor):
         return None
-    shape, offset = compute_local_shape_and_global_offset(x.shape, x.device_mesh, x.placements)
-    low = offset[0] if shape[0] else 0
-    return low, low + shape[0]
+    coordinate, found = x.device_mesh.get_coordinate(), [(0, size) for size in x.shape]
+    assert coordinate is not None
+    for count, at, placement in reversed(list(zip(x.device_mesh.shape, coordinate, x.placements, strict=True))):
+        if not isinstance(placement, Replicate):  # within a group first, as FSDP cuts what it is given
+            low, high = found[placement.dim]  # type: ignore[attr-defined]
+            step = -(-(high - low) // count)
+            low = min(low + at * step, high)
+            found[placement.dim] = low, min(low + step, high)  # type: ignore[attr-defined]
+    return tuple(found)
+
+
+def counts(x: Tensor) -> bool:
+    """Whether of all processes with the same part of a tensor this is the one that counts."""
+    if not isinstance(x, DTensor):
+        return distributed.first()
+    coordinate, mesh = x.device_mesh.get_coordinate(), x.device_mesh
+    assert coordinate is not None
+    copies = (at for at, placement in zip(coordinate, x.placements, strict=True) if isinstance(placement, Replicate))
+    return not any(copies) and int(mesh.mesh.min()) == 0
 
 
 def like(x: Tensor, parameter: Tensor) -> Tensor:
-    """This process's rows as a part of what is in shards as the parameter is; x itself if that is not, or no rows."""
+    """This process's part as one of what is in shards as the parameter is; x itself if that is not, or a number."""
     if not isinstance(parameter, DTensor) or x.dim() == 0:
         return x
     mesh, cut = parameter.device_mesh, parameter.placements
@@ -133,7 +157,7 @@ def like(x: Tensor, parameter: Tensor) -> Tensor:
 
 @torch.no_grad()
 def put(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Load this process's rows of a module's state; RuntimeError where it is another module's."""
+    """Load this process's part of a module's state; RuntimeError where it is another module's."""
     state = module.state_dict()
     if different := sorted(state.keys() ^ tensors.keys()):
         raise RuntimeError(f"{len(different)} names differ, such as {different[0]}")
@@ -150,11 +174,12 @@ def clip(parameters: list[nn.Parameter], limit: float) -> Tensor:
     grads = [p.grad for p in parameters if p.grad is not None]
     if not any(isinstance(grad, DTensor) for grad in grads):
         return nn.utils.clip_grad_norm_(parameters, limit)
-    cut = [local(grad) for grad in grads if isinstance(grad, DTensor)]
+    parts = [local(grad) for grad in grads if isinstance(grad, DTensor)]
     whole = [grad for grad in grads if not isinstance(grad, DTensor)]
-    square = distributed.summed(torch.stack([grad.square().sum() for grad in cut]).sum())
+    once = [local(grad).square().sum() * counts(grad) for grad in grads if isinstance(grad, DTensor)]
+    square = distributed.summed(torch.stack(once).sum())
     norm = (square + sum(grad.square().sum() for grad in whole)).sqrt()
     factor = (limit / (norm + 1e-6)).clamp(max=1.0)
-    for grad in cut + whole:
+    for grad in parts + whole:
         grad.mul_(factor)
     return norm

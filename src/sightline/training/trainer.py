@@ -80,6 +80,7 @@ class Trainer:
     only. A run that finds checkpoints of its stage in the folder goes on from the newest whole one. Several processes
     that are one run (`training.distributed`) share out each step's samples, and with `shard` the model as well. store:
     where features of a frozen encoder are shared with other runs; without one the run keeps its own where that helps.
+    tensor_parallel: how many processes compute each block of a model in shards together.
     """
 
     PATIENCE = 3  # steps in a row that may be refused, or checkpoints that cannot be saved, before a run stops
@@ -94,10 +95,11 @@ class Trainer:
         folder: Path,
         shard: bool = False,
         store: FeatureStore | None = None,
+        tensor_parallel: int = 1,
     ) -> None:
         self.recipe, self.stage, self.model, self.objective = recipe, stage, model, objective
         self.folder, self.saved = folder, folder / "checkpoints" / stage.name
-        self.number = recipe.stage(stage.name)
+        self.number, self.groups = recipe.stage(stage.name), distributed.Groups(tensor_parallel)
         rates = learning_rates(model, stage.learn)
         freeze(model, rates)
         self.store, self.warned = store, False
@@ -109,7 +111,7 @@ class Trainer:
         self.sharded: sharding.Sharded | None = None
         if shard:
             sharding.check_shards(stage)
-            self.sharded = sharding.Sharded(model, objective, stage.precision)
+            self.sharded = sharding.Sharded(model, objective, stage.precision, self.groups)
         learned = {name: p for name, p in model.named_parameters() if name in rates}
         own = {f"objective.{name}": p for name, p in objective.named_parameters() if p.requires_grad}
         self.parameters = learned | own
@@ -124,7 +126,7 @@ class Trainer:
         """Go on from the newest whole checkpoint of this stage, if there is one."""
         if distributed.first():
             checkpoints.sweep(self.saved)
-        found = checkpoints.newest(self.saved, tell, self.strange, self.rows)
+        found = checkpoints.newest(self.saved, tell, self.strange, self.part)
         if found is None:
             return False
         put = nn.Module.load_state_dict if self.sharded is None else sharding.put
@@ -144,13 +146,13 @@ class Trainer:
         found = {key: state.get(key, mine[key]) for key in mine}
         return next((f"{key} {found[key]}, here it is {mine[key]}" for key in mine if found[key] != mine[key]), "")
 
-    def rows(self, group: str, name: str) -> tuple[int, int] | None:
-        """The rows that this process has of what a checkpoint calls so; None for all of them."""
-        if self.sharded is None:
+    def part(self, group: str, name: str) -> checkpoints.Box | None:
+        """The part that this process has of what a checkpoint calls so; None for all of it."""
+        if self.sharded is None or name.endswith("/step"):
             return None
         whose = self.objective if group == "objective" else self.model
         known = self.parameters if group == "optimizer" else dict(whose.named_parameters())
-        return sharding.rows(known.get(name.rsplit("/", 1)[0]))
+        return sharding.box(known.get(name.rsplit("/", 1)[0]))
 
     def save(self) -> bool:
         """Write a checkpoint; a full disk is told and the run goes on with the last good one, for a while.
@@ -166,10 +168,12 @@ class Trainer:
             "optimizer": self.optimizers.tensors(),
         }
         tensors = {group: self.written(content) for group, content in everything.items()}
+        cut = {name: box for content in everything.values() for name, x in content.items() if (box := sharding.box(x))}
+        boxes = None if self.sharded is None else cut
         mine = {"step": self.step, "refused": self.refused, "stage": self.stage.name, "recipe": self.recipe.name}
         name = f"step-{self.step:07d}"
         try:
-            checkpoints.save(self.saved, name, tensors, mine | {"design": self.design}, self.sharded is not None)
+            checkpoints.save(self.saved, name, tensors, mine | {"design": self.design}, boxes)
             if distributed.first():
                 checkpoints.prune(self.saved, name, self.KEEP)
         except OSError as error:
@@ -184,16 +188,16 @@ class Trainer:
         return True
 
     def written(self, content: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What of some tensors this process writes: its rows, and the first one what all of them have."""
+        """What of some tensors this process writes: its part, and of what several have one of them."""
         if self.sharded is None:
             return content
-        return {k: sharding.local(x) for k, x in content.items() if distributed.first() or sharding.rows(x) is not None}
+        return {name: sharding.local(x) for name, x in content.items() if sharding.counts(x)}
 
     # ------------------------------------------------------------------------------------------------------ one step
 
     def learn(self, micro: list[Batch]) -> Step:
         """One step over some micro-batches: one update, or several where the objective wants to learn them so often."""
-        chance = (self.recipe.seed, self.number, self.step, *([distributed.rank()] if distributed.rank() else []))
+        chance = (self.recipe.seed, self.number, self.step, *([self.groups.rank] if self.groups.rank else []))
         torch.manual_seed(hash(chance))  # a step's own, wherever a run resumes
         with self.autocast():
             micro = self.objective.prepare(self.model, micro, f"{self.recipe.seed} {self.number} {self.step}")
@@ -223,11 +227,11 @@ class Trainer:
         return Step(self.stage.name, self.step + 1, float(loss), values, float(norm), applied=applied, notes=notes)
 
     def counts(self, micro: list[Batch]) -> dict[str, int]:
-        """How much each term learns from a step, over all processes."""
+        """How much each term learns from a step, over all groups of processes."""
         counts: Counter[str] = Counter()
         for batch in micro:
             counts.update(self.objective.counts(batch))
-        return dict(zip(counts, distributed.summed(torch.tensor(list(counts.values()))).tolist(), strict=True))
+        return dict(zip(counts, self.groups.summed(torch.tensor(list(counts.values()))).tolist(), strict=True))
 
     def gradients(self, micro: list[Batch], counts: dict[str, int]) -> dict[str, Tensor]:
         """Give the parameters the gradients of a step, of all processes; return its terms.
@@ -244,8 +248,8 @@ class Trainer:
             micro = self.smaller()
         got = {name for name, p in self.parameters.items() if p.grad is not None}
         present = got if self.sharded is None else self.sharded.present
-        distributed.share_gradients(self.parameters, present)
-        values = distributed.summed(torch.stack(list(found.values())))
+        distributed.share_gradients(self.parameters, present, self.groups)
+        values = self.groups.summed(torch.stack(list(found.values())))
         return dict(zip(found, values, strict=True))
 
     def accumulated(self, micro: list[Batch], counts: dict[str, int]) -> dict[str, Tensor]:
@@ -311,7 +315,7 @@ class Trainer:
         self, processor: Processor, workers: int = 1, evaluate: Callable[[VLM], dict[str, float]] | None = None
     ) -> Iterator[Step]:
         """Steps until the stage is done; a TERM, INT or USR1 finishes the step, saves and ends the process."""
-        share = Share(distributed.rank(), distributed.size())
+        share = Share(self.groups.rank, self.groups.size)
         self.data = Batches(self.stage, self.number, self.recipe.seed, self.recipe.sources, processor, share)
         metrics, passed = Metrics(self.folder), PassedOver(self.folder, self.stage.max_bad)
         if self.step < self.stage.steps:
@@ -325,11 +329,11 @@ class Trainer:
                 began = time.perf_counter()
                 micro = [next(source).to(self.model.device) for _ in range(data.share.per_step(self.stage))]
                 waited = time.perf_counter() - began
-                passed.count(micro)
+                passed.count([] if self.groups.place else micro)
                 step = self.learn(micro)
                 took = time.perf_counter() - began
                 speed = self.stage.batch * self.stage.accumulate / took
-                tokens = sum(map(tokens_of, micro)) * distributed.size() / took
+                tokens = sum(map(tokens_of, micro)) * self.groups.size / took
                 step = replace(step, samples_per_second=speed, tokens_per_second=tokens, waited=waited)
                 metrics.write(asdict(step))
                 if guard is not None and self.step % self.stage.guard_every == 0:
@@ -377,7 +381,7 @@ class Trainer:
 
     def refuse(self, step: Step, micro: list[Batch]) -> None:
         """Name the samples of a step that was not applied; stop after several in a row."""
-        here = [name for batch in micro for name in batch.extra["names"]][:8]
+        here = [] if self.groups.place else [name for batch in micro for name in batch.extra["names"]][:8]
         names = [name for there in distributed.gathered(here) for name in there][:8]
         tell(f"step {step.step} not applied: loss {step.loss}, gradient norm {step.norm}; samples {', '.join(names)}")
         if self.refused >= self.PATIENCE:

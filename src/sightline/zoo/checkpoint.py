@@ -198,10 +198,11 @@ def _swap(new: Path, folder: Path, old: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write one safetensors file; a full disk is an OSError here as in every other write."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
+    """Write one safetensors file with notes in its header; a full disk is an OSError here as in every other write."""
     try:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata={"format": "pt"})
+        whole = {name: value.contiguous() for name, value in tensors.items()}
+        save_file(whole, path, metadata={"format": "pt", **(notes or {})})
     except SafetensorError as error:
         if found := re.search(r"os error (\d+)", str(error)):
             number = int(found[1])
