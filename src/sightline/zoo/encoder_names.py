@@ -53,41 +53,21 @@ def dinov2_keys(cfg: ViTConfig) -> KeyMap:
     """At the root of the file."""
     layer, block = "encoder.layer.{i}.", "blocks.{i}."
     names = (("query", "q"), ("key", "k"), ("value", "v"))
-    feedforward = (
-        (
-            rule(
-                f"{layer}mlp.weights_in.{{p}}",
-                f"{block}feedforward.gate.{{p}}",
-                f"{block}feedforward.up.{{p}}",
-                reshape=halves(),
-            ),
-            rule(f"{layer}mlp.weights_out.{{p}}", f"{block}feedforward.down.{{p}}"),
-        )
-        if cfg.gated
-        else (
-            rule(f"{layer}mlp.fc1.{{p}}", f"{block}feedforward.up.{{p}}"),
-            rule(f"{layer}mlp.fc2.{{p}}", f"{block}feedforward.down.{{p}}"),
-        )
-    )
+    rest = _block(layer, "attention.output.dense", "norm1", "norm2", "mlp.fc1", "mlp.fc2")
+    if cfg.gated:  # the gate and the way up are one map there
+        both = (f"{block}feedforward.{x}.{{p}}" for x in ("gate", "up"))
+        down = rule(f"{layer}mlp.weights_out.{{p}}", f"{block}feedforward.down.{{p}}")
+        rest = (*rest[:3], rule(f"{layer}mlp.weights_in.{{p}}", *both, reshape=halves()), down)
     registers = (rule("embeddings.register_tokens", "registers", reshape=leading(1)),) if cfg.registers else ()
     return KeyMap(
         (
             rule("embeddings.cls_token", "class_token", reshape=leading(2)),
             rule("embeddings.position_embeddings", "positions", reshape=leading(1)),
-            rule(
-                "embeddings.patch_embeddings.projection.weight",
-                "patch.weight",
-                reshape=flat_patch(cfg.channels, cfg.patch_size),
-            ),
-            rule("embeddings.patch_embeddings.projection.bias", "patch.bias"),
+            *_patch(cfg, "embeddings.patch_embeddings.projection"),
             *registers,
             *(rule(f"{layer}attention.attention.{t}.{{p}}", f"{block}attention.{o}.{{p}}") for t, o in names),
-            rule(f"{layer}attention.output.dense.{{p}}", f"{block}attention.o.{{p}}"),
-            rule(f"{layer}norm1.{{p}}", f"{block}norm1.{{p}}"),
-            rule(f"{layer}norm2.{{p}}", f"{block}norm2.{{p}}"),
-            rule(f"{layer}layer_scale1.lambda1", f"{block}scale1"),
-            rule(f"{layer}layer_scale2.lambda1", f"{block}scale2"),
-            *feedforward,
+            *rest,
+            *(rule(f"{layer}layer_scale{k}.lambda1", f"{block}scale{k}") for k in (1, 2)),
             rule("layernorm.{p}", "norm.{p}"),
         ),
         ignore=("embeddings.mask_token",),
