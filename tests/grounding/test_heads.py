@@ -160,7 +160,7 @@ def test_a_stage_learns_places_by_the_name_box_head(tokenizer: Tokenizer, tmp_pa
     stage = Stage(
         "place", {"*": 1e-3}, {"scenes": 1.0}, steps=1, batch=2, objective={"next-token": 1.0, "box-head": 0.5}
     )
-    source = ScenesSource(kind="plain", turns=2, first=2, asks=("locate",))
+    source = ScenesSource(kind="plain", turns=2, asks=("locate",))
     recipe = Recipe(
         "boxes", CONFIG, Square(32), {"scenes": source}, (replace(stage, precision="fp32"),), vocabulary=480
     )

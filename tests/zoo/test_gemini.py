@@ -232,7 +232,7 @@ def test_settings_and_a_saved_model_come_back(
 
 def tiny(config: VLMConfig, **stage: object) -> Recipe:
     learned = Stage("learn", {"*": 3e-3}, {"scenes": 1.0}, steps=1, batch=2, precision="fp32", warmup=0)
-    sources = {"scenes": ScenesSource(kind="questions", turns=2, first=2)}
+    sources = {"scenes": ScenesSource(kind="questions", turns=2)}
     recipe = Recipe("native", config, Square(32), sources, (replace(learned, **stage),), template="interleaved")  # type: ignore[arg-type]
     return replace(recipe, vocabulary=480, max_length=512)
 

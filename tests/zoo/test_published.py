@@ -165,7 +165,7 @@ def test_every_parameter_tells_where_it_came_from(published: Get) -> None:
     ("change", "message"),
     [
         ({"language_model.lm_head.weight": None}, "1 tensors are missing, such as language_model.lm_head.weight"),
-        ({"language_model.extra": torch.ones(1)}, "no place for, such as language_model.extra"),
+        ({"language_model.extra": torch.ones(1)}, "1 tensors too many, such as language_model.extra"),
         (
             {"language_model.lm_head.weight": torch.ones(2, 2)},
             r"language_model.lm_head.weight is \[2, 2\], its config.json asks for \[50, 16\]",
