@@ -43,6 +43,9 @@ def test_next_token_is_cross_entropy_of_all_logits(
     logits = model.logits(model(batch)).flatten(0, 1)
     wanted = F.cross_entropy(logits, batch.labels.flatten(), ignore_index=IGNORE, reduction="sum")
     assert torch.allclose(total, wanted, rtol=1e-6)
+    learned = [p for name, p in model.named_parameters() if name.startswith("decoder.")]
+    found, expected = torch.autograd.grad(total, learned), torch.autograd.grad(wanted, learned)
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(found, expected, strict=True))
     assert count == int((batch.labels != IGNORE).sum()) == NextToken().counts(batch)["next-token"] > 0
 
 

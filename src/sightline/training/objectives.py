@@ -3,11 +3,13 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ..core.config import nearest
 from ..core.errors import ConfigError
@@ -15,6 +17,7 @@ from ..data.batch import IGNORE, Batch
 from ..model import VLM
 from .answers import begins
 
+AT_ONCE = 1 << 24  # logits in memory at a time; those of more positions are computed again for their gradients
 Term = tuple[Tensor, int]  # sum over what is learned, and how many that is
 
 
@@ -52,7 +55,7 @@ class NextToken(Objective):
     """
 
     def __init__(
-        self, first: int = 0, count: int = 0, sigma: float = 1.5, chunk: int = 8192, by_answer: bool = False
+        self, first: int = 0, count: int = 0, sigma: float = 1.5, chunk: int | None = None, by_answer: bool = False
     ) -> None:
         super().__init__()
         self.first, self.count, self.sigma, self.chunk, self.by_answer = first, count, sigma, chunk, by_answer
@@ -72,10 +75,17 @@ class NextToken(Objective):
         weight = torch.ones(len(labels), device=labels.device)
         if self.by_answer:
             weight = 1 / torch.bincount(answer)[answer]
-        total = chosen.new_zeros((), dtype=torch.float32)
-        for start in range(0, max(1, len(labels)), self.chunk):  # once at least: zero, with gradients of zero
-            part = slice(start, start + self.chunk)
-            total = total + self.loss(model.logits(chosen[part]), labels[part], weight[part])
+
+        def scored(hidden: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+            return self.loss(model.logits(hidden), labels, weight)
+
+        chunk = self.chunk or max(1, AT_ONCE // model.config.decoder.vocab_size)
+        if len(labels) <= chunk:
+            total = scored(chosen, labels, weight)
+        else:
+            parts = zip(chosen.split(chunk), labels.split(chunk), weight.split(chunk), strict=True)
+            again = partial(checkpoint, scored, use_reentrant=False, preserve_rng_state=False)
+            total = torch.stack([again(*part) for part in parts]).sum()
         return {self.name: (total, self.counts(batch)[self.name])}
 
     def loss(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
