@@ -186,6 +186,7 @@ def test_in_bf16_shards_stay_near_the_whole(recipe: Recipe, fresh: Fresh, alone:
     ("changes", "told"),
     [
         ({"optimizer": "muon"}, "learns by muon, which needs whole matrices"),
+        ({"guard_every": 5}, "guard_every runs the model by itself between steps"),
         ({"objective": {"grpo": 1.0}, "data": {"pairs": 1.0}}, "'grpo' runs its model by itself"),
         ({}, "shards are of several processes"),
     ],

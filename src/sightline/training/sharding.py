@@ -31,6 +31,8 @@ def check_shards(stage: Stage) -> None:
         raise ConfigError(f"stage {stage.name!r} learns by muon, which needs whole matrices; shard with adamw")
     for name in PREPARES & set(stage.terms):
         raise ConfigError(f"stage {stage.name!r}: {name!r} runs its model by itself before each step, not in shards")
+    if stage.guard_every:
+        raise ConfigError(f"stage {stage.name!r}: guard_every runs the model by itself between steps, not in shards")
 
 
 class Sharded(nn.Module):
