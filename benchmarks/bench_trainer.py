@@ -57,13 +57,18 @@ def ours(model: VLM, batch: Batch, full: bool, store: FeatureStore | None = None
     objective = Total({"next-token": NextToken()}, {"next-token": 1.0})
     trainer = Trainer(plan, plan.stages[0], model.train(), objective, Path(tempfile.mkdtemp()), store=store)
     trainer.keep_features()
+    return timed(lambda: trainer.learn([batch]))
 
-    def step() -> float:
+
+def timed(step: Callable[[], Any]) -> Side:
+    """A step that tells its seconds."""
+
+    def run_once() -> float:
         start = time.perf_counter()
-        trainer.learn([batch])
+        step()
         return time.perf_counter() - start
 
-    return step
+    return run_once
 
 
 class Watch(hf.TrainerCallback):  # type: ignore[misc]
@@ -102,14 +107,7 @@ def loops(model: Any, rows: dict[str, torch.Tensor], full: bool) -> Side:
     """A step of a plain loop."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(full or "multi_modal_projector" in name)
-    step = step_of(model.train(), lambda: model(**rows).loss, "bf16")
-
-    def timed() -> float:
-        start = time.perf_counter()
-        step()
-        return time.perf_counter() - start
-
-    return timed
+    return timed(step_of(model.train(), lambda: model(**rows).loss, "bf16"))
 
 
 def example(ids: torch.Tensor, labels: torch.Tensor, pixels: torch.Tensor) -> Example:
