@@ -38,7 +38,6 @@ def _kernels() -> Any:
         built.quick_gelu.argtypes = [_pointer] * 2 + [_integer, _real, _integer]
         built.quick_gelu_back.argtypes = [_pointer] * 3 + [_integer, _real, _integer]
         built.turn.argtypes = [_pointer] * 4 + [_real, _pointer, _integer]
-        built.norm.argtypes = [_pointer] * 4 + [_integer] * 2 + [_real, _integer]
         built.norm_back.argtypes = [_pointer] * 6 + [_integer] * 3
     return built
 

@@ -86,8 +86,7 @@ def library() -> Any:
     built.multiply.argtypes, built.multiply.restype = [_pointer, _pointer, _pointer, ctypes.c_int64], None
     built.prompt.argtypes, built.prompt.restype = [_pointer, ctypes.c_int64], None
     integer = ctypes.c_int64
-    built.normalise.argtypes = [_pointer, _pointer, _pointer, integer, integer, ctypes.c_double, integer]
-    built.normalise.restype = None
+    built.norm.argtypes, built.norm.restype = [_pointer] * 4 + [integer] * 2 + [ctypes.c_double, integer], None
     built.threads.restype = ctypes.c_int
     return built
 
@@ -131,7 +130,7 @@ def normalise(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [..., width] scaled to a mean square of one, times the weight [width] in float32."""
     x = x.contiguous()
     out, width = torch.empty_like(x), x.shape[-1]
-    library().normalise(*map(address, (x, weight, out)), x.numel() // width, width, eps, KINDS[x.dtype])
+    library().norm(*map(address, (x, weight, None, out)), x.numel() // width, width, eps, KINDS[x.dtype])
     return out
 
 

@@ -80,14 +80,16 @@ template <class T> static void turned(const Turn& t, const T* x, const float* co
         }
 }
 
-// out [rows, width] = x scaled to a mean square of one, times the weight; scale [rows] is kept for the gradient.
+// out [rows, width] = x scaled to a mean square of one, times the weight; scale [rows], if not null, is kept for
+// the gradient.
 template <class T> static void normed(const T* x, const float* weight, float* scale, T* out, int64_t rows, int64_t width, float eps) {
     #pragma omp parallel for
     for (int64_t r = 0; r < rows; r++) {
         const T* a = x + r * width;
         float squares = 0;
         for (int64_t i = 0; i < width; i++) squares += plain(a[i]) * plain(a[i]);
-        const float by = scale[r] = 1.0f / std::sqrt(squares / width + eps);
+        const float by = 1.0f / std::sqrt(squares / width + eps);
+        if (scale != nullptr) scale[r] = by;
         for (int64_t i = 0; i < width; i++) store(out + r * width + i, plain(a[i]) * by * weight[i]);
     }
 }

@@ -4,7 +4,6 @@
 //
 // One translation unit: the compiler sees all of it and inlines what it likes.
 
-#include <cmath>
 #include <omp.h>
 #include "gradients.h"
 #include "products.h"
@@ -19,21 +18,3 @@ extern "C" void multiply(const Matrix* m, const float* x, float* y, int64_t batc
     #pragma omp parallel
     product(*m, x, y, m->outputs, (int)batch, omp_get_thread_num(), omp_get_num_threads());
 }
-
-// out [rows, width] = x scaled to a mean square of one, times the weight.
-extern "C" void normalise(const void* x, const float* weight, void* out, int64_t rows, int64_t width, double eps, int64_t kind) {
-    #pragma omp parallel for
-    for (int64_t r = 0; r < rows; r++) {
-        Floats squares = {};
-        float tail = 0;
-        const float* a = (const float*)x + r * width;
-        const uint16_t* b = (const uint16_t*)x + r * width;
-        int64_t i = 0;
-        for (; i + LANES <= width; i += LANES) { Floats v = kind == 0 ? load(a + i) : load(b + i); squares += v * v; }
-        for (; i < width; i++) { float v = kind == 0 ? a[i] : plain(b[i]); tail += v * v; }
-        const float scale = 1.0f / std::sqrt((sum(squares) + tail) / width + (float)eps);
-        if (kind == 0) { float* y = (float*)out + r * width; for (i = 0; i < width; i++) y[i] = a[i] * scale * weight[i]; }
-        else { uint16_t* y = (uint16_t*)out + r * width; for (i = 0; i < width; i++) store(y + i, plain(b[i]) * scale * weight[i]); }
-    }
-}
-
