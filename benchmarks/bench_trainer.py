@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import transformers as hf
-from bench_training import BATCH, LEARNED, TEXT, inputs, step_of
+from bench_training import BATCH, LEARNED, TEXT, inputs, learning, step_of
 from common import write
 from peers import IMAGE_TOKEN, SLOTS, pair
 
@@ -86,8 +86,7 @@ class Watch(hf.TrainerCallback):  # type: ignore[misc]
 
 def trainers(model: Any, rows: dict[str, torch.Tensor], full: bool) -> Side:
     """A step of transformers' Trainer."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(full or "multi_modal_projector" in name)
+    learning(model, full, "multi_modal_projector")
     options = {"save_strategy": "no", "logging_strategy": "no", "report_to": [], "disable_tqdm": True}
     args = hf.TrainingArguments(
         tempfile.mkdtemp(), per_device_train_batch_size=BATCH, max_steps=1, learning_rate=1e-4, max_grad_norm=1.0,
@@ -105,9 +104,8 @@ def trainers(model: Any, rows: dict[str, torch.Tensor], full: bool) -> Side:
 
 def loops(model: Any, rows: dict[str, torch.Tensor], full: bool) -> Side:
     """A step of a plain loop."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(full or "multi_modal_projector" in name)
-    return timed(step_of(model.train(), lambda: model(**rows).loss, "bf16"))
+    learning(model, full, "multi_modal_projector")
+    return timed(step_of(model, lambda: model(**rows).loss, "bf16"))
 
 
 def example(ids: torch.Tensor, labels: torch.Tensor, pixels: torch.Tensor) -> Example:

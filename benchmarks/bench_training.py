@@ -34,6 +34,13 @@ def inputs(vocabulary: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return ids, labels, torch.randn(BATCH, 3, 224, 224)
 
 
+def learning(model: torch.nn.Module, full: bool, projector: str) -> torch.nn.Module:
+    """The model in training, where only its projector learns unless all of it does."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(full or projector in name)
+    return model.train()
+
+
 def step_of(model: torch.nn.Module, loss: Callable[[], torch.Tensor], precision: str) -> Callable[[], None]:
     """One optimiser step over whatever asks for gradients."""
     learned = [p for p in model.parameters() if p.requires_grad]
@@ -53,12 +60,8 @@ def step_of(model: torch.nn.Module, loss: Callable[[], torch.Tensor], precision:
 def runs(shape: str, precision: str, full: bool, check: bool = True) -> dict[str, Callable[[], None]]:
     """Both steps on the same weights and inputs, which agree on the loss."""
     theirs, ours = pair(shape)
-    theirs.train()
-    ours.train()
-    for name, parameter in theirs.named_parameters():
-        parameter.requires_grad_(full or "multi_modal_projector" in name)
-    for name, parameter in ours.named_parameters():
-        parameter.requires_grad_(full or name.startswith("fusion."))
+    learning(theirs, full, "multi_modal_projector")
+    learning(ours, full, "fusion.")
     ids, labels, pixels = inputs(theirs.config.text_config.vocab_size)
     patch = ours.config.image.patch_size
     is_slot = ids == IMAGE_TOKEN
