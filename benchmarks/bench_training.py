@@ -22,6 +22,7 @@ from sightline.training.objectives import NextToken
 
 BATCH, TEXT, LEARNED = 32, 40, 24
 CLAIMS = {"full bf16": 0.75, "full fp32": 0.9, "projector bf16": 0.7}
+MEMORY = {("small", "full bf16"): 0.6}  # where the vocabulary is large
 SIDES = ("transformers", "sightline")
 
 
@@ -123,9 +124,12 @@ def main() -> None:
         ratio = round(found["sightline"]["median_ms"] / found["transformers"]["median_ms"], 3)
         claims = {
             f"at most {CLAIMS[case]:g}x": ratio <= CLAIMS[case],
-            "no more memory": memory["sightline"] <= memory["transformers"],
         }
-        rows.append({"shape": args.shape, "case": case, "ratio": ratio, **found, "peak_mib": memory, "claims": claims})
+        held = round(memory["sightline"] / memory["transformers"], 3)
+        most = MEMORY.get((args.shape, case), 1.0)
+        claims[f"at most {most:g}x the memory"] = held <= most
+        about = {"shape": args.shape, "case": case, "ratio": ratio, "memory": held}
+        rows.append({**about, **found, "peak_mib": memory, "claims": claims})
         print(rows[-1], flush=True)
     if not args.dry:
         print("written to", write(f"training-{args.shape}", rows))

@@ -283,7 +283,7 @@ def out_of_memory(*_: object) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("room", [20, 60, 120])
+@pytest.mark.parametrize("room", [10, 20, 40])
 def test_memory_that_the_system_refuses_means_smaller_parts(
     recipe: Recipe, fresh: Fresh, alone: Alone, capfd: pytest.CaptureFixture[str], room: int
 ) -> None:

@@ -195,19 +195,19 @@ def explicit_attention(
     mean of all values instead of zeros, which nothing learns from: only padding sees nothing.
     """
     batch, heads, queries, dim = q.shape
-    if k.shape[1] != heads:
-        k, v = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (k, v))
+    shared, keys = k.shape[1:3]
     if causal:
-        mask = torch.ones(queries, k.shape[2], dtype=torch.bool, device=q.device).tril()
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril()
     hidden = torch.zeros((), dtype=torch.bfloat16, device=q.device)
     if mask is not None and mask.is_floating_point():
         hidden = mask.to(torch.bfloat16)
     elif mask is not None:
         hidden = torch.zeros_like(mask, dtype=torch.bfloat16).masked_fill_(~mask, torch.finfo(torch.bfloat16).min)
-    hidden = hidden.expand(batch, heads, queries, k.shape[2]).reshape(-1, queries, k.shape[2])
-    q, k, v = (x.to(torch.bfloat16).flatten(0, 1) for x in (q, k, v))
+    # heads that share keys are so many more queries of one head: no key is copied, and their gradients are one sum
+    hidden = hidden.expand(batch, heads, queries, keys).reshape(batch * shared, -1, keys)
+    q, k, v = (x.to(torch.bfloat16).reshape(batch * shared, -1, x.shape[-1]) for x in (q, k, v))
     scores = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=dim**-0.5 if scale is None else scale)
-    return torch.bmm(torch.softmax(scores, dim=-1, dtype=torch.bfloat16), v).unflatten(0, (batch, heads))
+    return torch.bmm(torch.softmax(scores, dim=-1, dtype=torch.bfloat16), v).reshape(batch, heads, queries, -1)
 
 
 def capped_attention(

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ..core.config import nearest
 from ..core.errors import ConfigError
 from . import gradients
-from .linear import joined
+from .linear import after, joined
 from .packed import PackedLinear, added, can_fuse
 
 QUICK = 1.702
@@ -83,6 +83,9 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
         """x [..., width] to the same shape, added to `onto` where it is given."""
+        if isinstance(self.norm, nn.Identity) and not isinstance(self.down, PackedLinear):
+            out = after(self.act, self.up(x), self.down)
+            return out if onto is None else onto + out
         return added(self.down, self.norm(self.act(self.up(x))), onto)
 
 
@@ -109,7 +112,12 @@ class GatedFeedForward(nn.Module):
         both = joined(x, (self.gate, self.up))
         if both is None:
             return added(self.down, self.act(self.gate(x)) * self.up(x), onto)
+        out = after(self.gated, both, self.down)
+        return out if onto is None else onto + out
+
+    def gated(self, both: Tensor) -> Tensor:
+        """act(gate) * up [..., hidden] of both side by side [..., 2 * hidden]."""
         if self.name == "silu" and gradients.fit(both):
-            return added(self.down, gradients.silu_gated(both), onto)
+            return gradients.silu_gated(both)
         gate, up = both.chunk(2, dim=-1)
-        return added(self.down, self.act(gate) * up, onto)
+        return self.act(gate) * up

@@ -101,7 +101,7 @@ class _QuickGELU(torch.autograd.Function):
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x [batch, heads, length, dim] turned by tables [batch or 1, 1, length, dim] whose halves are alike."""
-    out: Tensor = _Turned.apply(x, cos.float().contiguous(), sin.float().contiguous())
+    out: Tensor = _Turned.apply(x, cos, sin)
     return out
 
 
@@ -124,6 +124,7 @@ class _Turned(torch.autograd.Function):
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: float, out: Tensor) -> Tensor:
     x = x if x.stride(-1) == 1 else x.contiguous()
     steps = [(3 * _integer)(*each.stride()[:3]) for each in (x, out)]
+    cos, sin = cos.float().contiguous(), sin.float().contiguous()  # kept as they came: one table serves all blocks
     about = _Turn(*x.shape, *steps, cos.stride(0) if len(cos) > 1 else 0)
     _kernels().turn(ctypes.byref(about), *map(address, (x, cos, sin)), sign, address(out), KINDS[x.dtype])
     return out

@@ -1,9 +1,11 @@
-"""Several linear maps of one input as one product."""
+"""Linear maps as training has them: several of one input as one product, and what a map reads made again."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -23,12 +25,55 @@ def joined(x: Tensor, maps: Sequence[nn.Module]) -> Tensor | None:
     at every step (or they are joined once, beforehand: `layers.packed`). Maps with hooks are applied one by one as
     well: hooks only hear of a map that is called.
     """
-    linear = [m for m in maps if type(m) is nn.Linear and not m._forward_pre_hooks]
+    linear = [m for m in maps if _bare(m)]
     biased = sum(m.bias is not None for m in linear)
     if not torch.is_grad_enabled() or len(linear) < len(maps) or 0 < biased < len(linear):
         return None
     bias = torch.cat([m.bias for m in linear]) if biased else None
     return F.linear(x, torch.cat([m.weight for m in linear]), bias)
+
+
+def _bare(module: nn.Module) -> bool:
+    """Whether a module is a linear map and nothing more, which need not be called to do what it does."""
+    return type(module) is nn.Linear and not module._forward_pre_hooks and not module._forward_hooks
+
+
+def after(act: Callable[[Tensor], Tensor], x: Tensor, linear: nn.Module) -> Tensor:
+    """What a map makes of act(x), which is made again for the gradient of its weights instead of being kept.
+
+    In a feed-forward branch act(x) is as large as x, or half of it, and costs next to nothing beside the product.
+    """
+    if torch.is_grad_enabled() and x.requires_grad and _bare(linear) and linear.weight.requires_grad:
+        bias = None if linear.bias is None else working_precision(linear.bias)
+        out: Tensor = _After.apply(act, working_precision(x), working_precision(linear.weight), bias)
+    else:
+        out = linear(act(x))
+    return out
+
+
+class _After(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, act: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.act = act
+        # as where it is learned from, so that it takes the same way then; but nothing is kept for it
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: weight):
+            made = act(x.detach().requires_grad_())
+        return F.linear(made, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, Tensor | None]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            made = ctx.act(x)
+        rows = grad.flatten(0, -2)
+        to_weight = rows.t() @ made.detach().flatten(0, -2)
+        to_bias = rows.sum(0) if ctx.needs_input_grad[3] else None
+        made.backward(grad @ weight)
+        assert x.grad is not None
+        return None, x.grad, to_weight, to_bias
 
 
 def working_precision(x: Tensor) -> Tensor:

@@ -100,10 +100,10 @@ class Tape(Operations):
         if func is torch.cat and all(_place(part) in self.weights for part in args[0]):
             self.cat[_place(out)] = out
         spent = self.count - before
-        if not spent or not out.requires_grad:
+        if not spent:
             return out
         if func is F.scaled_dot_product_attention:
-            self.backward += 2 * spent
+            self.backward += 2 * spent * out.requires_grad
             return out
         self.backward += spent * sum(each.requires_grad for each in args[:2])
         if args[0].requires_grad and func is F.linear:
