@@ -32,7 +32,7 @@ CLAIMS = {
     "existence": 0.92,
     "boxes at IoU 0.5": 0.75,
 }
-CONTROLS = ("real", "blank", "shuffled")
+CONTROLS = ("real", "blank", "shuffled", "talk")
 
 
 def main() -> None:

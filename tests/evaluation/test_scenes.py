@@ -69,6 +69,24 @@ def test_controls_show_what_they_say(control: str) -> None:
         assert (len(np.unique(shown)) == 1) == (control == "blank")
 
 
+def test_in_a_talk_a_question_comes_after_others_with_their_right_answers() -> None:
+    asked, talks = list(items(8)), []
+
+    def answers(conversations: Sequence[Conversation]) -> list[Grounded]:
+        talks.extend(conversations)
+        return [truth(item) for item in asked]
+
+    assert evaluate(answers, 8, "talk").overall == 1
+    for item, talk in zip(asked, talks, strict=True):
+        assert [message.text for message in talk if message.role == "user"] == [
+            question.text for question in (*item.before, item.question)
+        ]
+        assert len(images_of(talk)) == 1 and images_of(talk[:1])
+    assert [len(item.before) for item in asked] == [0, 1, 2, 3] * 2
+    words = next(i for i, item in enumerate(asked) if item.before and not item.before[0].boxes + item.before[0].points)
+    assert talks[words][1].text == asked[words].before[0].answer
+
+
 def located(boxes: Sequence[tuple[float, float, float, float]]) -> Score:
     """The score of these boxes where two are asked for."""
     frame = Frame(128, 128)

@@ -1,5 +1,6 @@
 """Plain questions, read back with nothing but their words and the scene."""
 
+import math
 import random
 from collections import Counter
 
@@ -17,6 +18,23 @@ def named(made: Scene, text: str) -> list[Object]:
     """The objects that the words of a question name, in the order of the words."""
     words = text.rstrip("?").split()
     return [each for word in words for each in made.objects if word in (each.shape, each.color, plural(each.shape))]
+
+
+def by_distance(made: Scene, text: str, things: list[Object]) -> str:
+    """The answer to a question about what is near to what, from the middles of the objects alone."""
+    apart = lambda a, b: math.dist(a.center, b.center)  # noqa: E731
+    others = [each for each in made.objects if each not in things]
+    if "nearest" in text:
+        return min(others, key=lambda each: apart(each, things[0])).label
+    if "closer" in text:
+        return "yes" if apart(things[0], things[1]) < apart(things[0], things[2]) else "no"
+
+    def detour(middle: Object, end: Object, other: Object) -> float:
+        return apart(end, middle) + apart(middle, other) - apart(end, other)
+
+    if text.startswith("What"):
+        return min(others, key=lambda each: detour(each, *things)).label
+    return "yes" if detour(*things) < 0.15 * apart(*things[1:]) else "no"
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -38,6 +56,9 @@ def test_their_answers_follow_from_the_objects_that_their_words_name(seed: int) 
             ahead = (first.center[0] - second.center[0]) * x + (first.center[1] - second.center[1]) * y
             assert question.answer == ("yes" if ahead > 0 else "no")
             continue
+        if question.kind == "distance":
+            assert question.answer == by_distance(made, question.text, things)
+            continue
         if question.kind == "count":
             assert question.answer == str(len(things))
             continue
@@ -53,11 +74,21 @@ def test_what_is_there_often_is_counted_more_often() -> None:
     assert all(numbers[str(number)] > 20 for number in range(1, 7))
 
 
-def test_yes_and_no_are_alike_often() -> None:
-    made = [scene(seed, SceneConfig(min_objects=4, max_objects=8, distinct=True)) for seed in range(60)]
-    asked = [q for each in made for q in plain_questions(each, random.Random(each.seed), 100, ("relation",))]
-    assert len(asked) > 1000
-    assert 0.46 < sum(question.answer == "yes" for question in asked) / len(asked) < 0.54
+@pytest.mark.parametrize("kind", ["relation", "distance"])
+def test_yes_and_no_are_alike_often(kind: str) -> None:
+    made = [scene(seed, SceneConfig(min_objects=4, max_objects=8, distinct=True)) for seed in range(150)]
+    asked = [q for each in made for q in plain_questions(each, random.Random(each.seed), 100, (kind,))]
+    answers = Counter(question.answer for question in asked)
+    assert answers["yes"] + answers["no"] > 1000
+    assert 0.46 < answers["yes"] / (answers["yes"] + answers["no"]) < 0.54
+
+
+def test_all_that_is_asked_about_distances_is_asked_often() -> None:
+    made = [scene(seed, SceneConfig(min_objects=4, max_objects=8, distinct=True)) for seed in range(100)]
+    asked = [q for each in made for q in plain_questions(each, random.Random(each.seed), 12, ("distance",))]
+    forms = Counter(next(form for form in ("nearest", "closer", "between") if form in q.text) for q in asked)
+    whats = sum(q.text.startswith("What is between") for q in asked)
+    assert min(*forms.values(), whats) > 50
 
 
 @pytest.mark.parametrize("kind", PLAIN_KINDS)

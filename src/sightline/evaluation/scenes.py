@@ -1,7 +1,7 @@
 """How well a model reads scenes of unseen seeds, by kind of question, with and without the right picture.
 
-Three controls stand beside each score: the picture itself, a blank one, and another scene's. A model that looks must
-fall to the question's prior on the last two.
+Controls stand beside each score: a blank picture and another scene's, with which a model that looks must fall to the
+question's prior; and a talk, where each question comes after others about the picture, with their right answers.
 """
 
 import random
@@ -12,12 +12,13 @@ from typing import Literal, Protocol
 import PIL.Image
 
 from ..core.geometry import Box, Frame, Point, match
-from ..core.sequence import Conversation, Image, ask
+from ..core.sequence import Conversation, Image, Message, Text, ask
 from ..grounding.codecs import Grounded
+from ..training.sources import dialogue
 from ..worlds.scene_questions import Question, questions
 from ..worlds.scenes import Scene, SceneConfig, scene
 
-Control = Literal["real", "blank", "shuffled"]
+Control = Literal["real", "blank", "shuffled", "talk"]
 FIRST_SEED = 900_000_000  # far from every seed that training asks for
 ANY = SceneConfig()
 REACH = 8 / 128  # how far a point may be off, as a share of the picture's shorter side
@@ -33,13 +34,17 @@ class Answers(Protocol):
 
 @dataclass(frozen=True)
 class Item:
-    """A question with the scene it is about, of which world that is, and the group its score goes to."""
+    """A question with the scene it is about, of which world that is, and the group its score goes to.
+
+    before: questions about the same scene that may come first.
+    """
 
     number: int
     question: Question
     frame: Frame
     group: str
     world: SceneConfig = ANY
+    before: tuple[Question, ...] = ()
 
 
 @dataclass
@@ -89,9 +94,10 @@ def items(
     made, seed = 0, first
     while made < count:
         picture = scene(seed, world)
-        for question in asking(picture, random.Random(seed), turns)[: count - made]:
-            yield Item(seed, question, Frame(*picture.size), group(question), world)
-            made += 1
+        asked = asking(picture, random.Random(seed), turns)[: count - made]
+        for i, question in enumerate(asked):
+            yield Item(seed, question, Frame(*picture.size), group(question), world, tuple(asked[:i]))
+        made += len(asked)
         seed += 1
 
 
@@ -109,7 +115,14 @@ def picture_of(item: Item, control: Control) -> Image:
     """The picture that a control shows."""
     if control == "blank":
         return Image(PIL.Image.new("RGB", (int(item.frame.width), int(item.frame.height)), (128, 128, 128)))
-    return Image(scene(item.number if control == "real" else item.number + 500_009, item.world).picture())
+    return Image(scene(item.number + 500_009 * (control == "shuffled"), item.world).picture())
+
+
+def conversation(item: Item, picture: Image, control: Control) -> Conversation:
+    """What is asked of a model."""
+    if control != "talk" or not item.before:
+        return ask(item.question.text, picture)
+    return (*dialogue(list(item.before), item.frame, picture), Message("user", (Text(item.question.text),)))
 
 
 def score(item: Item, answer: Grounded, into: Score) -> None:
@@ -157,7 +170,7 @@ def evaluate(
         for item in chunk:
             if item.number not in shown:
                 shown[item.number] = picture_of(item, control)
-        found = answers([ask(item.question.text, shown[item.number]) for item in chunk])
+        found = answers([conversation(item, shown[item.number], control) for item in chunk])
         for item, answer in zip(chunk, found, strict=True):
             score(item, answer, report.groups.setdefault(item.group, Score()))
         shown = {number: image for number, image in shown.items() if number >= chunk[-1].number}

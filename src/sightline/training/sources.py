@@ -105,7 +105,8 @@ class ScenesSource:
     kind: "pictures" (image, caption and dense truth), "captions", "questions", "plain" (questions of one wording
     each), or "text" (the scene described in words, with questions). From `start`, scenes of up to `first` objects at
     index 0 grow to 12 at index `grown`; without it they are of up to 12 from the start. asks: kinds of plain
-    questions. distinct: solid objects that all differ, at least 2 and at most 8.
+    questions. distinct: solid objects that all differ, at least 2 and at most 8. multi_turn: questions follow each
+    other in one conversation; else they are asked side by side, none knowing of the others.
     """
 
     kind: Literal["pictures", "captions", "questions", "plain", "text"]
@@ -116,6 +117,7 @@ class ScenesSource:
     patch: int = 16
     asks: tuple[str, ...] = PLAIN_KINDS
     distinct: bool = False
+    multi_turn: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.first <= MOST:
@@ -172,7 +174,8 @@ class ScenesSource:
         asked = self.asking(picture, rng, self.turns)
         if not asked:
             return None
-        return Sample(dialogue(asked, frame, image), name=name, branches=True, facts=facts_of(picture))
+        talk = dialogue(asked, frame, image)
+        return Sample(talk, name=name, branches=not self.multi_turn, facts=facts_of(picture))
 
 
 @config

@@ -7,7 +7,7 @@ these alone. Asked in many wordings about crowded scenes from the start, the sam
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import permutations
+from itertools import combinations, permutations
 
 from ..core.errors import ConfigError
 from .scene_asking import Question, yes
@@ -40,6 +40,28 @@ def _relation(view: View, rng: random.Random) -> Iterator[Question]:
             yield Question("relation", f"Is the {first.shape} {said} the {second.shape}?", yes(truth))
 
 
+def _distance(view: View, rng: random.Random) -> Iterator[Question]:
+    """What is nearest to each, of which two it is closer to, and of three in a row which is in the middle."""
+    alone = _alone(view.objects, "shape")
+    for base in alone:
+        if nearest := view.nearest(base):
+            yield Question("distance", f"What is nearest to the {base.shape}?", nearest.label)
+        others = [each for each in alone if each is not base]
+        first, second = rng.sample(others, 2) if len(others) > 1 else (base, base)
+        if first is not second and (closer := view.closer(base, first, second)) is not None:
+            said = f"Is the {base.shape} closer to the {first.shape} than to the {second.shape}?"
+            yield Question("distance", said, yes(closer))
+    for first, second in combinations(alone, 2):
+        if only := view.only_between(first, second):
+            said = f"What is between the {first.shape} and the {second.shape}?"
+            yield Question("distance", said, only.label)
+        for middle in alone:
+            if middle not in (first, second) and view.between(middle, first, second):
+                inner, outer = (middle, first) if rng.random() < 0.5 else (first, middle)
+                said = f"Is the {inner.shape} between the {outer.shape} and the {second.shape}?"
+                yield Question("distance", said, yes(inner is middle))
+
+
 def _count(view: View, rng: random.Random) -> Iterator[Question]:
     """Of what there is once, less than half is asked for: larger numbers are rarer and harder."""
     counts = Counter(plural(each.shape) for each in view.objects)
@@ -60,6 +82,7 @@ _PLAIN: dict[str, Callable[[View, random.Random], Iterator[Question]]] = {
     "shape": _shape,
     "locate": _locate,
     "relation": _relation,
+    "distance": _distance,
     "count": _count,
 }
 PLAIN_KINDS = tuple(_PLAIN)
