@@ -7,7 +7,7 @@ from sightline.core.errors import CheckpointError, InputError
 from sightline.core.geometry import Box, Frame
 from sightline.core.sequence import Audio, Image, Message, Piece, Region, Text, Video, ask
 from sightline.data.chat_template import ChatTemplate
-from sightline.data.template import Control, End, Places, Slot, Words
+from sightline.data.template import Control, End, Places, Slot, Words, Writer
 
 RED = Image(PIL.Image.new("RGB", (8, 8), "red"))
 CONTROLS = ("<s>", "</s>", "<image>", "<|im_start|>", "<|im_end|>")
@@ -107,12 +107,17 @@ def test_a_refusal_is_told() -> None:
         ChatTemplate("{{ raise_exception('no systems here') }}", CONTROLS, "<image>")(ask("hi"))
 
 
-def test_a_film_is_numbered_frames_where_the_template_has_a_name_for_it() -> None:
+def test_a_film_s_frames_are_written_as_its_family_does_where_the_template_has_a_name_for_it() -> None:
+    def numbered(out: Writer, count: int) -> None:
+        for number in range(count):
+            out.words(f"{number}: ")
+            out.image()
+
     source = (
         "{% for message in messages %}{% for part in message.content %}{% if part.type == 'text' %}{{ part.text }}"
         "{% else %}{{ '<' + part.type + '>\n' }}{% endif %}{% endfor %}{% endfor %}"
     )
     talk = (Message("user", (Video((RED, RED), (0.0, 1.0)), RED, Text("<video>"))),)
-    wanted = [Words("Frame1: "), Slot(0), Words("\nFrame2: "), Slot(1), Words("\n"), Slot(2), Words("\n<video>")]
-    assert ChatTemplate(source, ("<image>",), "<image>", frames="<video>")(talk) == wanted
+    wanted = [Words("0: "), Slot(0), Words("1: "), Slot(1), Words("\n"), Slot(2), Words("\n<video>")]
+    assert ChatTemplate(source, ("<image>",), "<image>", films={"<video>": numbered})(talk) == wanted
     assert ChatTemplate(source, ("<image>",), "<image>")(talk)[:4] == [Slot(0), Words("\n"), Slot(1), Words("\n")]

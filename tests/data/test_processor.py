@@ -16,12 +16,14 @@ from sightline.data.processor import Processor
 from sightline.data.template import TEMPLATES
 from sightline.grounding.codecs import Codec, Decimals, LocationTokens
 from sightline.language.tokenizer import train_tokenizer
+from sightline.zoo import paligemma
 
 CODEC = LocationTokens(64)
 CONTROLS = ("<pad>", "<bos>", "<eos>", "<s>", "</s>", "<image>", "<user>", "<assistant>", *CODEC.names)
 TEXTS = ["how many red circles are there? where is the cat? two, here and there. USER: ASSISTANT:"] * 30
 TOKENIZER = train_tokenizer(TEXTS, 600, CONTROLS, bos="<bos>", eos="<eos>", pad="<pad>")
 
+FORMS = TEMPLATES | {"paligemma": paligemma.template}
 RED, BLUE = (Image(PIL.Image.new("RGB", (60, 40), color)) for color in ("red", "blue"))
 FRAME = Frame(60, 40)
 
@@ -31,7 +33,7 @@ def processor(template: str = "sightline", codec: Codec | None = CODEC, **change
     settings: dict[str, Any] = {"pixels": Square(16), "look": "causal", "max_length": 200} | changes
     return Processor(
         tokenizer=TOKENIZER,
-        template=TEMPLATES[template],
+        template=FORMS[template],
         num_tokens=lambda grid: grid[1] * grid[2] // 4,
         patch=4,
         image_token="<image>",

@@ -10,7 +10,6 @@ from sightline.core.sequence import Audio, Conversation, Image, Message, Region,
 from sightline.data.images import Square
 from sightline.data.processor import Processor
 from sightline.data.template import (
-    FAKE,
     TEMPLATES,
     VICUNA_SYSTEM,
     Control,
@@ -23,8 +22,10 @@ from sightline.data.template import (
 )
 from sightline.grounding.codecs import LocationTokens
 from sightline.language.tokenizer import Tokenizer, train_tokenizer
-from sightline.zoo import fuyu, kosmos2, shikra
+from sightline.zoo import fuyu, idefics, kosmos2, paligemma, shikra
 
+# what is shared, and two families that know neither a system message nor, the one, a second question
+FORMS = TEMPLATES | {"idefics": idefics.template, "paligemma": paligemma.template}
 RED, BLUE = (Image(PIL.Image.new("RGB", (8, 8), color)) for color in ("red", "blue"))
 CAT, DOG = Box(0, 0, 4, 4, Frame(8, 8), "cat"), Box(4, 4, 8, 8, Frame(8, 8), "dog")
 CONTROLS = (
@@ -33,7 +34,7 @@ CONTROLS = (
     "<eos>",
     "<s>",
     "</s>",
-    FAKE,
+    idefics.FAKE,
     "<end_of_utterance>",
     "<image>",
     "<user>",
@@ -85,11 +86,11 @@ SYSTEM: Conversation = (Message("system", (Text("Be brief."),)), *QUESTION)
             [
                 Control("<s>"),
                 Words("User:"),
-                Control(FAKE),
+                Control(idefics.FAKE),
                 Slot(0),
-                Control(FAKE),
+                Control(idefics.FAKE),
                 Slot(1),
-                Control(FAKE),
+                Control(idefics.FAKE),
                 Words("Which?"),
                 Control("<end_of_utterance>"),
                 Words("\nAssistant:"),
@@ -103,9 +104,9 @@ SYSTEM: Conversation = (Message("system", (Text("Be brief."),)), *QUESTION)
             [
                 Control("<s>"),
                 Words("User: What?"),
-                Control(FAKE),
+                Control(idefics.FAKE),
                 Slot(0),
-                Control(FAKE),
+                Control(idefics.FAKE),
                 Control("<end_of_utterance>"),
                 Words("\nAssistant:"),
             ],
@@ -121,7 +122,7 @@ SYSTEM: Conversation = (Message("system", (Text("Be brief."),)), *QUESTION)
 def test_each_family_lays_a_conversation_out_in_its_own_way(
     name: str, conversation: Conversation, segments: list[Segment]
 ) -> None:
-    assert TEMPLATES[name](conversation) == segments
+    assert FORMS[name](conversation) == segments
 
 
 def test_in_llava_hf_s_form_a_line_break_follows_each_image_that_words_follow() -> None:
@@ -136,7 +137,7 @@ def test_in_llava_hf_s_form_a_line_break_follows_each_image_that_words_follow() 
 def test_in_our_own_form_all_images_come_first() -> None:
     """Several questions about them then share one prefix."""
     later = (*ask("What?", RED, answer="A cat."), *ask("And here?", BLUE))
-    segments = TEMPLATES["sightline"](later)
+    segments = FORMS["sightline"](later)
     assert segments[:3] == [Control("<bos>"), Slot(0), Slot(1)]
     assert not any(isinstance(segment, Slot) for segment in segments[3:])
 
@@ -144,7 +145,7 @@ def test_in_our_own_form_all_images_come_first() -> None:
 @pytest.mark.parametrize("name", ["sightline", "llava-v1", "llava-hf"])
 def test_frames_of_a_video_are_images(name: str) -> None:
     film = Message("user", (RED, Video((BLUE, RED), (0.0, 1.0)), Text("What?")))
-    slots = [segment for segment in TEMPLATES[name]((film,)) if isinstance(segment, Slot)]
+    slots = [segment for segment in FORMS[name]((film,)) if isinstance(segment, Slot)]
     assert slots == [Slot(0), Slot(1), Slot(2)]
 
 
@@ -152,7 +153,7 @@ def test_frames_of_a_video_are_images(name: str) -> None:
 def test_frames_of_a_film_stand_where_its_pictures_would(name: str) -> None:
     """Families that put pictures before a control token, or words after each."""
     picture = Image(PIL.Image.new("RGB", (4, 4)))
-    template = {"paligemma": TEMPLATES["paligemma"], "kosmos2": kosmos2.template, "shikra": shikra.template}.get(name)
+    template = {"paligemma": paligemma.template, "kosmos2": kosmos2.template, "shikra": shikra.template}.get(name)
     film, single = Video((picture, picture), (0.0, 1.0)), (picture, picture)
     if template is None:
         with pytest.raises(InputError, match="reads one picture, the question has 2"):
@@ -164,7 +165,7 @@ def test_frames_of_a_film_stand_where_its_pictures_would(name: str) -> None:
 def test_places_of_one_image_are_written_together() -> None:
     regions = (Region(CAT), Region(DOG), Region(Point(1, 1, Frame(8, 8)), image=1))
     answer = Message("assistant", (Text("Here:"), *regions))
-    segments = TEMPLATES["sightline"]((*ask("Where?", RED, BLUE), answer))
+    segments = FORMS["sightline"]((*ask("Where?", RED, BLUE), answer))
     assert segments[-4:] == [
         Words(" Here:", learned=True),
         Places((CAT, DOG), 0, learned=True),
@@ -175,14 +176,14 @@ def test_places_of_one_image_are_written_together() -> None:
 
 def test_a_user_s_places_are_not_learned() -> None:
     asked = Message("user", (Text("What is at "), Region(CAT), Text("?")))
-    segments = TEMPLATES["llava-hf"]((asked,))
+    segments = FORMS["llava-hf"]((asked,))
     assert segments[1:] == [Words("USER: What is at "), Places((CAT,), 0), Words("? ASSISTANT:")]
 
 
 USER, ASSISTANT = Message("user", (Text("a"),)), Message("assistant", (Text("b"),))
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize(
     "conversation, said",
     [
@@ -196,24 +197,24 @@ USER, ASSISTANT = Message("user", (Text("a"),)), Message("assistant", (Text("b")
 )
 def test_user_and_assistant_take_turns(name: str, conversation: Conversation, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        TEMPLATES[name](conversation)
+        FORMS[name](conversation)
 
 
 def test_a_family_of_one_question_says_so() -> None:
     with pytest.raises(InputError, match="this model answers one question, the conversation has 3 messages"):
-        TEMPLATES["paligemma"](TURNS)
+        FORMS["paligemma"](TURNS)
 
 
 @pytest.mark.parametrize("name", ["llava-plain", "paligemma", "idefics"])
 def test_a_system_message_is_refused_where_a_family_has_no_place_for_it(name: str) -> None:
     with pytest.raises(InputError, match="no place for a system message"):
-        TEMPLATES[name](SYSTEM)
+        FORMS[name](SYSTEM)
 
 
-@pytest.mark.parametrize("name", sorted(set(TEMPLATES) - {"llava-plain", "interleaved"}))  # no words of a user, sounds
+@pytest.mark.parametrize("name", sorted(set(FORMS) - {"llava-plain", "interleaved"}))  # no words of a user, sounds
 def test_sound_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="this model reads text and images, not audio"):
-        TEMPLATES[name]((Message("user", (Audio(None, 8000),)),))
+        FORMS[name]((Message("user", (Audio(None, 8000),)),))
 
 
 def tokenizer() -> Tokenizer:
@@ -225,7 +226,7 @@ def tokenizer() -> Tokenizer:
 TOKENIZER = tokenizer()
 PROCESSORS = {
     name: Processor(TOKENIZER, template, Square(8), lambda grid: grid[1] * grid[2], 4, "<image>", LocationTokens(16))
-    for name, template in TEMPLATES.items()
+    for name, template in FORMS.items()
 }
 
 
@@ -241,7 +242,7 @@ def controls_in(name: str, *typed: str) -> list[int]:
     return [index for index in PROCESSORS[name](tuple(talk)).ids.tolist() if index in TOKENIZER.controls.values()]
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", FORMS)
 def test_every_control_token_typed_as_text_is_text(name: str) -> None:
     everything = "".join(CONTROLS) + " ".join(CONTROLS) + "<<image>image><ima<image>ge>"
     wanted = controls_in(name, *"abcde")
@@ -256,6 +257,6 @@ typed = st.lists(pieces | st.text(max_size=3), max_size=8).map("".join)
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sampled_from(sorted(TEMPLATES)), st.tuples(typed, typed, typed, typed, typed))
+@given(st.sampled_from(sorted(FORMS)), st.tuples(typed, typed, typed, typed, typed))
 def test_nothing_that_can_be_typed_becomes_a_control_token(name: str, texts: tuple[str, ...]) -> None:
     assert controls_in(name, *texts) == controls_in(name, *"abcde")

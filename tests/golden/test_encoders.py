@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sightline.core.patches import patchify
 from sightline.encoders.vit import ViT
-from sightline.zoo import backbones
+from sightline.zoo import backbones, encoder_names
 
 GOLDEN = Path(__file__).parent / "encoders" / "encoders.safetensors"
 
@@ -21,10 +21,10 @@ INTERN = {**SIZES, "num_attention_heads": 3}
 SMALL = {**INTERN, "norm_type": "layer_norm", "qkv_bias": True, "qk_normalization": False}
 EVA2 = {**SIZES, "num_heads": 3, "hidden_act": "gelu", "layer_norm_eps": 1e-6}
 ENCODERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "vit_bigg": (backbones.vit_bigg_config, backbones.vit_bigg_keys, BIGG),
-    "intern_vit_6b": (backbones.intern_vit_config, backbones.intern_vit_keys, INTERN),
-    "intern_vit_300m": (backbones.intern_vit_config, backbones.intern_vit_keys, SMALL),
-    "eva2_clip": (backbones.eva2_clip_config, backbones.eva2_clip_keys, EVA2),
+    "vit_bigg": (backbones.vit_bigg_config, encoder_names.vit_bigg_keys, BIGG),
+    "intern_vit_6b": (backbones.intern_vit_config, encoder_names.intern_vit_keys, INTERN),
+    "intern_vit_300m": (backbones.intern_vit_config, encoder_names.intern_vit_keys, SMALL),
+    "eva2_clip": (backbones.eva2_clip_config, encoder_names.eva2_clip_keys, EVA2),
 }
 
 

@@ -134,7 +134,8 @@ def test_inputs_that_do_not_fit_are_refused(model: tuple[str, Published]) -> Non
 def test_a_checkpoint_of_what_was_trained_beside_those_it_was_trained_on(name: str, tmp_path: Path) -> None:
     """The tower by transformers' names, the language model by its own, with a table of more rows."""
     from sightline.encoders.vit import ViT
-    from sightline.zoo.backbones import clip_config, clip_keys
+    from sightline.zoo.backbones import clip_config
+    from sightline.zoo.encoder_names import clip_keys
     from sightline.zoo.flamingo import open_clip_keys
 
     trained, language, c = {}, {}, settings(name)

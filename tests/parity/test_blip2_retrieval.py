@@ -20,9 +20,10 @@ from sightline.model import VLM, VLMConfig
 from sightline.training import representation
 from sightline.training.representation import Representation
 from sightline.training.settings import RepresentationConfig
-from sightline.zoo.backbones import eva_clip_config, eva_clip_keys
+from sightline.zoo.backbones import eva_clip_config
 from sightline.zoo.blip2 import qformer_config, qformer_keys
 from sightline.zoo.checkpoint import read_json, read_tensors
+from sightline.zoo.encoder_names import eva_clip_keys
 from sightline.zoo.keymap import KeyMap, rule
 
 LAYER = "qformer.encoder.layer.{i}."

@@ -13,7 +13,7 @@ from transformers.models.idefics.vision import IdeficsVisionTransformer
 from sightline.core.patches import patchify
 from sightline.encoders.audio import AudioEncoder, log_mel, sinusoids
 from sightline.encoders.vit import ViT
-from sightline.zoo import backbones
+from sightline.zoo import backbones, encoder_names
 from sightline.zoo.published import load_published
 
 TOLERANCE = {"atol": 1e-5, "rtol": 0.0}
@@ -50,7 +50,7 @@ def test_internvit_of_the_original_layout(tmp_path: Path, size: str) -> None:
     with torch.no_grad():
         wanted = theirs(images).last_hidden_state[:, 1:]
     torch.testing.assert_close(ours.features(images), wanted, **TOLERANCE)
-    again = backbones.intern_vit_keys(ours.model.config).save(ours.model.state_dict())  # type: ignore[arg-type]
+    again = encoder_names.intern_vit_keys(ours.model.config).save(ours.model.state_dict())  # type: ignore[arg-type]
     assert set(again) == set(published)
     assert all(torch.equal(again[key], published[key]) for key in published)
 
@@ -98,7 +98,7 @@ def test_idefics() -> None:
     config = hf.IdeficsConfig(vision_config=sizes).vision_config
     theirs = randomised(IdeficsVisionTransformer(config))
     ours = ViT(backbones.idefics_vision_config(config.to_dict())).eval()
-    ours.load_state_dict(backbones.clip_keys(ours.config).load(theirs.state_dict()))
+    ours.load_state_dict(encoder_names.clip_keys(ours.config).load(theirs.state_dict()))
     images = pixels(2)
     with torch.no_grad():
         wanted = theirs(images).last_hidden_state
@@ -115,7 +115,7 @@ def test_llama_4() -> None:
     config.intermediate_size = VISION["hidden_size"] * 4  # which the adapter takes for the width of four patches
     theirs = randomised(hf.Llama4VisionModel(config))
     ours = ViT(backbones.llama4_vision_config(config.to_dict())).eval()
-    keys = backbones.llama4_vision_keys(ours.config)
+    keys = encoder_names.llama4_vision_keys(ours.config)
     published = {k: v for k, v in theirs.state_dict().items() if not k.startswith("vision_adapter.")}
     ours.load_state_dict(keys.load(published))
     seen: list[torch.Tensor] = []
@@ -161,7 +161,7 @@ def test_whisper() -> None:
     config = hf.WhisperConfig(**sizes, **few, **ends, num_mel_bins=20, max_source_positions=25)
     theirs = randomised(hf.WhisperModel(config)).encoder
     ours = AudioEncoder(backbones.whisper_config(config.to_dict())).eval()
-    keys, published = backbones.whisper_keys(ours.config), theirs.state_dict()
+    keys, published = encoder_names.whisper_keys(ours.config), theirs.state_dict()
     ours.load_state_dict(keys.load(published))
     mels = torch.randn(2, 20, 50, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():

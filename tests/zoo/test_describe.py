@@ -240,6 +240,7 @@ def test_shapes_without_content_are_those_of_content() -> None:
         made += [x @ y.T, torch.matmul(x, y.T), x.topk(2, dim=1)[1], x.softmax(-1), x.sum((0, 1)), x.argsort()]
         made += [rows[:, None] * rows, rows / 2, rows.float(), x[rows - 1], rows.repeat(3), torch.where(x > 0, x, 0.0)]
         made += [F.conv2d(picture, weight, None, 2, 1), F.interpolate(picture, size=(7, 5)), F.embedding(rows, y)]
+        made += [rows * 2.5, -rows, x.sigmoid(), torch.sigmoid(x), torch.cat((x, x), dim=1), torch.cat((rows, y[0]))]
         return [*made, torch.arange(3, 9, 2), x.index_copy(1, rows, x[:, rows])]
 
     with torch.no_grad():
@@ -248,6 +249,11 @@ def test_shapes_without_content_are_those_of_content() -> None:
             told = found(*(torch.empty(each.shape, dtype=each.dtype) for each in (x, y, rows)))
     assert [(each.shape, each.dtype) for each in told] == [(each.shape, each.dtype) for each in expected]
     assert all(each.is_meta for each in told)
+
+
+def test_tensors_with_content_are_filled_while_it_is_on() -> None:
+    with hollow():
+        assert torch.ones(3, device="cpu").zero_().tolist() == [0.0, 0.0, 0.0]
 
 
 def test_after_it_tensors_are_real_again() -> None:

@@ -15,7 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..core.errors import CheckpointError, InputError
 from ..core.sequence import Audio, Conversation, Image, Message, Part, Text, Video
-from .template import Control, End, Segment, Writer, turns
+from .template import Control, End, Films, Segment, Writer, turns
 
 # private characters, which published templates have no use for
 _OPEN, _CLOSE, _LEARN, _STOP = "\ue000", "\ue001", "\ue002", "\ue003"
@@ -27,8 +27,8 @@ class ChatTemplate:
 
     controls: names that are control tokens where the template itself writes them; image: the one that stands for a
     picture; bos begins a conversation whose template does not write it; eos ends an answer. video: the token that
-    stands for a whole film; frames: the name that stands for a film whose frames are numbered in lines of their own;
-    without either each frame is a picture. begins: whether the tokenizer puts bos before a text.
+    stands for a whole film; films: names that stand for one whose frames are written in a way of its family; without
+    either each frame is a picture. begins: whether the tokenizer puts bos before a text.
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class ChatTemplate:
         bos: str = "",
         eos: str = "",
         video: str | None = None,
-        frames: str = "",
+        films: Films | None = None,
         begins: bool = True,
     ) -> None:
-        self.controls, self.image, self.video, self.frames = tuple(controls), image, video, frames
+        self.controls, self.image, self.video, self.films = tuple(controls), image, video, films or {}
         self.bos, self.eos, self.begins = bos, eos, begins
         self.in_parts = re.search(r"""\[['"]type['"]\]|\.type\b|['"]type['"]""", source) is not None
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation])
@@ -51,7 +51,7 @@ class ChatTemplate:
             self.program = environment.from_string(source)
         except TemplateError as error:
             raise CheckpointError(f"the chat template cannot be read: {error}") from None
-        names = sorted((name for name in {*self.controls, frames} if name), key=len, reverse=True)
+        names = sorted((name for name in {*self.controls, *self.films} if name), key=len, reverse=True)
         self.names = re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
     def __call__(self, conversation: Conversation) -> list[Segment]:
@@ -82,7 +82,7 @@ class ChatTemplate:
         for part in message.parts:
             if isinstance(part, Audio):
                 raise InputError("this model's chat template has no form for a sound")
-            if isinstance(part, Video) and (self.video or self.frames):
+            if isinstance(part, Video) and (self.video or self.films):
                 parts.append({"type": "video"})
             elif isinstance(part, (Image, Video)):
                 parts += [{"type": "image"}] * (len(part.frames) if isinstance(part, Video) else 1)
@@ -111,8 +111,8 @@ class ChatTemplate:
                 place = name.end()
                 if name[0] in (self.image, self.video):
                     out.image()
-                elif name[0] == self.frames:
-                    out.frames(next(lengths, 0))
+                elif name[0] in self.films:
+                    self.films[name[0]](out, next(lengths, 0))
                 elif name[0] == self.eos and out.segments and getattr(out.segments[-1], "learned", False):
                     out.segments.append(End(name[0]))
                 else:

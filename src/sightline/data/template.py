@@ -4,7 +4,7 @@ Words of a template and of a user that stand side by side are tokenised together
 control tokens and image slots are never text, so nobody can type them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..core.errors import InputError
@@ -95,12 +95,6 @@ class Writer:
             self.image()
         return Message(message.role, tuple(part for part in message.parts if not isinstance(part, (Image, Video))))
 
-    def frames(self, count: int) -> None:
-        """A film's frames, numbered, each in a line of its own (InternVL)."""
-        for number in range(1, count + 1):
-            self.words(("\n" if number > 1 else "") + f"Frame{number}: ")
-            self.image()
-
     def parts(self, message: Message, learned: bool = False, before: str = "") -> None:
         """All parts of a message; `before` precedes its first words."""
         for part in message.parts:
@@ -125,6 +119,9 @@ class Writer:
                 self.sound()
             else:
                 raise InputError(f"this model reads text and images, not {type(part).__name__.lower()}")
+
+
+Films = Mapping[str, Callable[[Writer, int], None]]  # how so many frames are written, by the name of a film
 
 
 def turns(conversation: Conversation) -> Sequence[Message]:
@@ -318,53 +315,10 @@ def llava_plain_template(conversation: Conversation) -> list[Segment]:
     return out.segments
 
 
-def paligemma_template(conversation: Conversation) -> list[Segment]:
-    """PaliGemma (arXiv:2407.07726): images, `<bos>`, prefix, a line break; then the suffix and `<eos>`."""
-    talk, out = spoken(conversation), Writer()
-    if len(talk) > 2:
-        raise InputError(f"this model answers one question, the conversation has {len(talk)} messages")
-    question = out.shown(talk[0])
-    out.control("<bos>")
-    out.parts(question)
-    out.words("\n")
-    if len(talk) == 2:
-        out.parts(talk[1], learned=True)
-        out.segments.append(End("<eos>"))
-    return out.segments
-
-
-FAKE = "<fake_token_around_image>"  # IDEFICS writes it before and after pictures, once between two of them
-
-
-def idefics_template(conversation: Conversation) -> list[Segment]:
-    """IDEFICS-instruct (arXiv:2306.16527, its model card): "User:" and "Assistant:" in lines of their own."""
-    talk, out = spoken(conversation), Writer()
-    out.control("<s>")
-    for i, message in enumerate(talk):
-        user = message.role == "user"
-        out.words(("\n" if i else "") + ("User:" if user else "Assistant:"))
-        for part in message.parts:
-            if isinstance(part, (Image, Video)):
-                for _ in range(len(part.frames) if isinstance(part, Video) else 1):
-                    if out.segments[-1] != Control(FAKE):
-                        out.control(FAKE)
-                    out.image()
-                    out.control(FAKE)
-            else:
-                spaced = "" if out.segments[-1] == Control(FAKE) else " "
-                out.parts(Message(message.role, (part,)), learned=not user, before=spaced)
-        out.segments.append(Control("<end_of_utterance>") if user else End("<end_of_utterance>"))
-    if talk[-1].role == "user":
-        out.words("\nAssistant:")
-    return out.segments
-
-
 TEMPLATES: dict[str, Template] = {
     "sightline": sightline_template,
     "interleaved": interleaved_template,
     "llava-v1": vicuna_template(),
     "llava-hf": vicuna_template(system=""),
     "llava-plain": llava_plain_template,
-    "paligemma": paligemma_template,
-    "idefics": idefics_template,
 }

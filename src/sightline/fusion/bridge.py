@@ -1,8 +1,12 @@
-"""What every fusion is to a model: features of pictures in, tokens for the sequence or memory to look at out."""
+"""What every fusion is to a model: features of pictures in, tokens for the sequence or memory to look at out.
+
+A fusion is called with the features of all items, one that reads text (`QFormer`) with that as well, and makes a
+`Bridge` of them. `num_tokens(grid)` is how many slots of the sequence an item with this grid takes, `blocks(decoder)`
+the decoder's blocks with the fusion's own among them.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,22 +32,6 @@ class Bridge:
     latest: bool = True
     adjacent: bool = False
     features: Patches | None = None
-
-
-class Fusion(Protocol):
-    """What a model asks of its fusion. One that reads text as well takes it as a second argument (`QFormer`)."""
-
-    def num_tokens(self, grid: Grid) -> int:
-        """How many slots of the sequence an item with this grid takes."""
-        ...
-
-    def blocks(self, decoder: DecoderConfig) -> list[nn.Module]:
-        """The decoder's blocks, with the fusion's own among them."""
-        ...
-
-    def __call__(self, features: Patches) -> Bridge:
-        """Features [n, inputs] of all items to what the decoder is given of them."""
-        ...
 
 
 class TokenFusion(nn.Module):

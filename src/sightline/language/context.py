@@ -1,16 +1,18 @@
-"""What a step is to every block of a decoder: who sees whom, where tokens stand, what each of them carries."""
+"""What a step is to every block of a decoder: who sees whom, where tokens stand, what each of them carries.
+
+A block is called with x [batch, length, width], the context and the cache of its layer, and gives the same shape; with
+`Context.rows`, only those tokens [n, width].
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..core.layout import Layout, Medium
 from ..core.memory import Memory
-from ..layers.attention import KeyValueStore
 from ..layers.scores import Places
 
 
@@ -65,11 +67,3 @@ class Context:
     def split(self) -> Split:
         """The step's tokens by what they carry, for blocks that have weights for each; made when first asked for."""
         return split_by(self.layout.medium.flatten())
-
-
-class Block(Protocol):
-    """What the decoder asks of a block."""
-
-    def __call__(self, x: Tensor, context: Context, cache: KeyValueStore | None) -> Tensor:
-        """x [batch, length, width] to the same shape, or with `context.rows` to those tokens [n, width]."""
-        ...

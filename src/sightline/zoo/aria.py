@@ -19,13 +19,15 @@ from ..data.tiles import Fitted
 from ..fusion.pooling import SizedPoolConfig
 from ..model import VLM, VLMConfig
 from . import llava
-from .backbones import Json, language_config, siglip_config, siglip_keys
+from .backbones import siglip_config
 from .checkpoint import read_tensors
-from .configs import expect
+from .configs import Json, expect
+from .encoder_names import siglip_keys
 from .family import Family, Habits, Row, scaling
 from .inputs import checked, cut, filled, is_image
 from .keymap import KeyMap, rule, stacked
 from .language_names import aria_keys
+from .languages import language_config
 
 # what the published configuration class of its encoder has by default and SigLIP's has not
 TOWER = {"hidden_size": 1152, "num_attention_heads": 16, "patch_size": 32}
@@ -89,7 +91,11 @@ def inputs(
 ) -> Batch:
     """Pictures [n, 3, height, width]; the mask [n, height, width] is 1 in the upper left part that a picture fills."""
     ids = checked(input_ids, attention_mask=attention_mask)
-    patches = cut(model, pixel_values) if pixel_mask is None else filling(model, pixel_values, pixel_mask)
+    patches = None
+    if pixel_mask is not None:
+        patches = filling(model, pixel_values, pixel_mask)
+    elif pixel_values is not None:
+        patches = cut(model, pixel_values)
     return filled(model, ids, is_image(c, ids), patches, attention_mask)
 
 
@@ -105,9 +111,7 @@ def filling(model: VLM, pixel_values: Tensor | None, pixel_mask: Tensor) -> Patc
         if int(real.sum()) != height * width or not bool(real[:height, :width].all()):
             raise InputError("pixel_mask: a picture must fill one rectangle in the upper left corner")
         down, across = (-(-side // patch) * patch for side in (height, width))
-        part = cut(model, pixels[None, :, :down, :across])
-        assert part is not None
-        parts.append(part)
+        parts.append(cut(model, pixels[None, :, :down, :across]))
     return join(parts)
 
 

@@ -1,7 +1,6 @@
 """Published vision encoders on their own: settings from `config.json`; names of tensors are in `encoder_names`.
 
-Defaults are those of the published configuration classes, which leave out of the file whatever equals them. Language
-models are in `languages`; what a family of both needs of them can be had from here.
+Defaults are those of the published configuration classes, which leave out of the file whatever equals them.
 """
 
 from dataclasses import replace
@@ -11,40 +10,6 @@ from ..core.errors import ConfigError
 from ..encoders.audio import AudioConfig
 from ..encoders.vit import ViTConfig
 from .configs import Json, act
-from .encoder_names import (
-    clip_keys,
-    dinov2_keys,
-    eva2_clip_keys,
-    eva_clip_keys,
-    intern_vit_keys,
-    internvl_vision_keys,
-    llama4_vision_keys,
-    siglip_keys,
-    vit_bigg_keys,
-    whisper_keys,
-)
-from .language_names import decoder_keys
-from .languages import LANGUAGES, gemma_config, language_config
-
-# and what is defined here
-__all__ = [
-    "LANGUAGES",
-    "Json",
-    "act",
-    "clip_keys",
-    "decoder_keys",
-    "dinov2_keys",
-    "eva2_clip_keys",
-    "eva_clip_keys",
-    "gemma_config",
-    "intern_vit_keys",
-    "internvl_vision_keys",
-    "language_config",
-    "llama4_vision_keys",
-    "siglip_keys",
-    "vit_bigg_keys",
-    "whisper_keys",
-]
 
 
 def clip_config(c: Json, layer: int = -1, normed: bool = False) -> ViTConfig:

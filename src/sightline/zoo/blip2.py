@@ -20,11 +20,14 @@ from ..fusion.qformer import QFormerConfig
 from ..language.tokenizer import Tokenizer
 from ..model import VLM, VLMConfig
 from . import t5
-from .backbones import Json, act, decoder_keys, eva_clip_config, eva_clip_keys, language_config
+from .backbones import eva_clip_config
+from .configs import Json, act
+from .encoder_names import eva_clip_keys
 from .family import EQUAL, Family, Habits, Row, Stages, llama, stretched
 from .inputs import shown, written
 from .keymap import KeyMap, leading, rule
-from .language_names import opt_keys
+from .language_names import decoder_keys, opt_keys
+from .languages import language_config
 
 
 def config(c: Json) -> VLMConfig:

@@ -5,7 +5,6 @@ and a test holds it to the rows.
 """
 
 import json
-import os
 import re
 import textwrap
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..core.folders import user_cache
 from .numbers import short
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -26,14 +26,9 @@ def shipped() -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(ASSETS.glob("*/config.json"))}
 
 
-def cache() -> Path:
-    """Where models lie that were pulled, each in a folder of its name."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sightline"
-
-
 def is_here(name: str) -> bool:
     """Whether the weights of a model by this name are on this machine: inside the installation or pulled."""
-    return name in shipped() or (cache() / name / "config.json").is_file()
+    return name in shipped() or (user_cache() / name / "config.json").is_file()
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,13 @@ from ..encoders.vq import VQConfig
 from ..fusion.vocabulary import VocabularyConfig
 from ..language.decoder import Decoder, DecoderConfig
 from ..model import VLM, VLMConfig
-from .backbones import Json, decoder_keys, language_config
 from .checkpoint import read_tensors
+from .configs import Json
 from .family import EQUAL, Family, Habits, Row
 from .inputs import pictures, words
 from .keymap import KeyMap, Reshape, Rule, rule
+from .language_names import decoder_keys
+from .languages import language_config
 
 IMAGE, BEGIN, STOP, TURN = "<image>", "<racm3:break>", "<eoss>", "<reserved08706>"
 

@@ -20,8 +20,9 @@ from ..fusion.visual_expert import VisualExpertConfig
 from ..language.decoder import DecoderConfig
 from ..language.tokenizer import Tokenizer
 from ..model import VLM, VLMConfig
-from .backbones import Json, eva2_clip_config, eva2_clip_keys
-from .configs import expect
+from .backbones import eva2_clip_config
+from .configs import Json, expect
+from .encoder_names import eva2_clip_keys
 from .family import Family, Habits, Row, Stages, llama, stretched_for_encoder
 from .inputs import checked, cut, filled
 from .keymap import KeyMap, Reshape, leading, rule
@@ -124,7 +125,7 @@ def inputs(
     if len({picture.shape for picture in found}) > 1:
         raise InputError("images: found pictures of several sizes, expected one")
     kinds = torch.zeros_like(ids) if token_type_ids is None else token_type_ids
-    patches = cut(model, torch.stack(found) if found else None)
+    patches = cut(model, torch.stack(found)) if found else None
     return filled(model, ids, kinds == 1, patches, attention_mask, told="tokens of type 1 in token_type_ids")
 
 

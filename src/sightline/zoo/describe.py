@@ -10,6 +10,7 @@ from typing import Any
 
 import PIL.Image
 import torch
+from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.layout import Medium, causal_layout
@@ -47,6 +48,11 @@ class Sight:
     tokens: int
     tiling: Tiling | None = None
     around: int = 0
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of a prompt of the picture and a question."""
+        return self.tokens + self.around + QUESTION
 
     def note(self, patch: int) -> str:
         """The views as people read them."""
@@ -137,22 +143,29 @@ def describe(
     """Measure a design for one picture, of its published size or as it is seen; `stages` are patterns over names."""
     with hollow():
         model = VLM(config)
+    image, decoder = config.image, config.decoder
+    if seen is None:
+        grid = (1, image.grid, image.grid)
+        cut = f"{image.grid}x{image.grid} of {image.patch_size}x{image.patch_size} pixels"
+        seen = Sight((image.image_size, image.image_size), (grid,), model.num_tokens(grid))
+    else:
+        cut = seen.note(image.patch_size)
+    run = _run(model, seen)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     total = sum(sizes.values())
     parts = dict.fromkeys(("encoder", "fusion", "decoder", *(name.split(".")[0] for name in sizes)))
     trained = {stage: _matched(sizes, patterns) for stage, patterns in (stages or {}).items()}
-    pipeline, visual, flops = _run(model, seen)
-    decoder = config.decoder
+    tasks = ("to see a picture", f"to read {seen.prompt} tokens", "to write a token")
     keys = 2 * decoder.depth * (decoder.kv_heads or decoder.heads) * decoder.head_size
     return Description(
         name=name,
-        pipeline=pipeline,
-        visual_tokens=visual,
+        pipeline=_stations(config, seen, cut, run),
+        visual_tokens=seen.tokens,
         parameters={part: _matched(sizes, (f"{part}.*",)) for part in parts},
         trained=trained,
         memory={kind: total * size for kind, size in BYTES.items()},
         cache=keys * BYTES["bf16"],
-        flops=flops,
+        flops=dict(zip(tasks, run.flops, strict=True)),
     )
 
 
@@ -167,64 +180,78 @@ def _matched(sizes: Mapping[str, int], patterns: tuple[str, ...]) -> int:
     return sum(count for name, count in sizes.items() if any(fnmatchcase(name, pattern) for pattern in patterns))
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What a picture and a question become on their way through a model, and the operations that each part takes."""
+
+    patches: Patches
+    features: Patches
+    bridged: Tensor
+    hidden: Tensor
+    scores: Tensor
+    flops: tuple[int, int, int]  # to see, to read, to write
+
+
 @torch.no_grad()
-def _run(model: VLM, seen: Sight | None) -> tuple[tuple[Station, ...], int, dict[str, int]]:
+def _run(model: VLM, seen: Sight) -> _Run:
     """Send one picture and a question through a model without content."""
-    image, decoder = model.config.image, model.config.decoder
-    grids = ((1, image.grid, image.grid),) if seen is None else seen.grids
-    around = 0 if seen is None else seen.around
     share_alike(model)
     with hollow():
-        values = torch.empty(sum(t * h * w for t, h, w in grids), image.patch_dim)
-        pixels = Patches(values, grids, () if seen is None or seen.tiling is None else (seen.tiling,))
-        # a fusion that reads an instruction is counted with one as long as the question
-        words = min(QUESTION, model.config.instruction_length)
-        asked = [torch.zeros(len(grids), words, dtype=torch.int64)] if words else []
+        patches, asked = _picture(model.config, seen)
+        prompt, step = _batches(model.config, seen)
+        cache = model.new_cache(seen.prompt + 1)
         with Operations() as seeing:
-            features = replace(model.encoder(pixels), tilings=pixels.tilings)
+            features = replace(model.encoder(patches), tilings=patches.tilings)
             bridge = model.fusion(features, *asked)
-        visual = sum(model.num_tokens(grid) for grid in grids) if seen is None else seen.tokens
-        length = visual + around + QUESTION
-        cache = model.new_cache(length + 1)
-        # what tokens carry decides which weights they take, and whose a picture is where its memory goes: both are real
-        carried = torch.tensor([[Medium.IMAGE] * visual + [Medium.TEXT] * (around + QUESTION)], device="cpu")
-        layout = replace(causal_layout(1, length, "meta"), medium=carried)
-        owners = torch.tensor([[0, 0, 1]] * len(grids), device="cpu")
-        prompt = Batch(torch.zeros(1, length, dtype=torch.int64), layout, torch.arange(visual), owners=owners)
-        layout = replace(causal_layout(1, 1, "meta"), medium=carried[:, -1:])
-        step = Batch(torch.zeros(1, 1, dtype=torch.int64), layout, torch.zeros(0, dtype=torch.int64))
-        if model.config.beside:  # what is written begins with a token of its own
-            prompt = replace(step, source=prompt)
         with Operations() as reading:
             hidden = model(prompt, cache, bridge)
             scores = model.logits(hidden[:, -1:])
         with Operations() as writing:
             model.logits(model(step, cache))
-    kv_heads = decoder.kv_heads or decoder.heads
-    look = model.config.look
-    looked = f"read whole by {decoder.encoder_depth} blocks of their own" if model.config.beside else look
     given = bridge.tokens if bridge.memory is None else bridge.memory.values
     bridged = bridge.ids if given is None else given
-    assert bridged is not None
-    width, height = (image.image_size, image.image_size) if seen is None else seen.size
-    cut = f"{image.grid}x{image.grid} of {image.patch_size}x{image.patch_size} pixels"
-    read = f"{visual} visual, {around} control" if around else f"{visual} visual"
-    stations = (
-        Station("picture", (image.channels, height, width)),
-        Station("patches", tuple(pixels.values.shape), cut if seen is None else seen.note(image.patch_size)),
-        Station("encoder", tuple(features.values.shape), image.note),
-        Station("fusion", tuple(bridged.shape), model.config.fusion.note),
-        Station("sequence", (length, hidden.shape[2]), f"{read} and {QUESTION} text tokens, {looked}"),
+    return _Run(patches, features, bridged, hidden, scores, (seeing.count, reading.count, writing.count))
+
+
+def _picture(cfg: VLMConfig, seen: Sight) -> tuple[Patches, list[Tensor]]:
+    """The views of a picture; for a fusion that reads an instruction with each, one as long as the question."""
+    values = torch.empty(sum(t * h * w for t, h, w in seen.grids), cfg.image.patch_dim)
+    words = min(QUESTION, cfg.instruction_length)
+    asked = [torch.zeros(len(seen.grids), words, dtype=torch.int64)] if words else []
+    return Patches(values, seen.grids, () if seen.tiling is None else (seen.tiling,)), asked
+
+
+def _batches(cfg: VLMConfig, seen: Sight) -> tuple[Batch, Batch]:
+    """A prompt of a picture and a question, and the token that follows it."""
+    length, texts = seen.prompt, seen.prompt - seen.tokens
+    # what tokens carry decides which weights they take, and whose a picture is where its memory goes: both are real
+    carried = torch.tensor([[Medium.IMAGE] * seen.tokens + [Medium.TEXT] * texts], device="cpu")
+    owners = torch.tensor([[0, 0, 1]] * len(seen.grids), device="cpu")
+    layout = replace(causal_layout(1, length, "meta"), medium=carried)
+    prompt = Batch(torch.zeros(1, length, dtype=torch.int64), layout, torch.arange(seen.tokens), owners=owners)
+    layout = replace(causal_layout(1, 1, "meta"), medium=carried[:, -1:])
+    step = Batch(torch.zeros(1, 1, dtype=torch.int64), layout, torch.zeros(0, dtype=torch.int64))
+    if cfg.beside:  # what is written begins with a token of its own
+        return replace(step, source=prompt), step
+    return prompt, step
+
+
+def _stations(cfg: VLMConfig, seen: Sight, cut: str, run: _Run) -> tuple[Station, ...]:
+    """The stops of a run, with what each is made of; cut: how the picture became patches."""
+    image, decoder = cfg.image, cfg.decoder
+    control = f", {seen.around} control" if seen.around else ""
+    looked = f"read whole by {decoder.encoder_depth} blocks of their own" if cfg.beside else cfg.look
+    heads = f"{decoder.heads} heads ({decoder.kv_heads or decoder.heads} for keys)"
+    return (
+        Station("picture", (image.channels, *reversed(seen.size))),
+        Station("patches", tuple(run.patches.values.shape), cut),
+        Station("encoder", tuple(run.features.values.shape), image.note),
+        Station("fusion", tuple(run.bridged.shape), cfg.fusion.note),
         Station(
-            "decoder",
-            tuple(hidden.shape[1:]),
-            f"{decoder.depth} blocks, {decoder.heads} heads ({kv_heads} for keys), {decoder.activation}",
+            "sequence",
+            (seen.prompt, run.hidden.shape[2]),
+            f"{seen.tokens} visual{control} and {QUESTION} text tokens, {looked}",
         ),
-        Station("next token", tuple(scores.shape[2:]), "scores over the vocabulary"),
+        Station("decoder", tuple(run.hidden.shape[1:]), f"{decoder.depth} blocks, {heads}, {decoder.activation}"),
+        Station("next token", tuple(run.scores.shape[2:]), "scores over the vocabulary"),
     )
-    flops = {
-        "to see a picture": seeing.count,
-        f"to read {length} tokens": reading.count,
-        "to write a token": writing.count,
-    }
-    return stations, visual, flops

@@ -17,6 +17,7 @@ from . import (
     blip2,
     chameleon,
     cogvlm,
+    encoder_names,
     ferret,
     flamingo,
     fuyu,
@@ -37,8 +38,8 @@ from . import (
     shikra,
     t5,
 )
-from .backbones import Json
 from .checkpoint import read_tensors
+from .configs import Json
 from .family import Family, Habits, Row
 from .inputs import words
 
@@ -64,25 +65,29 @@ def _vision(c: Json) -> Json:
 ENCODERS = {
     "clip": Family(
         lambda c, f: ViT(backbones.clip_config(_vision(c))),
-        lambda cfg: backbones.clip_keys(cfg).under("vision_model.", ""),
+        lambda cfg: encoder_names.clip_keys(cfg).under("vision_model.", ""),
         _tower,
         inputs=None,
     ),
     "siglip": Family(
         lambda c, f: ViT(backbones.siglip_config(_vision(c))),
-        lambda cfg: backbones.siglip_keys(cfg).under("vision_model.", ""),
+        lambda cfg: encoder_names.siglip_keys(cfg).under("vision_model.", ""),
         _tower,
         inputs=None,
     ),
-    "dinov2": Family(lambda c, f: ViT(backbones.dinov2_config(c)), backbones.dinov2_keys, inputs=None),
+    "dinov2": Family(lambda c, f: ViT(backbones.dinov2_config(c)), encoder_names.dinov2_keys, inputs=None),
     "internvl_vision": Family(
-        lambda c, f: ViT(backbones.internvl_vision_config(c)), backbones.internvl_vision_keys, inputs=None
+        lambda c, f: ViT(backbones.internvl_vision_config(c)), encoder_names.internvl_vision_keys, inputs=None
     ),
-    "intern_vit_6b": Family(lambda c, f: ViT(backbones.intern_vit_config(c)), backbones.intern_vit_keys, inputs=None),
-    "blip_2_vision_model": Family(lambda c, f: ViT(backbones.eva_clip_config(c)), backbones.eva_clip_keys, inputs=None),
+    "intern_vit_6b": Family(
+        lambda c, f: ViT(backbones.intern_vit_config(c)), encoder_names.intern_vit_keys, inputs=None
+    ),
+    "blip_2_vision_model": Family(
+        lambda c, f: ViT(backbones.eva_clip_config(c)), encoder_names.eva_clip_keys, inputs=None
+    ),
     "kosmos_2_vision_model": Family(
         lambda c, f: ViT(backbones.kosmos2_vision_config(c)),
-        lambda cfg: backbones.clip_keys(cfg).under("model.", ""),
+        lambda cfg: encoder_names.clip_keys(cfg).under("model.", ""),
         inputs=None,
     ),
 }

@@ -14,11 +14,11 @@ from ..core.errors import ConfigError
 from ..data.batch import Batch
 from ..data.images import CLIP_MEAN, CLIP_STD, CenterCrop, Scaling, Square
 from ..data.processor import Expand, ImagePipeline, whole
-from ..data.template import Template
+from ..data.template import Films, Template
 from ..language.tokenizer import Tokenizer
 from ..model import VLMConfig
-from .backbones import Json
 from .checkpoint import read_tensors
+from .configs import Json
 from .inputs import pictures
 from .keymap import KeyMap
 from .revisions import REVISIONS
@@ -88,11 +88,11 @@ class Habits:
     template: how a conversation is laid out, unless the folder has a chat template. image: the token that fills a
     picture's places. codec: the name of its convention for places. end: what ends an answer, where that is not the
     tokenizer's own end. pixels: the picture pipeline from a `preprocessor_config.json`, {} without one, and the
-    encoder's side. expand: what stands in the place of a picture, as `data.processor.Expand`. picture: the name that
-    stands for a picture in the folder's chat template, if not `image`. video: the token that fills a film's places,
-    where a film is one item; frames: the name that stands for a film in the folder's chat template, where its frames
-    are so many numbered pictures. instruct: from the folder what turns a question into the ids that a fusion reads with
-    each picture. controls: control tokens that the tokenizer's file may have among its words.
+    encoder's side. expand: what stands in the place of a picture, as `data.processor.Expand`. picture: the name
+    that stands for a picture in the folder's chat template, if not `image`. video: the token that fills a film's
+    places, where a film is one item; films: as `data.template.Films`, where its frames are so many pictures.
+    instruct: from the folder what turns a question into the ids that a fusion reads with each picture. controls:
+    control tokens that the tokenizer's file may have among its words.
     """
 
     template: Template
@@ -105,7 +105,7 @@ class Habits:
     expand: Expand = whole
     picture: str = ""
     video: str | None = None
-    frames: str = ""
+    films: Films = field(default_factory=dict)
     instruct: Callable[[Path], Callable[[str], list[int]]] | None = None
     controls: tuple[str, ...] = ()
 

@@ -17,7 +17,7 @@ from ..data.batch import Batch
 from ..data.template import vicuna_template
 from ..grounding.sampler import Regions, SamplerConfig, points_of
 from ..model import VLM, VLMConfig
-from .backbones import Json
+from .configs import Json
 from .family import Family, Habits, Row, Stages, llama, stretched_for_encoder
 from .inputs import checked, cut, filled, is_image
 from .keymap import KeyMap, Reshape, rule
@@ -70,7 +70,7 @@ def inputs(
     region_masks: of each picture its regions in order, [width, height], not 0 where a region is.
     """
     ids = checked(input_ids, attention_mask=attention_mask)
-    patches = cut(model, images)
+    patches = None if images is None else cut(model, images)
     batch = filled(model, ids, is_image(c, ids), patches, attention_mask)
     masks = [(item, mask) for item, row in enumerate(region_masks or ()) for mask in row]
     slots = (ids == int(c["im_region_fea_token"])).flatten().nonzero()[:, 0]

@@ -29,12 +29,15 @@ from ..fusion.cross_attention import CrossAttentionConfig
 from ..fusion.resampler import ResamplerConfig
 from ..language.decoder import DecoderConfig
 from ..model import VLM, VLMConfig
-from .backbones import Json, clip_config, clip_keys, decoder_keys, language_config
+from .backbones import clip_config
 from .checkpoint import read_tensors
+from .configs import Json
+from .encoder_names import clip_keys
 from .family import CLIP, Family, Habits, Row, Stages, llama, scaling
 from .inputs import checked, cut, filled
 from .keymap import KeyMap, flat_patch, halves, rule, stacked
-from .language_names import gpt_neox_keys, mosaic_keys, mpt_keys
+from .language_names import decoder_keys, gpt_neox_keys, mosaic_keys, mpt_keys
+from .languages import language_config
 from .llava import clip_l
 from .perceivers import flamingo_config, flamingo_keys, otter_keys
 
@@ -208,7 +211,6 @@ def inputs(
     if not len(row):
         return batch
     patches = cut(model, vision_x[row, number].flatten(0, 1))
-    assert patches is not None
     patches = replace(patches, grids=tuple((frames, h, w) for _, h, w in patches.grids[::frames]))
     owners = torch.stack((row, torch.zeros_like(row), number + 1), dim=1)
     return replace(batch, patches=patches, owners=owners)

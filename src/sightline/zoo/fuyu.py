@@ -20,11 +20,12 @@ from ..data.template import Control, End, Segment, Writer, turns
 from ..encoders.vit import ViTConfig
 from ..fusion.projector import ProjectorConfig
 from ..model import VLM, VLMConfig
-from .backbones import Json, language_config
+from .configs import Json
 from .family import EQUAL, Family, Habits, Row, scaling
 from .inputs import checked, filled, is_image
 from .keymap import KeyMap, Reshape, rule
 from .language_names import persimmon_keys
+from .languages import language_config
 
 IMAGE, NEWLINE, ANSWER, END = "|SPEAKER|", "|NEWLINE|", "<0x04>", "|ENDOFTEXT|"
 

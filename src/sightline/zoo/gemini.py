@@ -12,7 +12,8 @@ from ..fusion.projector import ProjectorConfig
 from ..language.decoder import DecoderConfig
 from ..layers.experts import ExpertsConfig
 from ..model import VLMConfig
-from .backbones import Json, whisper_config
+from .backbones import whisper_config
+from .configs import Json
 from .family import Family, Row
 
 

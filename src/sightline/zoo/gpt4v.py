@@ -13,7 +13,8 @@ from ..fusion.cross_attention import CrossAttentionConfig
 from ..language.decoder import DecoderConfig
 from ..layers.experts import ExpertsConfig
 from ..model import VLMConfig
-from .backbones import Json, clip_config
+from .backbones import clip_config
+from .configs import Json
 from .family import Family, Row
 from .llava import clip_l
 from .perceivers import flamingo_config

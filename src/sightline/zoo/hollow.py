@@ -1,6 +1,6 @@
 """Models of any size in no memory: every parameter has its shape and no content, and a pass through one is counted."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 
 class _Shapes(TorchFunctionMode):
@@ -20,14 +20,14 @@ class _Shapes(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         given, name = kwargs or {}, getattr(func, "__name__", "")
-        if name in _FILLS:
-            return args[0] if args else given["tensor"]
+        if name in _FILLS and (x := args[0] if args else given["tensor"]).is_meta:
+            return x
         if func is torch.arange and str(given.get("device", "meta")) == "meta":
             return _without_content(func(*args, **given | {"device": "cpu"}))
-        empty = [x for x in tree_leaves((args, given)) if isinstance(x, Tensor) and x.is_meta]
+        empty = [x for x in _tensors((*args, *given.values())) if x.is_meta]
         if not empty or (torch.is_grad_enabled() and any(x.requires_grad for x in empty)):
             return func(*args, **given)
-        out = _shaped(func, args)
+        out = _shaped(func, args, given)
         if out is None and name in _IN_PYTHON:
             return tree_map(_without_content, func(*tree_map(_zeros, args), **tree_map(_zeros, given)))
         return func(*args, **given) if out is None else out
@@ -100,9 +100,13 @@ def _run_once(
     return out
 
 
-def _shaped(func: Callable[..., Any], args: tuple[Any, ...]) -> Tensor | None:
+def _shaped(func: Callable[..., Any], args: tuple[Any, ...], given: dict[str, Any]) -> Tensor | None:
     """What the commonest functions make of tensors without content; None wherever it is not plain."""
     x = args[0] if args else None
+    if func is torch.cat and len({(part.dtype, part.dim()) for part in args[0]}) == 1:
+        dim, shape = args[1] if len(args) > 1 else given.get("dim", 0), list(args[0][0].shape)
+        shape[dim] = sum(part.shape[dim] for part in args[0])
+        return torch.empty(shape, dtype=args[0][0].dtype, device="meta")
     if not isinstance(x, Tensor):
         return None
     if func is F.linear and x.shape[-1] == args[1].shape[1]:
@@ -115,11 +119,22 @@ def _shaped(func: Callable[..., Any], args: tuple[Any, ...]) -> Tensor | None:
         return x.new_empty(len(x), *func(_zeros(x)[:0], *map(_zeros, args[1:3]), *args[3:]).shape[1:])
     if func in (torch.matmul, Tensor.matmul):  # over the first number instead of all
         return torch.empty_like(torch.matmul(_zeros(x)[..., :1], _zeros(args[1])[..., :1, :]), device="meta")
-    if func in _ALIKE and (len(args) < 2 or not isinstance(args[1], Tensor)):
+    if func in _ALIKE and x.is_floating_point() and (len(args) < 2 or not isinstance(args[1], Tensor)):
         return x.new_empty(x.shape)
+    if func is Tensor.index_copy:
+        return torch.empty(x.shape, dtype=x.dtype, device="meta")
     if func in _JOINED and all(isinstance(each, Tensor) and each.dtype == x.dtype for each in args):
         return x.new_empty(np.broadcast_shapes(*(each.shape for each in args)))
     return None
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among values, and in the lists and tuples among them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
 
 
 def _zeros(x: Any) -> Any:
@@ -138,14 +153,16 @@ def _attention(out: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) 
     return query.shape[:-1].numel() * key.shape[-2] * (key.shape[-1] + value.shape[-1])
 
 
-_FILLS = {"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"}
-_ALIKE = {F.rms_norm, F.layer_norm, F.silu, F.gelu}
+_FILLS = {
+    "fill_", "kaiming_normal_", "kaiming_uniform_", "normal_", "trunc_normal_", "uniform_", "xavier_uniform_", "zero_",
+}  # fmt: skip
+_ALIKE = {F.rms_norm, F.layer_norm, F.silu, F.gelu, torch.sigmoid, Tensor.neg, Tensor.mul}
 _JOINED = {Tensor.add, Tensor.mul, torch.addcmul}
 # torch finds their shapes in Python: they are done to zeros instead
 _IN_PYTHON = {
     "__and__", "__eq__", "__floordiv__", "__getitem__", "__invert__", "__neg__", "__or__", "__rpow__", "__rsub__",
     "__truediv__", "abs", "add", "amax", "any", "argmin", "argsort", "cat", "ceil", "clamp", "cos", "div", "eq",
-    "exp", "ge", "group_norm", "gt", "index_add", "index_copy", "index_fill", "interpolate", "le", "log", "log2",
+    "exp", "ge", "group_norm", "gt", "index_add", "index_fill", "interpolate", "le", "log", "log2",
     "lt", "masked_fill", "mul", "neg", "normalize", "pow", "relu", "repeat", "sigmoid", "sin", "softmax", "square",
     "stack", "sub", "sum", "tanh", "topk", "tril", "where", "zeros_like",
 }  # fmt: skip

@@ -9,15 +9,20 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError, InputError
+from ..core.sequence import Conversation, Image, Message, Video
 from ..data.batch import Batch
-from ..data.template import idefics_template
+from ..data.template import Control, End, Segment, Writer, spoken
 from ..fusion.cross_attention import CrossAttentionConfig
 from ..fusion.resampler import ResamplerConfig
 from ..model import VLM, VLMConfig
-from .backbones import Json, act, clip_keys, decoder_keys, idefics_vision_config, language_config
+from .backbones import idefics_vision_config
+from .configs import Json, act
+from .encoder_names import clip_keys
 from .family import Family, Habits, Row, Stages, stretched
 from .inputs import checked, cut, filled, is_image, pictures
 from .keymap import KeyMap, leading, rule
+from .language_names import decoder_keys
+from .languages import language_config
 from .perceivers import idefics_config, idefics_keys
 
 
@@ -132,12 +137,38 @@ def inputs(
     return replace(batch, patches=cut(model, pixel_values[row, number]), owners=owners, looks=seen)
 
 
+FAKE = "<fake_token_around_image>"  # before and after pictures, once between two of them
+
+
+def template(conversation: Conversation) -> list[Segment]:
+    """By its model card: "User:" and "Assistant:" in lines of their own."""
+    talk, out = spoken(conversation), Writer()
+    out.control("<s>")
+    for i, message in enumerate(talk):
+        user = message.role == "user"
+        out.words(("\n" if i else "") + ("User:" if user else "Assistant:"))
+        for part in message.parts:
+            if isinstance(part, (Image, Video)):
+                for _ in range(len(part.frames) if isinstance(part, Video) else 1):
+                    if out.segments[-1] != Control(FAKE):
+                        out.control(FAKE)
+                    out.image()
+                    out.control(FAKE)
+            else:
+                spaced = "" if out.segments[-1] == Control(FAKE) else " "
+                out.parts(Message(message.role, (part,)), learned=not user, before=spaced)
+        out.segments.append(Control("<end_of_utterance>") if user else End("<end_of_utterance>"))
+    if talk[-1].role == "user":
+        out.words("\nAssistant:")
+    return out.segments
+
+
 FAMILIES = {
     "idefics": Family(
         lambda c, f: VLM(config(c)),
         keys,
         inputs=inputs,
-        habits=Habits(idefics_template, "<image>", end="<end_of_utterance>", pixels=stretched),
+        habits=Habits(template, "<image>", end="<end_of_utterance>", pixels=stretched),
     )
 }
 

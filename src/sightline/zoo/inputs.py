@@ -17,7 +17,7 @@ from ..fusion.cross_attention import CrossAttentionFusion
 from ..language.decoder import Decoder
 from ..language.seq2seq import Seq2Seq, Seq2SeqConfig
 from ..model import VLM
-from .backbones import Json
+from .configs import Json
 
 NO_SLOTS = torch.zeros(0, dtype=torch.int64)
 
@@ -60,7 +60,7 @@ def shown(
 ) -> Batch:
     """Ids and pictures that are read."""
     ids = checked(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
-    patches = cut(model, pixel_values)
+    patches = None if pixel_values is None else cut(model, pixel_values)
     batch = filled(model, ids, is_image(c, ids), patches, attention_mask, token_type_ids)
     if looks(model):
         return replace(batch, layout=replace(batch.layout, item=is_image(c, ids).cumsum(1)))
@@ -106,10 +106,8 @@ def checked(input_ids: Tensor | None, name: str = "input_ids", **beside: Tensor 
     return input_ids
 
 
-def cut(model: VLM, pixel_values: Tensor | None) -> Patches | None:
+def cut(model: VLM, pixel_values: Tensor) -> Patches:
     """Patches of pictures [n, 3, height, width]."""
-    if pixel_values is None:
-        return None
     if pixel_values.dim() != 4:
         raise InputError(f"pixel_values: found {list(pixel_values.shape)}, expected [pictures, 3, height, width]")
     return patchify(pixel_values.to(model.dtype), model.config.image.patch_size)

@@ -19,20 +19,14 @@ from ..data.tiles import Tiles
 from ..fusion.projector import ProjectorConfig
 from ..model import VLM, VLMConfig
 from . import llava
-from .backbones import (
-    Json,
-    act,
-    decoder_keys,
-    intern_vit_config,
-    intern_vit_keys,
-    internvl_vision_config,
-    internvl_vision_keys,
-    language_config,
-)
+from .backbones import intern_vit_config, internvl_vision_config
 from .checkpoint import read_json, read_tensors
+from .configs import Json, act
+from .encoder_names import intern_vit_keys, internvl_vision_keys
 from .family import Family, Habits, Row, scaling, side_of
 from .keymap import KeyMap, rule
-from .language_names import internlm2_keys
+from .language_names import decoder_keys, internlm2_keys
+from .languages import language_config
 
 
 def config(c: Json) -> VLMConfig:
@@ -140,11 +134,18 @@ LATER = "你是书生·万象，英文名是InternVL，是由上海人工智能�
 CHATS = {"internlm2-chat": (FIRST, ""), "Hermes-2": (FIRST, ""), "internvl2_5": (LATER, "\n")}
 
 
+def frames(out: Writer, count: int) -> None:
+    """A film's frames, numbered, each in a line of its own."""
+    for number in range(1, count + 1):
+        out.words(("\n" if number > 1 else "") + f"Frame{number}: ")
+        out.image()
+
+
 def said(out: Writer, message: Message) -> None:
     """What a user says: a line for each picture and for each frame of a film."""
     for part in message.parts:
         if isinstance(part, Video):
-            out.frames(len(part.frames))
+            frames(out, len(part.frames))
         else:
             out.parts(Message("user", (part,)))
         if isinstance(part, (Image, Video)):
@@ -214,7 +215,7 @@ FAMILIES = {
             end="<|im_end|>",
             pixels=_tiles,
             expand=TAGGED,
-            frames="<video>",
+            films={"<video>": frames},
         ),
         modules=llava.module_name,
     ),

@@ -12,11 +12,14 @@ from ..data.processor import tagged
 from ..data.template import End, Segment, Writer, spoken
 from ..fusion.pooling import LatentPoolConfig
 from ..model import VLM, VLMConfig
-from .backbones import Json, clip_keys, kosmos2_vision_config, language_config
+from .backbones import kosmos2_vision_config
+from .configs import Json
+from .encoder_names import clip_keys
 from .family import Family, Habits, Row, stretched
 from .inputs import checked, cut, filled
 from .keymap import KeyMap, rule
 from .language_names import magneto_keys
+from .languages import language_config
 from .llava import clip_l
 
 
@@ -70,8 +73,9 @@ def inputs(
     """Pictures [n, 3, height, width]; the mask [batch, length] is 1 where a token is a picture's."""
     ids = checked(input_ids, attention_mask=attention_mask, image_embeds_position_mask=image_embeds_position_mask)
     slots = torch.zeros_like(ids) if image_embeds_position_mask is None else image_embeds_position_mask
+    patches = None if pixel_values is None else cut(model, pixel_values)
     told = "image tokens in image_embeds_position_mask"
-    return filled(model, ids, slots.bool(), cut(model, pixel_values), attention_mask, told=told)
+    return filled(model, ids, slots.bool(), patches, attention_mask, told=told)
 
 
 def template(conversation: Conversation) -> list[Segment]:

@@ -12,10 +12,13 @@ from ..data.template import headed
 from ..data.tiles import Canvas
 from ..fusion.projector import ProjectorConfig
 from ..model import VLM, VLMConfig
-from .backbones import Json, language_config, llama4_vision_config, llama4_vision_keys
+from .backbones import llama4_vision_config
+from .configs import Json
+from .encoder_names import llama4_vision_keys
 from .family import LOGITS, Family, Habits, Row, scaling, side_of
 from .keymap import KeyMap, rule
 from .language_names import llama4_keys
+from .languages import language_config
 
 
 def config(c: Json) -> VLMConfig:

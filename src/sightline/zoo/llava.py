@@ -18,10 +18,14 @@ from ..data.processor import ImagePipeline
 from ..data.template import TEMPLATES
 from ..fusion.projector import ProjectorConfig
 from ..model import VLM, VLMConfig
-from .backbones import Json, act, clip_config, clip_keys, decoder_keys, language_config, siglip_config, siglip_keys
+from .backbones import clip_config, siglip_config
 from .checkpoint import read_json, read_tensors
+from .configs import Json, act
+from .encoder_names import clip_keys, siglip_keys
 from .family import Family, Habits, Row, Stages, clip_crop, llama, scaling
 from .keymap import KeyMap, rule
+from .language_names import decoder_keys
+from .languages import language_config
 
 # the towers that the original configurations name; sizes as published by OpenAI
 CLIP_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}

@@ -21,7 +21,7 @@ from ..fusion.anyres import AnyResConfig
 from ..fusion.projector import ProjectorConfig
 from ..model import VLM, VLMConfig
 from . import llava
-from .backbones import Json
+from .configs import Json
 from .family import CLIP, Family, Habits, Row, scaling
 from .inputs import checked, cut, filled, is_image
 from .keymap import KeyMap, rule
@@ -91,7 +91,6 @@ def tiled(model: VLM, c: Json, pixel_values: Tensor, image_sizes: Tensor | None)
         picture, view = map(list, zip(*kept, strict=True))
         views = pixel_values[picture, view]
     patches = cut(model, views)
-    assert patches is not None
     wanted = sum(tiling.items for tiling in tilings)
     if len(patches.grids) != wanted:
         raise InputError(f"pixel_values: {len(patches.grids)} views, the pictures' sizes need {wanted}")

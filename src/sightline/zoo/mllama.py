@@ -21,11 +21,12 @@ from ..encoders.vit import TilesConfig, ViTConfig
 from ..fusion.cross_attention import CrossAttentionConfig
 from ..fusion.projector import ProjectorConfig
 from ..model import VLM, VLMConfig
-from .backbones import Json, act, decoder_keys, language_config
-from .configs import expect
+from .configs import Json, act, expect
 from .family import EQUAL, Family, Habits, Row, scaling, side_of
 from .inputs import checked, cut, filled, is_image
 from .keymap import KeyMap, Reshape, flat_patch, rule
+from .language_names import decoder_keys
+from .languages import language_config
 
 # what the published configuration classes have by default
 SHAPES = [[1, 1], [1, 2], [1, 3], [1, 4], [2, 1], [2, 2], [3, 1], [4, 1]]
@@ -241,14 +242,12 @@ def sizes(model: VLM, shapes: Tensor) -> list[tuple[int, int]]:
 
 def canvases(model: VLM, tiles: Tensor, shapes: Tensor) -> Patches:
     """Pictures as tiles [pictures, most tiles, 3, height, width], each put together to the canvas it was cut from."""
-    made: list[Patches] = []
+    made = []
     for picture, (rows, columns) in zip(tiles, sizes(model, shapes), strict=True):
         if len(picture) < rows * columns:
             raise InputError(f"{len(picture)} tiles a picture in pixel_values, one of {rows}x{columns} is told")
         laid = picture[: rows * columns].unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4)
-        patches = cut(model, laid.flatten(3, 4).flatten(1, 2)[None])
-        assert patches is not None
-        made.append(patches)
+        made.append(cut(model, laid.flatten(3, 4).flatten(1, 2)[None]))
     return join(made)
 
 

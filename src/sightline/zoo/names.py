@@ -6,10 +6,11 @@ from typing import Any
 
 from ..core.config import from_dict, nearest
 from ..core.errors import CheckpointError, ConfigError
+from ..core.folders import user_cache
 from ..language.tokenizer import Tokenizer
 from ..model import VLM, VLMConfig
 from . import own
-from .catalogue import ASSETS, cache, is_here, shipped
+from .catalogue import ASSETS, is_here, shipped
 from .checkpoint import read_json
 from .describe import Description, Sight, describe, sight
 from .families import FAMILIES, ROWS, WORDLESS, family_of, kind_of
@@ -34,7 +35,7 @@ def locate(name: str | Path | None = None) -> Path:
         return Path(wanted)
     if wanted in ROWS:
         if is_here(wanted):
-            return cache() / wanted
+            return user_cache() / wanted
         source = ROWS[wanted].source
         if not ROWS[wanted].weights:
             raise CheckpointError(f"no weights of {wanted!r} were ever published; it can be described, not loaded")

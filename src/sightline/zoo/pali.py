@@ -8,7 +8,8 @@ from dataclasses import replace
 from ..fusion.projector import ProjectorConfig
 from ..model import VLMConfig
 from . import t5
-from .backbones import Json, vit_22b_config
+from .backbones import vit_22b_config
+from .configs import Json
 from .family import Family, Row, Stages
 
 

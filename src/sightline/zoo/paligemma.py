@@ -7,14 +7,19 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, InputError
+from ..core.sequence import Conversation
 from ..data.images import Scaling
-from ..data.template import paligemma_template
+from ..data.template import End, Segment, Writer, spoken
 from ..fusion.projector import ProjectorConfig
 from ..model import VLM, VLMConfig
-from .backbones import Json, decoder_keys, language_config, siglip_config, siglip_keys
+from .backbones import siglip_config
+from .configs import Json
+from .encoder_names import siglip_keys
 from .family import Family, Habits, Row, Stages, stretched
 from .keymap import KeyMap, rule
+from .language_names import decoder_keys
+from .languages import language_config
 from .llava import module_name, published_tensors
 
 
@@ -37,13 +42,28 @@ def keys(cfg: VLMConfig) -> KeyMap:
     )
 
 
+def template(conversation: Conversation) -> list[Segment]:
+    """Images, `<bos>`, prefix, a line break; then the suffix and `<eos>`."""
+    talk, out = spoken(conversation), Writer()
+    if len(talk) > 2:
+        raise InputError(f"this model answers one question, the conversation has {len(talk)} messages")
+    question = out.shown(talk[0])
+    out.control("<bos>")
+    out.parts(question)
+    out.words("\n")
+    if len(talk) == 2:
+        out.parts(talk[1], learned=True)
+        out.segments.append(End("<eos>"))
+    return out.segments
+
+
 PIXELS = partial(stretched, usual=Scaling())
 FAMILIES = {
     "paligemma": Family(
         lambda c, f: VLM(config(c)),
         keys,
         published_tensors,
-        habits=Habits(paligemma_template, "<image>", "paligemma", "<bos>", "<eos>", pixels=PIXELS),
+        habits=Habits(template, "<image>", "paligemma", "<bos>", "<eos>", pixels=PIXELS),
         modules=module_name,
     )
 }

@@ -1,7 +1,7 @@
 """Perceiver resamplers of Flamingo's descendants: OpenFlamingo, Otter and IDEFICS."""
 
 from ..fusion.resampler import ResamplerConfig
-from .backbones import Json
+from .configs import Json
 from .keymap import KeyMap, halves, rule
 
 

@@ -108,7 +108,7 @@ def load_template(folder: Path, tokenizer: Tokenizer, habits: Habits) -> Templat
         bos=tokenizer.bos,
         eos=tokenizer.eos,
         video=habits.video,
-        frames=habits.frames,
+        films=habits.films,
         begins=not path.exists() or read_json(path).get("add_bos_token") is not False,
     )
     return template if template.in_parts else habits.template

@@ -20,9 +20,9 @@ from ..language.seq2seq import Seq2Seq
 from ..layers.adapted import merged_state
 from ..layers.packed import Precision
 from ..model import VLM
-from .backbones import Json
 from .blip2 import instructed
 from .checkpoint import assign, read_json, write
+from .configs import Json
 from .families import FAMILIES, family_of
 from .hollow import hollow
 from .inputs import pictures

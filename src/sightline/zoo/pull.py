@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from ..core.config import nearest
 from ..core.errors import CapacityError, CheckpointError, ConfigError, InputError, RemoteError
-from .catalogue import REPOSITORY, cache
+from ..core.folders import user_cache
+from .catalogue import REPOSITORY
 from .checkpoint import INDEX, PICKLES, WEIGHTS, digest, flush, read_json, write_json
 from .families import ROWS
 from .family import Row
@@ -44,7 +45,7 @@ def pull(name: str, folder: Path | None = None, progress: Progress | None = None
     row = ROWS[name]
     if not pullable(row):
         raise ConfigError(f"{name} has no weights to pull; its source is {row.source}")
-    target = folder or cache() / name
+    target = folder or user_cache() / name
     revision = row.revision or "main"
     if (target / RECORD).is_file():
         found = read_json(target / RECORD)

@@ -26,11 +26,13 @@ from ..data.template import Writer, chatml
 from ..encoders.vit import ViTConfig
 from ..fusion.projector import ProjectorConfig
 from ..model import VLM, VLMConfig
-from .backbones import Json, act, decoder_keys, language_config
 from .checkpoint import read_tensors
+from .configs import Json, act
 from .family import CLIP, EQUAL, Family, Habits, Row, scaling
 from .inputs import checked, filled
 from .keymap import KeyMap, Reshape, flat_patch, rule, stacked
+from .language_names import decoder_keys
+from .languages import language_config
 
 # what the published configuration classes have by default
 VISION: dict[str, Any] = {"depth": 32, "num_heads": 16, "patch_size": 14, "temporal_patch_size": 2}

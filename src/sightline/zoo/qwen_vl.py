@@ -15,8 +15,10 @@ from ..data.template import End, Segment, Template, Writer, turns
 from ..fusion.pooling import PositionPoolConfig
 from ..language.tokenizer import Tokenizer
 from ..model import VLM, VLMConfig
-from .backbones import Json, vit_bigg_config, vit_bigg_keys
+from .backbones import vit_bigg_config
 from .checkpoint import read_json
+from .configs import Json
+from .encoder_names import vit_bigg_keys
 from .family import Family, Habits, Row, Stages, stretched_for_encoder, tokenizer_json
 from .inputs import checked, cut, filled
 from .keymap import KeyMap, flipped, rule, stacked
@@ -81,7 +83,7 @@ def inputs(
     within = starts.cumsum(1) - stops.cumsum(1)  # 1 from `<img>` to before `</img>`
     if bool(((within < 0) | (within > 1)).any()) or bool(within[:, -1].any()):
         raise InputError("<img> and </img> do not come in pairs in input_ids")
-    patches = cut(model, pixel_values)
+    patches = None if pixel_values is None else cut(model, pixel_values)
     lengths = (stops.flatten().nonzero() - starts.flatten().nonzero() - 1).flatten().tolist()
     if patches is not None and lengths != (wanted := [model.num_tokens(grid) for grid in patches.grids]):
         raise InputError(f"{lengths} ids between <img> and </img>, the pictures need {wanted}")

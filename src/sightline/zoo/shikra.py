@@ -16,7 +16,7 @@ from ..data.images import PadSquare
 from ..data.processor import ImagePipeline, tagged
 from ..data.template import Segment, vicuna_template
 from ..model import VLM
-from .backbones import Json
+from .configs import Json
 from .family import CLIP, Family, Habits, Row, Stages, llama, scaling
 from .inputs import checked, cut, filled
 from .llava import original_config, original_keys, original_tensors
@@ -38,7 +38,7 @@ def inputs(
     starts, slots = ids == patch + 1, ids == patch
     if bool((slots & ~(slots | starts).roll(1, 1)).any()):
         raise InputError("<im_patch> in input_ids that neither <im_start> nor <im_patch> comes before")
-    patches = cut(model, images)
+    patches = None if images is None else cut(model, images)
     if patches is not None and int(starts.sum()) != len(patches.grids):
         raise InputError(f"{int(starts.sum())} <im_start> in input_ids, expected one for each of {len(patches.grids)}")
     return filled(model, ids, slots, patches, attention_mask, told="<im_patch> in input_ids")
