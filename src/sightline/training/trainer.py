@@ -323,6 +323,9 @@ class Trainer:
             distributed.led(lambda: check_room(self.saved, size))
         self.keep_features()
         guard = Guard(self.data) if self.stage.guard_every else None
+        if guard is not None and guard.idle:
+            held = f"of the samples that it holds out {len(guard.samples)} can be used and show pictures"
+            tell(f"WARNING: stage {self.stage.name!r}: guard_every measures nothing; {held}, it takes 2")
         with Signals() as signals, ExitStack() as stack:
             data, source = self.data, stack.enter_context(closing(self.batches(workers)))
             while self.step < self.stage.steps:
