@@ -16,7 +16,7 @@ from torch import Tensor
 from sightline.core.errors import InputError
 from sightline.core.geometry import Box, Frame
 from sightline.core.sequence import Audio, Conversation, Image, Message, Part, Region, Text, Video
-from sightline.data.batch import Example, collate, pack
+from sightline.data.batch import Batch, Example, collate, pack
 from sightline.data.images import Square
 from sightline.data.native_resolution import NativeResolution
 from sightline.data.processor import Processor
@@ -43,6 +43,9 @@ from sightline.layers.packed import Precision
 from sightline.model import VLM, VLMConfig
 from sightline.serving.engine import Engine
 from sightline.serving.sampling import Sampling
+from sightline.training.features import FeatureStore
+from sightline.training.objectives import NextToken
+from sightline.training.trainer import recompute
 from sightline.zoo import own
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -393,6 +396,43 @@ def whole_films(talk: Conversation) -> list[Segment]:
 
 
 @pytest.mark.parametrize("made", ["regions on axes"], indirect=True)
+def learned(model: VLM, batch: Batch) -> tuple[float, dict[str, Tensor]]:
+    """The loss of a batch, and the gradients of all that it reaches."""
+    model.zero_grad(set_to_none=True)
+    ((total, count),) = NextToken()(model, batch).values()
+    (total / count).backward()
+    return float(total / count), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_its_blocks_are_computed_again_for_the_same_gradients(made: Made) -> None:
+    batch = collate([made.processor(talk) for talk in talks(made.kind, "a cat")], made.processor.patch, 0)
+    loss, wanted = learned(made.model, batch)
+    again = VLM(made.model.config).eval()
+    again.load_state_dict(made.model.state_dict())
+    recompute(again)
+    other, found = learned(again, batch)
+    assert other == loss and set(found) == set(wanted) and all(torch.equal(found[name], wanted[name]) for name in found)
+
+
+def test_features_that_are_kept_teach_the_same(made: Made, tmp_path: Path) -> None:
+    """Computed, read again, and some of each."""
+    examples = [made.processor(talk) for talk in talks(made.kind, "a cat")]
+    whole, some = (collate(part, made.processor.patch, 0) for part in (examples, examples[:3]))
+    frozen = VLM(made.model.config).eval()
+    frozen.load_state_dict(made.model.state_dict())
+    frozen.encoder.requires_grad_(False)
+    loss, wanted = learned(frozen, whole)
+    store = FeatureStore(tmp_path, 1 << 30)
+    store.serve(frozen.encoder, made.kind.pixels)
+    learned(frozen, some)
+    for _ in range(2):
+        other, found = learned(frozen, whole)
+        assert other == pytest.approx(loss, rel=1e-5) and set(found) == set(wanted)
+        for name, grad in found.items():
+            torch.testing.assert_close(grad, wanted[name], atol=1e-5, rtol=1e-3, msg=name)
+    assert store.hits > store.computed > 0
+
+
 def test_a_region_is_found_behind_a_film_that_is_one_item(made: Made) -> None:
     """Pictures are counted with a film's frames, items without."""
     processor = made.settings.build(made.tokenizer, made.model)

@@ -1,6 +1,8 @@
 """What a sample costs: tokens, operations, kept numbers: by hand on a model of one block, or as a real pass has it."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -138,6 +140,15 @@ def test_a_usual_sample_is_about_as_long_as_it_is(name: str) -> None:
 
 def test_files_that_are_not_here_are_a_guess() -> None:
     assert usual(FilesSource(kind="conversations", format="llava", text=40)) == Usual(1, 40, guess=True)
+
+
+@pytest.mark.parametrize("good, found", [(1, Usual(0, 8)), (0, Usual(1, 256, guess=True))])
+def test_samples_that_cannot_be_used_are_not_usual(tmp_path: Path, good: int, found: Usual) -> None:
+    """A plan and the bar of a run look at some samples, of which the run would pass over most."""
+    talk = [{"from": "human", "value": "which one?"}, {"from": "gpt", "value": "this"}]
+    rows = [{"conversations": talk}] * good + [{"image": "none.png", "conversations": talk}] * 9
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    assert usual(FilesSource(kind="conversations", format="llava", path=str(tmp_path / "rows.json"))) == found
 
 
 def test_the_rate_is_that_of_a_product() -> None:

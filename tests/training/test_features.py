@@ -12,11 +12,14 @@ from torch import nn
 
 from sightline.core.patches import Patches
 from sightline.encoders.vit import ViT, ViTConfig
+from sightline.language.tokenizer import Tokenizer
+from sightline.model import VLM
 from sightline.training import trainer as module
 from sightline.training.features import FeatureStore, repeats
+from sightline.training.loader import Batches
 from sightline.training.plan import plan
 from sightline.training.recipe import Recipe, Stage
-from sightline.training.run import run
+from sightline.training.run import processor_of, run
 from sightline.training.sources import FilesSource
 from sightline.training.trainer import Step
 
@@ -108,6 +111,35 @@ def test_the_folder_stays_within_its_limit_and_the_oldest_go_first(tmp_path: Pat
     assert store.computed == before + 1
 
 
+def test_two_that_fill_one_folder_stay_within_its_limit(tmp_path: Path) -> None:
+    """Each sees what the other wrote, but for a 64th of the limit; and each finds what the other computed."""
+    (one, first), (other, second) = (served(tmp_path, limit=300_000) for _ in range(2))
+    most = 0
+    for seed in range(0, 200, 2):
+        first(pictures(seed))
+        second(pictures(seed + 1))
+        most = max(most, sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()))
+    each = next(tmp_path.rglob("*.safetensors")).stat().st_size
+    assert 250_000 < most <= 300_000 * (1 + 2 / 64) + 2 * each < 100 * 2 * each
+    first(pictures(199))
+    assert one.hits == 1 and other.hits == 0
+
+
+def test_what_belongs_to_somebody_else_is_read_and_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, model = served(tmp_path)
+    good = model(pictures(1)).values
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", refused)
+    monkeypatch.setattr(Path, "unlink", refused)
+    store, model = served(tmp_path, limit=1)
+    assert torch.equal(model(pictures(1)).values, good) and (store.hits, store.computed) == (1, 0)
+    model(pictures(2))
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+
+
 def test_a_full_disk_is_told_once_and_costs_no_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "features").write_text("a file where the folder should be")
     store, model = served(tmp_path / "features")
@@ -163,6 +195,27 @@ def test_a_second_epoch_does_not_see_and_loses_nothing(
     assert asked == [2, 4, 6, 8, 8, 8, 8, 8] and Counted.made[0].hits == 8
     assert kept == losses("anew", feature_store=0.0) and len(Counted.made) == 1
     assert repeats(chosen.stages[0], chosen.sources) == 2
+
+
+def test_a_later_stage_and_evaluation_read_what_was_kept(
+    recipe: Recipe, fresh: Fresh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The encoder is asked for eight pictures in all, whoever looks at them."""
+    chosen = colors(recipe, tmp_path)
+    chosen = replace(chosen, stages=(chosen.stages[0], replace(chosen.stages[0], name="more")))
+    asked: list[int] = []
+    plain = ViT.forward
+    monkeypatch.setattr(ViT, "forward", lambda self, patches: asked.append(len(patches.grids)) or plain(self, patches))
+
+    def evaluate(model: VLM) -> dict[str, float]:
+        batch = Batches(chosen.stages[0], 0, 0, chosen.sources, processor_of(chosen, tokenizer, model))[1]
+        with torch.no_grad():
+            return {"mean": float(model(batch).mean())}
+
+    folder = fresh("run")
+    tokenizer = Tokenizer.from_folder(folder / "tokenizer")
+    assert len(list(run(chosen, folder, workers=0, evaluate=evaluate))) == 16
+    assert sum(asked) == 8
 
 
 def test_an_encoder_that_learns_and_sources_without_end_have_no_store(

@@ -21,6 +21,7 @@ from sightline.training.loader import TRIES, Batches, batches
 from sightline.training.recipe import Recipe, Stage
 from sightline.training.records import PassedOver
 from sightline.training.run import initial_model, processor_of, run, vocabulary_text
+from sightline.training.settings import DEFAULTS
 from sightline.training.sources import FilesSource, ScenesSource
 
 Alone = Callable[..., Recipe]
@@ -269,6 +270,27 @@ def test_what_a_model_cannot_read_is_passed_over_too(recipe: Recipe, tmp_path: P
     found = list(batches(data_of(own(recipe, path, steps=4, batch=2), tokenizer), 0, 0))
     (line,) = [line for batch in found for line in batch.extra["passed"]]
     assert f"{path}:6: " in line and "for a context of 512" in line and len(names(found)) == 8
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_an_answer_of_a_pair_that_does_not_fit_is_passed_over_too(
+    recipe: Recipe, folder: Path, tmp_path: Path, objective: str
+) -> None:
+    """Also where only another's answer is too long for a prompt, which KTO holds against it."""
+    rows_of(tmp_path, 1)
+    said = [("which?", "one two", "three")] * 8
+    said[5] = ("which?", "long " * 2000, "two")
+    said[6] = ("which? " * 60, "one", "two")
+    said[7] = ("which?", "one " * 200, "two")
+    rows = [{"image": "red.png", "question": q, "chosen": c, "rejected": r} for q, c, r in said]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = FilesSource(kind="preferences", format="rlhf-v", path=str(path))
+    settings: dict[str, Any] = {"steps": 8, "batch": 4, "objective": DEFAULTS[objective]}
+    stage = replace(recipe.stages[3], data={"mine": 1.0}, **settings)
+    assert len(list(run(replace(recipe, sources={"mine": source}, stages=(stage,)), folder, workers=0))) == 8
+    (line,) = (folder / "passed-over.txt").read_text().splitlines()
+    assert line.startswith(f"{path}:6: ") and "for a context of 512" in line
 
 
 def test_the_whole_conversation_is_learned_turn_by_turn(recipe: Recipe, tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -1,25 +1,35 @@
 """Whether a model looks at its pictures is measured on samples that it never learns from, and told when it does not."""
 
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import PIL.Image
 import pytest
+import torch
 
 from sightline.core.errors import ConfigError
-from sightline.core.sequence import Image, Video, ask, images_of
+from sightline.core.sequence import Image, Message, Text, Video, ask, images_of
 from sightline.data.images import Square
 from sightline.encoders.vit import ViTConfig
+from sightline.fusion.cross_attention import CrossAttentionConfig
+from sightline.fusion.glu import GLUConfig
 from sightline.fusion.projector import ProjectorConfig
+from sightline.fusion.qformer import QFormerConfig
+from sightline.fusion.resampler import ResamplerConfig
+from sightline.fusion.visual_expert import VisualExpertConfig
 from sightline.language.decoder import DecoderConfig
 from sightline.language.tokenizer import Tokenizer
-from sightline.model import VLMConfig
+from sightline.model import FusionConfig, VLMConfig
+from sightline.training.adapters import Lora, adapt
+from sightline.training.features import FeatureStore
 from sightline.training.guard import GREY, blank, shuffled, with_images
 from sightline.training.loader import HELD, Batches
 from sightline.training.recipe import Recipe, Stage, check_sources
 from sightline.training.run import initial_model, objective_of, processor_of
+from sightline.training.settings import DenseDPOConfig, DPOConfig, KTOConfig, ORPOConfig, RewardConfig
 from sightline.training.sources import Sample
 from sightline.training.trainer import Trainer
 
@@ -105,6 +115,104 @@ def test_what_is_held_is_never_learned(tokenizer: Tokenizer, length: int | None)
         assert set(learned) | set(held) == {str(i) for i in range(length)}
         assert len(set(learned[:rest])) == len(set(learned[rest : 2 * rest])) == rest
         assert learned[:20] != learned[rest : rest + 20]
+
+
+@dataclass(frozen=True)
+class Held(Colors):
+    """The same as a file of so many rows; odd ones break a reader; gives: pairs of answers, or conversations."""
+
+    broken: bool = False
+    film: bool = False
+    gives: Literal["conversations", "pairs"] = "conversations"
+
+    def __call__(self, seed: int, epoch: int, index: int) -> Sample:
+        if self.broken and index % 2:
+            raise KeyError("no reader foresaw it")
+        sample = super().__call__(seed, epoch, index)
+        (image,), answer = images_of(sample.conversation), sample.conversation[-1]
+        if self.film:
+            film = Video((image, blank(image)), (0.0, 1.0))
+            sample = replace(sample, conversation=(*ask("what is it?", film), answer))
+        if self.gives == "conversations":
+            return sample
+        false = Message("assistant", (Text("blue" if answer.text == "red" else "red"),))
+        return replace(sample, conversation=sample.conversation[:1], chosen=answer, rejected=false)
+
+
+WIDTHS: Any = {"inputs": 16, "width": 24}
+FUSIONS: dict[str, FusionConfig] = {
+    "mlp": ProjectorConfig(**WIDTHS),
+    "q-former": QFormerConfig(**WIDTHS, queries=3, hidden=16, depth=2, heads=2, mlp=24),
+    "resampler": ResamplerConfig(**WIDTHS, latents=3, depth=1, heads=2, head_dim=8),
+    "cross-attention": CrossAttentionConfig(
+        **WIDTHS, heads=2, mlp=32, interval=1, start=0, resampler=ProjectorConfig(**WIDTHS)
+    ),
+    "expert": VisualExpertConfig(GLUConfig(**WIDTHS, hidden=24)),
+}
+WAYS: dict[str, dict[str, Any]] = {
+    "next token": {},
+    "packed": {"packing": 64},
+    "adapters": {"learn": {"decoder.*": Lora(rank=2, alpha=4)}},
+    "recomputed": {"recompute": True},
+    "films": {"film": True},
+    "dpo": {"objective": DPOConfig(), "gives": "pairs", "learn": {"decoder.*": Lora(rank=2, alpha=4, rate=0.1)}},
+    "dense-dpo": {"objective": DenseDPOConfig(), "gives": "pairs"},
+    "orpo": {"objective": ORPOConfig(), "gives": "pairs"},
+    "kto": {"objective": KTOConfig(), "gives": "pairs"},
+    "reward": {"objective": RewardConfig(), "gives": "pairs"},
+}
+
+
+def looks(
+    tokenizer: Tokenizer, folder: Path, fusion: FusionConfig, way: dict[str, Any], store: FeatureStore | None = None
+) -> list[dict[str, float]]:
+    """What the guard finds in two steps of a model whose weights are so large that every pixel counts."""
+    source = Held(length=60, **{name: way[name] for name in ("film", "gives") if name in way})
+    stage = {name: value for name, value in way.items() if name not in ("film", "gives")}
+    settings: dict[str, Any] = {"learn": {"fusion.*": 1e-2, "decoder.*": 1e-2}, "steps": 2, "guard_every": 1, **stage}
+    recipe = world(source)
+    object.__setattr__(recipe, "model", replace(recipe.model, fusion=fusion))
+    object.__setattr__(recipe, "stages", (replace(recipe.stages[0], **settings),))
+    model, generator = initial_model(recipe), torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    folder.mkdir()
+    adapt(model, recipe.stages[0].learn)
+    objective = objective_of(recipe.stages[0], recipe, tokenizer, model)
+    trainer = Trainer(recipe, recipe.stages[0], model, objective, folder, store=store)
+    list(trainer.run(processor_of(recipe, tokenizer, model), workers=0))
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [row["guard"] for row in rows if "guard" in row]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_every_stage_can_be_guarded(tokenizer: Tokenizer, tmp_path: Path, fusion: str, way: str) -> None:
+    """Each loss is a number of its own; with features that are kept they are the same."""
+    found = looks(tokenizer, tmp_path / "run", FUSIONS[fusion], WAYS[way])
+    assert len(found) == 2
+    for row in found:
+        assert len({row["real"], row["blank"], row["shuffled"]}) == 3 and all(map(math.isfinite, list(row.values())))
+    store = FeatureStore(tmp_path / "features", 1 << 30)
+    kept = looks(tokenizer, tmp_path / "kept", FUSIONS[fusion], WAYS[way], store)
+    for row, other in zip(found, kept, strict=True):
+        assert row == pytest.approx(other, rel=1e-4)
+    assert store.hits > 0
+
+
+def test_what_no_reader_foresaw_is_not_held(tokenizer: Tokenizer) -> None:
+    recipe = world(Held(length=200, broken=True), steps=48)
+    data = Batches(recipe.stages[0], 0, 0, recipe.sources, processor_of(recipe, tokenizer, initial_model(recipe)))
+    assert [sample.name for sample in data.held()] == [str(i) for i in range(180, 200, 2)]
+
+
+def test_a_guard_with_nothing_to_look_at_is_told(
+    tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert trained(world(Held(length=19), steps=2, guard_every=1), tokenizer, tmp_path) == []
+    told = "stage 'look': guard_every measures nothing; of the samples that it holds out 1 can be used"
+    assert capsys.readouterr().err.count(told) == 1
 
 
 def test_blank_and_shuffled_pictures_keep_their_sizes() -> None:

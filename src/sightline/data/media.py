@@ -133,6 +133,14 @@ def orientation(picture: PIL.Image.Image) -> int:
     return value if value in _TURNS else 1
 
 
+def turned(path: Path) -> int:
+    """The EXIF orientation in which a picture's file holds it; 1 where it is not to be read."""
+    try:
+        return orientation(_opened(path.read_bytes(), FORMATS))
+    except Exception:  # as in `decode`
+        return 1
+
+
 def upright(picture: PIL.Image.Image) -> PIL.Image.Image:
     """The picture as its camera held it, no longer marked as turned: handed in again, it stays as it is."""
     turn = _TURNS.get(orientation(picture))

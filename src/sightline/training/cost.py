@@ -20,11 +20,13 @@ from ..core.sequence import Conversation, Region, Text, images_of
 from ..data.batch import Batch
 from ..model import VLM
 from ..zoo.hollow import Operations
+from .loader import unusable
 from .recipe import Source
 from .sources import FilesSource, Sample, ScenesSource
 
 WORD = re.compile(r"\w+|[^\w\s]")
 LOOKED_AT = 8  # samples
+TRIED = 32  # samples of which so many are to be found that can be used
 BYTES = {"fp32": 4, "bf16": 2}
 
 
@@ -159,14 +161,23 @@ def cost(model: VLM, sample: Usual, reads: bool = True) -> Cost:
 
 
 def usual(source: Source) -> Usual:
-    """A usual sample of a source: the mean of some, or what it says itself while it names no file."""
+    """A usual sample of a source: the mean of some, or what it says itself while it has none that can be used."""
     if isinstance(source, FilesSource) and not source.path:
         return Usual(1, source.text, guess=True)
     first = source.grown if isinstance(source, ScenesSource) else 0
-    count = min(LOOKED_AT, source.length or LOOKED_AT)
-    samples = [source(0, 0, first + k) for k in range(count)]
+    samples: list[Sample] = []
+    for k in range(min(TRIED, source.length or TRIED)):
+        try:
+            samples.append(source(0, 0, first + k))
+        except Exception as error:
+            if not unusable(error) or not isinstance(source, FilesSource):
+                raise
+        if len(samples) == LOOKED_AT:
+            break
+    if not samples and isinstance(source, FilesSource):
+        return Usual(1, source.text, guess=True)
     pictures = sum(len(images_of(_talk(s))) or int(s.image is not None) for s in samples)
-    return Usual(round(pictures / count), round(sum(map(_length, samples)) / count))
+    return Usual(round(pictures / len(samples)), round(sum(map(_length, samples)) / len(samples)))
 
 
 def _talk(sample: Sample) -> Conversation:

@@ -27,6 +27,7 @@ from .records import tell
 
 GIGABYTE = 1 << 30
 LEFT = 0.9  # share of the limit that is still taken after some entries have gone
+UNSEEN = 1 / 64  # share of the limit that is written before it is looked what others have written
 
 
 def repeats(stage: Stage, sources: Mapping[str, Source]) -> float:
@@ -43,6 +44,8 @@ def repeats(stage: Stage, sources: Mapping[str, Source]) -> float:
 class FeatureStore:
     """Features of single pictures in one folder of at most `limit` bytes; those that were read longest ago go first.
 
+    Processes that share a folder see what the others wrote each time that they have written a 64th of the limit.
+
     Each is a safetensors file that comes under its name whole and carries a checksum: what a crash or a disk has
     damaged is computed again. hits, computed: how many pictures were read, and how many the encoder was asked for.
     """
@@ -51,7 +54,7 @@ class FeatureStore:
         self.folder, self.limit = folder, limit
         self.hits = self.computed = 0
         self.full = False
-        self.used = sum(size for _, size, _ in self._entries())
+        self.used, self.unseen = sum(size for _, size, _ in self._entries()), 0
 
     def serve(self, encoder: nn.Module, preprocessing: Any) -> None:
         """Let a frozen encoder compute only what is not here.
@@ -93,13 +96,14 @@ class FeatureStore:
             if int(about["crc32"]) != zlib.crc32(_bytes(values)):
                 raise ValueError("content differs from its checksum")
             features = Patches(values, ((frames, rows, columns),))
-            os.utime(path)
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             with suppress(OSError):
                 path.unlink()
             return None
+        with suppress(OSError):  # another user's, or gone by now
+            os.utime(path)
         return features
 
     def write(self, key: str, values: Tensor, grid: Grid) -> None:
@@ -120,7 +124,8 @@ class FeatureStore:
             self.full = True
             return
         self.used += len(content)
-        if self.used > self.limit:
+        self.unseen += len(content)
+        if self.used > self.limit or self.unseen > UNSEEN * self.limit:
             self._shrink()
 
     def _path(self, key: str) -> Path:
@@ -140,14 +145,17 @@ class FeatureStore:
         return found
 
     def _shrink(self) -> None:
-        """Delete what was used longest ago until some room is free."""
+        """Where there is more than the limit, delete what was used longest ago until some room is free."""
         entries = sorted(self._entries())
-        self.used = sum(size for _, size, _ in entries)
+        self.used, self.unseen = sum(size for _, size, _ in entries), 0
+        if self.used <= self.limit:
+            return
         for _, size, path in entries:
             if self.used <= LEFT * self.limit:
                 break
-            path.unlink(missing_ok=True)
-            self.used -= size
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+                self.used -= size
 
 
 def _key(head: bytes, item: Patches) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 import PIL.Image
 import torch
 
-from ..core.errors import CapacityError, DataError, InputError
 from ..core.sequence import Conversation, Image, Message, Part, Video, images_of
 from ..data.batch import Batch
 from ..model import VLM
@@ -45,6 +44,11 @@ class Guard:
         self.data = data
         self.samples = [sample for sample in data.held() if images_of(sample.conversation)]
 
+    @property
+    def idle(self) -> bool:
+        """Whether there are too few samples to be sure of anything."""
+        return len(self.samples) < 2
+
     @cached_property
     def batches(self) -> dict[str, list[Batch]]:
         """The held samples three times, in the same parts."""
@@ -54,29 +58,23 @@ class Guard:
             "blank": [tuple(map(blank, own)) for own in pictures],
             "shuffled": shuffled(pictures),
         }
-        usable = [i for i, sample in enumerate(self.samples) if self._reads(sample)]
-        size = max(1, -(-len(usable) // PARTS))
-        parts = [usable[i : i + size] for i in range(0, len(usable), size)]
+        count = len(self.samples)
+        size = max(1, -(-count // PARTS))
+        parts = [range(i, min(i + size, count)) for i in range(0, count, size)]
         return {
             name: [self._batch([with_images(self.samples[i], images[i]) for i in part]) for part in parts]
             for name, images in shown.items()
         }
 
-    def _reads(self, sample: Sample) -> bool:
-        try:
-            made_of(sample, self.data.processor)
-        except (DataError, InputError, CapacityError):
-            return False
-        return True
-
     def _batch(self, samples: Sequence[Sample]) -> Batch:
         made = [made_of(sample, self.data.processor) for sample in samples]
-        return assemble(made, self.data.processor, self.data.form, self.data.stage.packing, self.data.asks)
+        # packed or not, the loss is the same
+        return assemble(made, self.data.processor, self.data.form, asks=self.data.asks)
 
     @torch.no_grad()
     def look(self, model: VLM, objective: Objective) -> Looking | None:
-        """How the model does now; None where fewer than two batches can be held, so that nothing is sure."""
-        if len(self.batches["real"]) < 2:
+        """How the model does now; None where fewer than two samples can be held, so that nothing is sure."""
+        if self.idle:
             return None
         training = model.training
         model.eval()

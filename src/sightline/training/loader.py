@@ -7,7 +7,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -173,7 +173,7 @@ class Batches:
         source, length = self.sources[name], self.lengths[name]
         if length is None:
             self._begin(index, 0, name, (0, index))
-            found = made_of(self.read(source(self.seed, 0, index)), self.processor)
+            found = self.checked(self.read(source(self.seed, 0, index)))
             at(NOWHERE)
             return found
         epoch, place = divmod(place, length)
@@ -187,16 +187,24 @@ class Batches:
                 self._begin(index, attempt, name, row)
                 sample = source(self.seed, *row)
                 told = f"{sample.name}: "
-                return made_of(self.read(sample), self.processor, tuple(passed))
-            except (DataError, InputError, CapacityError) as error:
-                passed.append(f"{told}{error}")
-            except Exception as error:  # what a reader did not foresee
-                if isinstance(error, SightlineError) or short_of_memory(error):
+                return self.checked(self.read(sample), tuple(passed))
+            except Exception as error:
+                if not unusable(error):
                     raise
-                passed.append(f"{told or f'{self._name(name, row)}: '}{type(error).__name__}: {error}")
+                if isinstance(error, SightlineError):
+                    passed.append(f"{told}{error}")
+                else:
+                    passed.append(f"{told or f'{self._name(name, row)}: '}{type(error).__name__}: {error}")
             finally:
                 at(NOWHERE)
         raise DataError(f"source {name!r}: {TRIES} samples in a row cannot be used; the last is {passed[-1]}")
+
+    def checked(self, sample: Sample, passed: tuple[str, ...] = ()) -> Made:
+        """A sample with what the model reads of it; an error of its own where its answers cannot be read."""
+        made = made_of(sample, self.processor, passed)
+        if self.form in ("pairs", "judged"):
+            preferred([sample], self.processor, self.form, made.seen, self.asks)
+        return made
 
     def read(self, sample: Sample) -> Sample:
         """What the stage reads of a sample: of one that a model is to answer itself, what it asks for."""
@@ -233,9 +241,21 @@ class Batches:
             if length is not None and place >= self.kept[name]:
                 continue
             taken[name] += 1
-            with suppress(DataError, InputError):
-                found.append(self.sources[name](self.seed, 0, index if length is None else length + place))
+            try:
+                sample = self.sources[name](self.seed, 0, index if length is None else length + place)
+                self.checked(self.read(sample))
+                found.append(sample)
+            except Exception as error:
+                if not unusable(error):
+                    raise
         return found
+
+
+def unusable(error: Exception) -> bool:
+    """Whether an error, be it one that no reader foresaw, is of a sample in whose place another can come."""
+    if isinstance(error, SightlineError):
+        return isinstance(error, DataError | InputError | CapacityError)
+    return not short_of_memory(error)
 
 
 def length_of(name: str, source: Source) -> int | None:

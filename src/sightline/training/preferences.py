@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from ..core.config import config
-from ..core.errors import ConfigError, InputError
+from ..core.errors import CapacityError, ConfigError, InputError
 from ..core.sequence import Conversation, Image, Message, Text, ask
 from ..data.batch import IGNORE, Batch, Example, collate
 from ..data.processor import Processor, Seen
@@ -168,20 +168,25 @@ def preferred(
     extra: dict[str, object] = {"names": [sample.name for sample in samples]}
     examples: list[Example] = []
     marks: list[int] = []
-    for sample, other in zip(samples, [*samples[1:], samples[0]], strict=True):
-        own = {1: sample.chosen, -1: sample.rejected}
-        if form == "judged":
-            own[0] = other.chosen or other.rejected
-        answers = {mark: answer for mark, answer in own.items() if answer is not None}
+    for i, sample in enumerate(samples):
+        answers = {mark: said for mark, said in ((1, sample.chosen), (-1, sample.rejected)) if said is not None}
         if not answers or (form == "pairs" and len(answers) < 2) or (form == "prompts" and sample.chosen is None):
             raise InputError(f"{sample.name}: lacks an answer that its objective learns from, which reads {form}")
         if form == "prompts":
             prompt = processor(sample.conversation, known)
             examples.append(replace(prompt, labels=torch.full_like(prompt.labels, IGNORE)))
-        else:
-            after = asked_about(asks, sample.facts, sample.name)
-            examples += alternatives(sample.conversation, list(answers.values()), processor, known, after)
-            marks += answers
+            continue
+        after = asked_about(asks, sample.facts, sample.name)
+        for other in (*samples[i + 1 :], *samples[: i + 1]):
+            if form == "judged" and (strange := other.chosen or other.rejected):
+                answers[0] = strange
+            try:
+                examples += alternatives(sample.conversation, list(answers.values()), processor, known, after)
+                break
+            except CapacityError:  # the other's answer may be too long for this prompt
+                if form == "pairs" or other is sample:
+                    raise
+        marks += answers
     if form == "judged":
         extra["judged"] = torch.tensor(marks)
     if form == "prompts":

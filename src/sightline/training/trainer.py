@@ -60,9 +60,16 @@ class NonFinite(SightlineError):
     exit_code = 65
 
 
+STACKS = ("blocks", "gated", "encoder_blocks")  # names that parts of models have for their lists of blocks
+
+
 def recompute(model: VLM) -> None:
-    """Let every block keep its input only, and be computed again when its gradients are asked for."""
-    for block in (*model.encoder.blocks, *model.decoder.blocks):
+    """Let every block of the encoder and of what reads and writes keep its input only, and be computed again.
+
+    An encoder of codes has no blocks that gradients reach.
+    """
+    stacks = (getattr(part, name, ()) for part in (model.encoder, model.decoder) for name in STACKS)
+    for block in (block for stack in stacks for block in stack):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 
@@ -323,6 +330,9 @@ class Trainer:
             distributed.led(lambda: check_room(self.saved, size))
         self.keep_features()
         guard = Guard(self.data) if self.stage.guard_every else None
+        if guard is not None and guard.idle:
+            held = f"of the samples that it holds out {len(guard.samples)} can be used and show pictures"
+            tell(f"WARNING: stage {self.stage.name!r}: guard_every measures nothing; {held}, it takes 2")
         with Signals() as signals, ExitStack() as stack:
             data, source = self.data, stack.enter_context(closing(self.batches(workers)))
             while self.step < self.stage.steps:

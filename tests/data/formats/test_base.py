@@ -1,8 +1,11 @@
 """Rows are found by number without being kept, pictures stay in their folder, and no row can break a reader."""
 
+import bz2
 import copy
+import gzip
 import io
 import json
+import lzma
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,6 +79,19 @@ def test_the_index_of_a_large_file_is_kept_until_the_file_changes(
     assert indexed(path, build) == [[6]] and len(built) == 3
     path.write_bytes(b"123")  # small ones are looked through again
     assert indexed(path, build) == [[3]] and indexed(path, build) == [[3]] and len(built) == 5
+
+
+@pytest.mark.parametrize(
+    "format, pack", [("llava", gzip.compress), ("textvqa", bz2.compress), ("llava", lzma.compress)]
+)
+def test_files_that_are_still_packed_are_told_at_once(
+    tmp_path: Path, format: str, pack: Callable[[bytes], bytes]
+) -> None:
+    (tmp_path / "rows.json").write_bytes(pack(b"[{}]"))
+    with pytest.raises(
+        DataError, match=r"rows\.json: a (gzip|bzip2|xz) file, expected plain content; unpack or convert"
+    ):
+        open_files(format, Files(tmp_path / "rows.json"))
 
 
 def test_files_that_are_not_there_or_empty_are_told(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import pytest
 
@@ -126,12 +127,26 @@ def test_videos_are_folders_of_frames_or_lists_with_times(write: Write) -> None:
     for row, fault in [
         ({"video": ["red.png"], "times": [0, 1]}, "1 frames for 2 times"),
         ({"video": ["red.png", "green.png"], "times": [1, 1]}, "the times of a video do not rise"),
-        ({"video": "below/none"}, "no folder of frames"),
+        ({"video": "below/none"}, "below/none: no such file"),
+        ({"video": "red.png"}, "red.png: not a film; expected an animated GIF or WebP"),
         ({"video": []}, "0 frames for 0 times"),
         ({"video": "film", "fps": 0}, "12 frames for 0 times"),
     ]:
         with pytest.raises(DataError, match=fault):
             film(row, write)
+
+
+def test_a_film_s_file_tells_its_times_itself(folder: Path, write: Write) -> None:
+    frames = [PIL.Image.new("RGB", (8, 8), (i * 50, 0, 0)) for i in range(5)]
+    frames[0].save(folder / "film.webp", save_all=True, append_images=frames[1:], duration=500, lossless=True)
+    video = film({"video": "film.webp"}, write, frames=3)
+    assert [frame.picture.getpixel((0, 0))[0] for frame in video.frames] == [0, 100, 200] and video.times == (0, 1, 2)
+    (folder / "film.webp").write_bytes((folder / "film.webp").read_bytes()[:-60])
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: film\.webp: .*(damaged or cut off|not an animated)"):
+        film({"video": "film.webp"}, write)
+    (folder / "film" / "frame5.png").write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: film/frame5\.png: not a picture"):
+        film({"video": "film"}, write, frames=12)
 
 
 # -------------------------------------------------------------------------------------------------------------- shards
@@ -192,11 +207,53 @@ def test_shards_name_each_sample_that_cannot_be_used(folder: Path) -> None:
             reader[i]
 
 
-def test_an_archive_that_is_cut_off_is_told_at_once(folder: Path) -> None:
-    path = shard(folder / "s.tar", [("a.png", b"x" * 5000), ("a.txt", b"words")])
-    path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(DataError, match=r"s\.tar: not a whole tar archive"):
-        open_files("shards", Files(path))
+def test_a_key_that_comes_again_is_another_sample(folder: Path) -> None:
+    red, green = ((folder / f"{color}.png").read_bytes() for color in ("red", "green"))
+    members = [("a.png", red), ("a.txt", b"one"), ("a.json", b"{}"), ("a.txt", b"two"), ("a.png", green)]
+    reader = open_files("shards", Files(shard(folder / "s.tar", members)))
+    assert [told(reader[i].conversation)[0][1] for i in range(2)] == [RED, GREEN]
+    assert [reader[i].conversation[1].text for i in range(2)] == ["one", "two"] and len(reader) == 2
+
+
+def test_a_caption_without_its_picture_is_a_sample_that_cannot_be_used(folder: Path) -> None:
+    reader = open_files("shards", Files(shard(folder / "s.tar", [("a.tiff", b"picture"), ("a.txt", b"words")])))
+    with pytest.raises(DataError, match=r"s\.tar:a: no picture beside it \(\.jpg"):
+        reader[0]
+
+
+@pytest.mark.parametrize(
+    "left, used, named",
+    [
+        (7 * 512 + 30, "a", "b"),  # in a picture
+        (8 * 512 - 30, "ab", "b"),  # in what fills its last block up
+        (4 * 512 + 100, "a", "a"),  # in a header
+        (4 * 512, "a", "a"),  # between two samples, where nothing is missing but the archive's end
+        (0, "a", "a"),  # nothing is cut off, but a header is no longer one
+    ],
+)
+def test_of_an_archive_that_is_cut_off_what_is_whole_is_used(folder: Path, left: int, used: str, named: str) -> None:
+    red = (folder / "red.png").read_bytes()
+    assert len(red) < 512
+    members = [(f"{key}.{kind}", data) for key in "ab" for kind, data in (("txt", b"words"), ("png", red))]
+    path = shard(folder / "s.tar", members)
+    content = bytearray(path.read_bytes())
+    if not left:
+        content[4 * 512 : 5 * 512] = b"x" * 512
+    path.write_bytes(content[:left] if left else content)
+    reader = open_files("shards", Files(path))
+    assert len(reader) == len(used) + 1
+    assert [reader.name(i)[-1] for i in range(len(used))] == list(used)
+    for i in range(len(used)):
+        assert reader[i].conversation[1].text == "words"
+    with pytest.raises(DataError, match=rf"s\.tar:{named}: the archive is cut off or damaged behind this"):
+        reader[len(used)]
+
+
+def test_what_is_no_archive_is_told_at_once(folder: Path) -> None:
+    for content, fault in [(b"", "empty file"), (b"<html>404</html>" * 99, "not a tar archive"), (b"\x1f\x8b", "gzip")]:
+        (folder / "s.tar").write_bytes(content)
+        with pytest.raises(DataError, match=rf"s\.tar: .*{fault}"):
+            open_files("shards", Files(folder / "s.tar"))
     (folder / "none").mkdir()
     with pytest.raises(DataError, match=r"none: no \.tar in it"):
         open_files("shards", Files(folder / "none"))
@@ -224,8 +281,13 @@ def test_vqa_and_ok_vqa_answer_with_what_most_people_said(folder: Path, write: W
     ]
     assert [reader[i].conversation[1].text for i in range(2)] == ["red", "green"]
     assert told(reader[0].conversation)[0][1][0] > 200 > 50 > told(reader[1].conversation)[0][1][0]
-    with pytest.raises(DataError, match=r"q\.json:77: no annotation with its question_id"):
+    with pytest.raises(DataError, match=r"q\.json:77: no annotation with the question_id 77"):
         reader[2]
+    answers = write("a.json", {"annotations": [*said, said[1], {**said[0], "multiple_choice_answer": "blue"}]})
+    reader = open_files("vqa", Files(questions, annotations=answers))
+    assert reader[1].conversation[1].text == "green"
+    with pytest.raises(DataError, match=r"q\.json:9000: 2 different ones for annotation with the question_id 9000"):
+        reader[0]
 
 
 def test_textvqa_and_gqa(folder: Path, write: Write) -> None:
@@ -279,6 +341,51 @@ def test_boxes_go_the_way_of_their_picture(write: Write) -> None:
     assert way.apply(region.shape).xyxy == (2, 24, 22, 35)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_are_turned_with_their_picture(folder: Path, write: Write, orientation: int) -> None:
+    """Whether they count in the pixels as they are stored or as they are seen, which only the size tells."""
+    stored = PIL.Image.new("RGB", (40, 20), "black")
+    stored.paste("red", (4, 2, 16, 8))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(folder / "turned.png", exif=exif)
+    about: dict[str, Any] = {"id": 1, "file_name": "turned.png", "width": 40, "height": 20}
+    content = {**COCO, "images": [about], "annotations": [{"image_id": 1, "bbox": [4, 2, 12, 6], "category_id": 7}]}
+    reader = open_files("coco", Files(write("c.json", content)))
+    if orientation in (2, 3, 4):
+        with pytest.raises(DataError, match=rf"c\.json:1: .* stored turned \(EXIF {orientation}\), and nothing tells"):
+            reader[0]
+        return
+    image, region = reader[0].conversation[0].parts[0], reader[0].conversation[1].parts[0]
+    assert isinstance(image, Image) and isinstance(region, Region) and isinstance(region.shape, Box)
+    seen = np.asarray(image.picture)[..., 0] > 128
+    rows, columns = np.nonzero(seen)
+    assert region.shape.xyxy == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    if orientation == 1:
+        return
+    upright = {**about, "width": 20, "height": 40}
+    content |= {"images": [upright], "annotations": [{"image_id": 1, "bbox": [1, 30, 5, 7], "category_id": 7}]}
+    (_, answer) = open_files("coco", Files(write("c.json", content)))[0].conversation
+    assert isinstance(answer.parts[0], Region) and answer.parts[0].shape.xyxy == (1, 30, 6, 37)
+    del upright["width"], upright["height"]
+    with pytest.raises(DataError, match="nothing tells"):
+        open_files("coco", Files(write("c.json", content)))[0]
+
+
+def test_ids_that_several_have_are_nobodys(write: Write) -> None:
+    images = [*COCO["images"][:2], {**COCO["images"][1], "id": 1}]
+    reader = open_files("coco", Files(write("c.json", {**COCO, "images": images})))
+    for i in range(len(reader)):
+        with pytest.raises(DataError, match=r"c\.json:1: 2 different ones for image 1"):
+            reader[i]
+    boxes = [*COCO["annotations"][:1], {**COCO["annotations"][1], "id": 10}]
+    captioned = [{**each, "caption": "it"} for each in COCO["images"]]
+    reader = open_files("refcoco", Files(write("r.json", {"images": captioned, "annotations": boxes})))
+    assert len(reader) == 2
+    with pytest.raises(DataError, match=r"r\.json:10: 2 different ones for annotation 10"):
+        reader[1]
+
+
 @pytest.mark.parametrize(
     "bbox, fault",
     [
@@ -308,7 +415,7 @@ def test_refcoco_asks_for_each_phrase(write: Write) -> None:
         [("user", RED, f"Where is {phrase}?"), ("assistant", (phrase, 1, 2, 11, 7.5))]
         for phrase in ("the dog", "left one")
     ]
-    with pytest.raises(DataError, match=r"refs\.json:ref 2: 'file_name' is missing"):
+    with pytest.raises(DataError, match=r"refs\.json:ref 2: no annotation 999"):
         reader[2]
     images = [{**COCO["images"][0], "caption": "the cat"}]
     one = {"images": images, "annotations": COCO["annotations"][1:2]}

@@ -19,10 +19,18 @@ import numpy as np
 from ...core.errors import CapacityError, ConfigError, DataError, InputError
 from ...core.folders import user_cache
 from ...core.sequence import Conversation, Image, Message, Part, Role, Text, Video
-from ..media import MAX_BYTES, frame_files, open_image, taken
+from ..media import MAX_BYTES, frame_files, open_image, open_video, taken
 
 T = TypeVar("T")
 WORTH_KEEPING = 1 << 20  # bytes of a file from which on its index is kept in the user's cache
+PACKED = {  # what files begin with that have to be unpacked or converted before they are read
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+    b"PAR1": "Parquet",
+}
 
 
 @dataclass(frozen=True)
@@ -116,11 +124,14 @@ class Reader(ABC):
         return found
 
     def video(self, source: Any, times: Any = None, rate: Any = 1.0) -> Video:
-        """Frames that a row names by their folder or one by one, with their times or how many there are a second."""
+        """Frames that a row names by their folder or one by one, with their times or how many there are a second.
+
+        A path of anything but a folder is a film, which tells its times itself.
+        """
         if isinstance(source, str):
             folder = self.inside(source)
             if not folder.is_dir():
-                raise DataError(f"{source:.60}: no folder of frames")
+                return open_video(folder, self.files.frames, name=source)
             paths = [f"{source}/{path.name}" for path in frame_files(folder)]
         else:
             paths = checked(source, list, "frames")
@@ -184,6 +195,24 @@ def dialogue(messages: Sequence[Message]) -> Conversation:
 def asked(parts: Sequence[Part], answer: Part) -> Conversation:
     """One question and its answer."""
     return (Message("user", tuple(parts)), Message("assistant", (answer,)))
+
+
+def by_id(rows: Any, key: str = "id") -> dict[str, list[dict[str, Any]]]:
+    """The objects of a list by what each has under a key."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in objects(rows):
+        found.setdefault(str(row.get(key)), []).append(row)
+    return found
+
+
+def only(found: Mapping[str, list[dict[str, Any]]], key: Any, what: str) -> dict[str, Any]:
+    """The object of an id; DataError where there is none, or where several have it and say different things."""
+    rows = found.get(str(key), [])
+    if not rows:
+        raise DataError(f"no {what} {key!r:.40}")
+    if any(row != rows[0] for row in rows[1:]):
+        raise DataError(f"{len(rows)} different ones for {what} {key!r:.40}")
+    return rows[0]
 
 
 def role_of(name: Any, known: Mapping[str, Role]) -> Role:
@@ -254,7 +283,7 @@ def _elements(path: Path) -> np.ndarray:
             found.append((start, here, 0))
             at = stop
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not a JSON array ({str(error).splitlines()[0]})") from None
+        raise DataError(f"not a JSON array ({str(error).splitlines()[0]})") from None
 
 
 def load(path: Path | None, *lists: str) -> Any:
@@ -262,6 +291,7 @@ def load(path: Path | None, *lists: str) -> Any:
     if path is None:
         raise ConfigError("this format has a second file of annotations; none is named")
     try:
+        plain(path)
         content = json.loads(path.read_bytes())
         for key in lists:
             take(content, key, list)
@@ -274,6 +304,15 @@ def load(path: Path | None, *lists: str) -> Any:
     return content
 
 
+def plain(path: Path) -> None:
+    """DataError for a file that is compressed, or of a format that is not read."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    for mark, name in PACKED.items():
+        if head.startswith(mark):
+            raise DataError(f"a {name} file, expected plain content; unpack or convert it first")
+
+
 def objects(found: Any) -> list[dict[str, Any]]:
     """The objects of a list; what is none of them belongs to no sample."""
     return [each for each in found if isinstance(each, dict)]
@@ -284,7 +323,8 @@ def indexed(path: Path, build: Callable[[Path], np.ndarray]) -> np.ndarray:
     try:
         about = path.stat()
         if not path.is_file():
-            raise DataError(f"{path}: not a file")
+            raise DataError("not a file")
+        plain(path)
         if about.st_size < WORTH_KEEPING:
             return build(path)
         identity = f"{build.__module__}.{build.__name__} {path.resolve()} {about.st_size} {about.st_mtime_ns}"
@@ -295,6 +335,8 @@ def indexed(path: Path, build: Callable[[Path], np.ndarray]) -> np.ndarray:
             found = build(path)
         _keep(found, kept)
         return found
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
     except OSError as error:
         raise DataError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ...core.errors import DataError
 from ...core.sequence import Text
-from .base import Files, Reader, Record, asked, checked, load, objects, take, text
+from .base import Files, Reader, Record, asked, by_id, checked, load, only, take, text
 
 
 class Asked(Reader):
@@ -38,15 +38,13 @@ class VQA(Asked):
         content = load(files.path, "questions")
         self.subset = str(content.get("data_subtype", "train2014"))
         self.rows = keyed(content["questions"])
-        found = objects(load(files.annotations, "annotations")["annotations"])
-        self.answers = {str(each.get("question_id")): each for each in found}
+        self.answers = by_id(load(files.annotations, "annotations")["annotations"], "question_id")
 
     def read(self, index: int) -> Record:
         key, row = self.rows[index]
         file = f"COCO_{self.subset}_{take(row, 'image_id', int):012d}.jpg"
         below = f"{self.subset}/{file}"
-        if (said := self.answers.get(str(key))) is None:
-            raise DataError("no annotation with its question_id")
+        said = only(self.answers, key, "annotation with the question_id")
         answer = said.get("multiple_choice_answer")
         if answer is None:
             answer = most_said([take(each, "answer", str) for each in take(said, "answers", list)])

@@ -12,13 +12,18 @@ from ..media import PICTURES, open_image
 from .base import Files, Reader, Record, asked, indexed, read_span, take, text
 
 NAME = 100  # bytes of the name in a member's header
+NONE, CUT = -1, -2  # for the size of a picture or caption: there is none; the archive itself ends there
+BLOCK = 512  # bytes, in which archives are counted; one of zeros ends them
+
+Place = tuple[int, int, int]  # where the header of a member lies, its first byte, and its size
 
 
 class Shards(Reader):
     """Members `KEY.jpg` with `KEY.txt`, or `caption` in `KEY.json`, of one archive or of all in a folder.
 
     Archives are never unpacked: each is looked through once, and a sample is read from where it lies. Only regular
-    members count, and their names are keys, never paths. A picture without a caption is a sample that cannot be used.
+    members count, and their names are keys, never paths. A picture without a caption, or a caption without a picture,
+    is a sample that cannot be used; so is one, behind all others, for an archive that is cut off or damaged.
     """
 
     prompt = "Describe the picture."
@@ -28,7 +33,7 @@ class Shards(Reader):
         self.paths = sorted(files.path.glob("*.tar")) if files.path.is_dir() else [files.path]
         if not self.paths:
             raise DataError(f"{files.path}: no .tar in it")
-        self.spans = [indexed(path, members) for path in self.paths]
+        self.spans = [indexed(path, samples_in) for path in self.paths]
         self.ends = np.cumsum([len(spans) for spans in self.spans])
 
     def __len__(self) -> int:
@@ -49,12 +54,16 @@ class Shards(Reader):
 
     def read(self, index: int) -> Record:
         path, (_, start, size, *caption) = self.find(index)
+        if size == CUT:
+            raise DataError("the archive is cut off or damaged behind this; what follows is not read")
+        if size == NONE:
+            raise DataError(f"no picture beside it ({', '.join(PICTURES)})")
         words = self.caption(path, *caption)
         picture = open_image(read_span(path, start, size), "the picture")
         return Record(asked((picture, self.question()), Text(words)))
 
     def caption(self, path: Path, start: int, size: int, is_json: int) -> str:
-        if size < 0:
+        if size == NONE:
             raise DataError("no caption")
         data = read_span(path, start, size)
         try:
@@ -63,29 +72,50 @@ class Shards(Reader):
             raise DataError("the caption cannot be read") from None
 
 
-def members(path: Path) -> np.ndarray:
+def samples_in(path: Path) -> np.ndarray:
     """Where the samples of an archive lie, int64 [samples, 6].
 
-    The picture's header, its first byte and size; the caption's first byte and size (-1: none); whether it is JSON.
+    The header of its first member; the picture's first byte and size; the caption's, and whether it is JSON. A key that
+    comes again with what it has already begins another sample. Of an archive that is cut off or damaged the last line
+    says so, in place of a sample that is not whole.
     """
-    pictures: dict[str, tuple[int, int, int]] = {}
-    captions: dict[str, tuple[int, int, int]] = {}
+    found: list[dict[str, Place]] = []
+    newest: dict[str, dict[str, Place]] = {}
+    last, whole = (0, 0, 0), False
     try:
         with tarfile.open(path, "r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members = []  # which would hold on to every header
-                if not member.isreg() or member.issparse():
+                last = member.offset, member.offset_data, member.size
+                key, ending = _key(member.name)
+                kind = "picture" if ending in PICTURES else ending
+                if not member.isreg() or member.issparse() or kind not in ("picture", ".txt", ".json"):
                     continue
-                key, kind = _key(member.name)
-                if kind in PICTURES:
-                    pictures.setdefault(key, (member.offset, member.offset_data, member.size))
-                elif kind == ".txt" or (kind == ".json" and key not in captions):
-                    captions[key] = (member.offset_data, member.size, int(kind == ".json"))
+                if key not in newest or kind in newest[key]:
+                    newest[key] = {}
+                    found.append(newest[key])
+                newest[key][kind] = last
+            whole = _ended(path, archive.offset)
     except tarfile.TarError as error:
-        raise DataError(f"{path}: not a whole tar archive ({error})") from None
-    none = (0, -1, 0)
-    found = [(*place, *captions.get(key, none)) for key, place in pictures.items()]
-    return np.array(found, dtype=np.int64).reshape(-1, 6)
+        if not last[1]:
+            raise DataError(f"not a tar archive ({error})") from None
+    size = path.stat().st_size
+    rows = [_row(each) for each in found if all(start + length <= size for _, start, length in each.values())]
+    return np.array(rows if whole else [*rows, (last[0], 0, CUT, 0, NONE, 0)], dtype=np.int64).reshape(-1, 6)
+
+
+def _row(sample: dict[str, Place]) -> tuple[int, ...]:
+    """A sample's line of the index."""
+    missing = (0, 0, NONE)
+    (header, *_), caption = next(iter(sample.values())), sample.get(".txt", sample.get(".json", missing))
+    return (header, *sample.get("picture", missing)[1:], *caption[1:], int(".txt" not in sample))
+
+
+def _ended(path: Path, place: int) -> bool:
+    """Whether an archive ends at a place as it should; tarfile takes anything that is no header for the end."""
+    with path.open("rb") as file:
+        file.seek(place)
+        return file.read(BLOCK) == bytes(BLOCK)
 
 
 def _key(member: str) -> tuple[str, str]:
