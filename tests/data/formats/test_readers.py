@@ -70,6 +70,15 @@ def test_llava_rows_put_pictures_where_their_placeholders_stand(write: Write) ->
             reader[3]
 
 
+def test_a_llava_row_that_begins_with_an_answer_goes_on_with_the_question(write: Write) -> None:
+    """As ShareGPT's long talks do where they were cut into rows; an answer alone is nothing to learn from."""
+    talk = [{"from": ("gpt", "human")[i % 2], "value": value} for i, value in enumerate(["so.", "2+2?", "4"])]
+    reader = open_files("llava", Files(write("rows.json", [{"conversations": talk}, {"conversations": talk[:1]}])))
+    assert told(reader[0].conversation) == [("user", "2+2?"), ("assistant", "4")]
+    with pytest.raises(DataError, match="assistant speak, expected user and assistant in turn"):
+        reader[1]
+
+
 @pytest.mark.parametrize(
     "row, fault",
     [

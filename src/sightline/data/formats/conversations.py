@@ -62,7 +62,9 @@ class Llava(RowReader):
             if role != "user" and any(isinstance(part, (Image, Video)) for part in parts):
                 raise DataError("a placeholder in an answer")
             messages.append(Message(role, tuple(parts)))
-        return Record(dialogue(messages))
+        # long talks of ShareGPT were cut into rows, some of which begin with an answer; LLaVA's code leaves that out
+        cut = len(messages) > 1 and messages[0].role == "assistant"
+        return Record(dialogue(messages[1:] if cut else messages))
 
 
 def _several(value: Any) -> list[Any]:
