@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import PIL.Image
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,13 +19,16 @@ from ..core.layout import Medium, causal_layout
 from ..core.patches import Patches
 from ..core.sequence import Conversation, Region, Text, images_of
 from ..data.batch import Batch
+from ..data.tiles import Pipeline
 from ..model import VLM
 from ..zoo.hollow import Operations
 from .recipe import Source
+from .representation import Representation
 from .sources import FilesSource, Sample, ScenesSource
 
 WORD = re.compile(r"\w+|[^\w\s]")
 LOOKED_AT = 8  # samples
+PICTURE = 640, 480  # a usual one, as in COCO, while there are no files
 BYTES = {"fp32": 4, "bf16": 2}
 
 
@@ -124,15 +128,16 @@ def _place(x: Tensor) -> int:
     return int(x.untyped_storage()._cdata)
 
 
-def cost(model: VLM, sample: Usual, reads: bool = True) -> Cost:
+def cost(model: VLM, sample: Usual, reads: bool = True, taught: Representation | None = None) -> Cost:
     """What such a sample costs a model without content whose learned parameters ask for gradients.
 
-    reads: whether the decoder is part of it; else the encoder is, and the fusion where it learns.
+    reads: whether the decoder is part of it; else the encoder is, and the fusion where it learns, as often as what it
+    is taught by has it read the picture and its words.
     """
     image, count, text = model.config.image, sample.pictures, max(sample.text, 1)
     grid = (1, image.grid, image.grid)
     visual = count * model.num_tokens(grid) if reads else count * image.grid**2
-    with torch.device("meta"), Tape(model) as tape:
+    with torch.device("meta"), Tape(nn.ModuleList((model, *([taught] if taught else [])))) as tape:
         patches = Patches(torch.empty(count * image.grid**2, image.patch_dim), (grid,) * count) if count else None
         if reads:
             asked = min(text, model.config.instruction_length)
@@ -150,7 +155,9 @@ def cost(model: VLM, sample: Usual, reads: bool = True) -> Cost:
             F.cross_entropy(scores, torch.zeros(text, dtype=torch.int64))
         elif patches is not None:
             features = model.encoder(patches)
-            if any(p.requires_grad for p in model.fusion.parameters()):
+            if taught is not None:
+                taught.rehearse(model.fusion, features.dense(), text)
+            elif any(p.requires_grad for p in model.fusion.parameters()):
                 model.fusion(features)
     return Cost(visual, sample.text, tape.count, tape.backward, tape.kept, tape.copied, tape.joined)
 
@@ -158,15 +165,24 @@ def cost(model: VLM, sample: Usual, reads: bool = True) -> Cost:
 # ---------------------------------------------------------------------------------------------------------- samples
 
 
-def usual(source: Source) -> Usual:
-    """A usual sample of a source: the mean of some, or what it says itself while it names no file."""
+def usual(source: Source, pixels: Pipeline | None = None) -> Usual:
+    """A usual sample of a source: the mean of some, or what it says itself while it names no file.
+
+    pixels: what makes several pictures of one, such as tiles, each of which counts.
+    """
     if isinstance(source, FilesSource) and not source.path:
-        return Usual(1, source.text, guess=True)
+        return Usual(_views(PIL.Image.new("RGB", PICTURE), pixels), source.text, guess=True)
     first = source.grown if isinstance(source, ScenesSource) else 0
     count = min(LOOKED_AT, source.length or LOOKED_AT)
     samples = [source(0, 0, first + k) for k in range(count)]
-    pictures = sum(len(images_of(_talk(s))) or int(s.image is not None) for s in samples)
+    images = [image for s in samples for image in images_of(_talk(s)) or ([s.image] if s.image is not None else [])]
+    pictures = sum(_views(image.picture, pixels) for image in images)
     return Usual(round(pictures / count), round(sum(map(_length, samples)) / count))
+
+
+def _views(picture: PIL.Image.Image, pixels: Pipeline | None) -> int:
+    """How many pictures are made of one."""
+    return 1 if pixels is None else len(pixels.seen(picture).pixels)
 
 
 def _talk(sample: Sample) -> Conversation:

@@ -26,7 +26,7 @@ class Optimizers:
         others = [n for n in self.parameters if n not in set(matrices)]
         self.names: list[list[str]] = []
         self.optimizers: list[torch.optim.Optimizer] = []
-        self._add(torch.optim.AdamW, others, rates, stage, 1.0, betas=stage.betas, fused=True)
+        self._add(torch.optim.AdamW, others, rates, stage, 1.0, betas=stage.betas, eps=stage.eps, fused=True)
         self._add(torch.optim.Muon, matrices, rates, stage, self.MUON, momentum=0.95)
 
     def _add(
@@ -43,7 +43,7 @@ class Optimizers:
         for name in names:
             decays = self.parameters[name].dim() > 1 and not any(table in name for table in TABLES)
             mesh = getattr(self.parameters[name], "device_mesh", None)  # shards are reckoned with those of their kind
-            decay = stage.weight_decay if decays else 0.0
+            decay = stage.decay_of(name) if decays else 0.0
             groups.setdefault((rates[name] * factor, decay, mesh, stage.warmup_of(name)), []).append(name)
         if not groups:
             return

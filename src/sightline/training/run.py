@@ -19,6 +19,7 @@ from ..model import VLM
 from ..worlds.scene_questions import questions
 from ..worlds.scenes import COLORS, SHAPES, SIZES, TEXTURES, scene
 from ..zoo.families import ROWS, habits_of
+from ..zoo.hollow import hollow
 from ..zoo.own import ProcessorConfig
 from . import checkpoints, distributed
 from .adapters import adapt
@@ -29,7 +30,7 @@ from .contrast import CLIP, Matching
 from .distill import DINO
 from .features import FeatureStore
 from .judging import Judge, is_judge, load_judge, with_head
-from .loader import Share
+from .loader import Share, check_seen
 from .located import Located
 from .objectives import Dense, NextToken, Objective, SigLIP, Total
 from .policy import GRPO, PPO
@@ -127,8 +128,8 @@ def objective_of(
         return Weighted(REWARDS | dict(rewards or {}), stage.rewards)
 
     made: dict[str, Callable[[], Objective]] = {
-        "next-token": lambda: NextToken(*places),
-        "answers": lambda: NextToken(*places, by_answer=True),
+        "next-token": lambda: NextToken(*places, sources=stage.loss_weights),
+        "answers": lambda: NextToken(*places, by_answer=True, sources=stage.loss_weights),
         "siglip": lambda: SigLIP(features, *text),
         "clip": lambda: CLIP(features, *text, stage.settings("clip")),
         "itm": lambda: Matching(model, *text),
@@ -260,6 +261,15 @@ def check_rewards(recipe: Recipe, number: int, given: Mapping[str, Rewards]) -> 
             raise ConfigError(f"stage {stage.name!r}: {name!r} is not {ways}{nearest(name, known)}")
 
 
+def check_learned(recipe: Recipe, number: int) -> None:
+    """ConfigError for a stage whose patterns name nothing, or nothing that its samples reach."""
+    stage = recipe.stages[number]
+    with hollow():
+        model = VLM(recipe.model)
+        adapt(model, stage.learn)
+    check_seen(stage, recipe.sources, model)
+
+
 def run(
     recipe: Recipe,
     folder: Path,
@@ -286,6 +296,7 @@ def run(
         told = besides if besides and begins(recipe, folder, number) else ""
         check_files(recipe.stages[number], recipe.sources, told)
         check_rewards(recipe, number, rewards or {})
+        check_learned(recipe, number)
         check_tensor_parallel(recipe.model, recipe.stages[number], tensor_parallel, distributed.size(), shard)
         Share(groups.rank, groups.size).check(recipe.stages[number])
         if shard:

@@ -134,6 +134,9 @@ def check_tensor_parallel(model: VLMConfig, stage: Stage, count: int, processes:
     known = {"inner_norm": decoder.inner_norm, "qk_norm.across": across, "scores.alibi": decoder.scores.alibi}
     for name in (name for name, there in known.items() if there):
         raise ConfigError(f"a decoder with {name} needs all of its heads, of which tensor parallelism leaves some each")
+    if stage.dropout:
+        told = f"stage {stage.name!r} has a dropout of {stage.dropout:g}"
+        raise ConfigError(f"{told}, which processes of tensor parallelism would draw apart; set it to 0")
     for pattern, how in stage.learn.items():
         if isinstance(how, Lora) and how.dropout:
             told = f"stage {stage.name!r}: adapters of {pattern!r} have a dropout of {how.dropout:g}"
