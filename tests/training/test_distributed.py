@@ -74,6 +74,7 @@ STAGES = {
     "groups": {"data": MIXED, "learn": EVERYTHING, "group": 3, "batch": 4},
     "recomputed, packed": {"data": MIXED, "learn": EVERYTHING, "recompute": True, "packing": 300, "batch": 4},
     "preferences": {"data": {"pairs": 1.0}, "objective": {"dpo": 1.0}, "learn": {"decoder.*": 1e-3}},
+    "a term for each source": {"data": MIXED, "learn": EVERYTHING, "loss_weights": {"text": 1.0, "questions": 0.2}},
 }
 
 
@@ -151,6 +152,13 @@ def test_contrast_is_over_all_processes(
     list(run(chosen, one, workers=0))
     trained(chosen, two, launch, shard=shard)
     assert_alike(chosen, two, one, 1e-6, besides=".k.bias")
+
+
+def test_contrast_in_bf16_stays_near(recipe: Recipe, fresh: Fresh, alone: Alone, launch: Launch) -> None:
+    chosen, one, two = contrast_of(recipe, alone, "representation", precision="bf16"), fresh("one"), fresh("two")
+    list(run(chosen, one, workers=0))
+    trained(chosen, two, launch)
+    assert trace(two) == pytest.approx(trace(one), rel=0.02)
 
 
 def test_contrast_is_over_those_that_share_a_micro_batch(
