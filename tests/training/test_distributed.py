@@ -74,6 +74,7 @@ STAGES = {
     "groups": {"data": MIXED, "learn": EVERYTHING, "group": 3, "batch": 4},
     "recomputed, packed": {"data": MIXED, "learn": EVERYTHING, "recompute": True, "packing": 300, "batch": 4},
     "preferences": {"data": {"pairs": 1.0}, "objective": {"dpo": 1.0}, "learn": {"decoder.*": 1e-3}},
+    "some rows of words": {"data": MIXED, "learn": {"decoder.*": 1e-2}, "trainable_tokens": ("<eos>", "<user>")},
     "a term for each source": {"data": MIXED, "learn": EVERYTHING, "loss_weights": {"text": 1.0, "questions": 0.2}},
 }
 

@@ -296,6 +296,24 @@ def test_a_stage_whose_data_lacks_pictures_is_told_before_anything_begins(
         assert not (tmp_path / "run").exists()
 
 
+def test_of_a_table_of_words_only_some_rows_learn(
+    recipe: Recipe, fresh: Callable[[str], Path], tokenizer: Tokenizer, alone: Alone
+) -> None:
+    """OpenFlamingo's; all else that the stage names learns as before."""
+    ends = ("<eos>", "<user>")
+    chosen = alone(recipe, "language", optimizer="adamw", weight_decay=0.1, trainable_tokens=ends)
+    folder = fresh("run")
+    list(run(chosen, folder, workers=0))
+    before, after = initial_model(chosen).state_dict(), weights(chosen, folder)
+    moved = (after["decoder.embedding.weight"] != before["decoder.embedding.weight"]).any(1).nonzero()[:, 0]
+    assert set(moved.tolist()) == {tokenizer.control(name) for name in ends}
+    assert not torch.equal(after["decoder.norm.weight"], before["decoder.norm.weight"])
+    with pytest.raises(ConfigError, match="has trainable_tokens, but no table of words learns"):
+        next(run(alone(recipe, "align", trainable_tokens=ends), fresh("align")))
+    with pytest.raises(ConfigError, match="no control token '<oes>'; did you mean '<eos>'"):
+        next(run(alone(recipe, "language", trainable_tokens=("<oes>",)), fresh("wrong")))
+
+
 def test_a_frozen_parameter_with_a_gradient_is_told(
     recipe: Recipe, tmp_path: Path, tokenizer: Tokenizer, alone: Alone
 ) -> None:

@@ -1,6 +1,6 @@
 """Optimisers with one rate per parameter, and their state as named tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +95,26 @@ class Optimizers:
             for name in names:
                 if name in state:
                     optimizer.state[self.parameters[name]] = state[name]
+
+
+@torch.no_grad()
+def only_rows(parameters: Mapping[str, nn.Parameter], ids: Sequence[int]) -> None:
+    """Leave of the gradients of tables of words those of some rows, on whichever process has them."""
+    for name in tables_of(parameters):
+        table = parameters[name]
+        if table.grad is None:
+            continue
+        (low, high), *_ = sharding.box(table) or ((0, len(table)),)
+        rows = [index - low for index in ids if low <= index < high]
+        grad = sharding.local(table.grad)
+        kept = grad[rows].clone()
+        grad.zero_()
+        grad[rows] = kept
+
+
+def tables_of(names: Iterable[str]) -> list[str]:
+    """The tables of words among parameters."""
+    return [name for name in names if name in ("decoder.embedding.weight", "decoder.head.weight")]
 
 
 def _orthogonal(name: str, parameter: nn.Parameter) -> bool:

@@ -177,6 +177,8 @@ def _apart(stage: Stage) -> str:
     for name, usually in (("dropout", 0), ("drop_path", 0), ("layer_decay", 1)):
         if (value := getattr(stage, name)) != usually:
             more += f", {name.replace('_', ' ')} {value:g}"
+    if stage.trainable_tokens:
+        more += f", of words only {' '.join(stage.trainable_tokens)}"
     return more
 
 

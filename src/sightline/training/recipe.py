@@ -37,6 +37,7 @@ class Stage:
     convention for places.
     warmups, weight_decays: patterns of `learn` whose rates rise over other numbers of steps than `warmup`, or whose
     parameters decay by other shares than `weight_decay`.
+    trainable_tokens: of tables of words that learn, only the rows of these control tokens do, where there are some.
     loss_weights: of its sources, which then have a term of the loss each, divided by what was learned from it alone.
     layer_decay: what each block of the encoder has of the rate of the one after it, the last of that of all
     (arXiv:2106.08254). dropout: the share of numbers that each branch of a block leaves out, in blocks of decoder and
@@ -75,6 +76,7 @@ class Stage:
     warmups: dict[str, NonNegativeInt] = field(default_factory=dict)
     weight_decays: dict[str, NonNegativeFloat] = field(default_factory=dict)
     loss_weights: dict[str, NonNegativeFloat] = field(default_factory=dict)
+    trainable_tokens: tuple[str, ...] = ()
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0

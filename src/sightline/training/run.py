@@ -33,6 +33,7 @@ from .judging import Judge, is_judge, load_judge, with_head
 from .loader import Share, check_seen
 from .located import Located
 from .objectives import Dense, NextToken, Objective, SigLIP, Total
+from .optim import tables_of
 from .policy import GRPO, PPO
 from .preferring import DPO, KTO, ORPO, DenseDPO, Reward
 from .recipe import Recipe, Stage, check_files, learning_rates
@@ -267,6 +268,8 @@ def check_learned(recipe: Recipe, number: int) -> None:
     with hollow():
         model = VLM(recipe.model)
         adapt(model, stage.learn)
+    if stage.trainable_tokens and not tables_of(learning_rates(model, stage.learn)):
+        raise ConfigError(f"stage {stage.name!r} has trainable_tokens, but no table of words learns")
     check_seen(stage, recipe.sources, model)
 
 
@@ -327,7 +330,9 @@ def run(
                     judge.share(model, learning_rates(model, current.learn))
                     judge.to(device)
             objective = objective_of(current, recipe, tokenizer, model, judges)
-            trainer = Trainer(recipe, current, model, objective.to(device), folder, shard, store, tensor_parallel)
+            rows = [tokenizer.control(name) for name in current.trainable_tokens]
+            ways = shard, store, tensor_parallel, rows
+            trainer = Trainer(recipe, current, model, objective.to(device), folder, *ways)
             trainer.resume()
             yield from trainer.run(processor_of(recipe, tokenizer, model, current), workers, evaluate)
             if distributed.first():

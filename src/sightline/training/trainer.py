@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -25,7 +25,7 @@ from .features import GIGABYTE, FeatureStore, repeats
 from .guard import Guard
 from .loader import Batches, Share, batches, of_pictures
 from .objectives import Objective
-from .optim import Optimizers
+from .optim import Optimizers, only_rows
 from .recipe import Recipe, Stage, freeze, layered, learning_rates
 from .records import Metrics, PassedOver, tell
 from .saving import Unsaved, bytes_of, check_room, design, not_numbers
@@ -81,7 +81,8 @@ class Trainer:
     only. A run that finds checkpoints of its stage in the folder goes on from the newest whole one. Several processes
     that are one run (`training.distributed`) share out each step's samples, and with `shard` the model as well. store:
     where features of a frozen encoder are shared with other runs; without one the run keeps its own where that helps.
-    tensor_parallel: how many processes compute each block of a model in shards together.
+    tensor_parallel: how many processes compute each block of a model in shards together. rows: ids of words, where only
+    those of a table learn.
     """
 
     PATIENCE = 3  # steps in a row that may be refused, or checkpoints that cannot be saved, before a run stops
@@ -97,7 +98,9 @@ class Trainer:
         shard: bool = False,
         store: FeatureStore | None = None,
         tensor_parallel: int = 1,
+        rows: Sequence[int] = (),
     ) -> None:
+        self.rows = rows
         self.recipe, self.stage, self.model, self.objective = recipe, stage, model, objective
         self.folder, self.saved = folder, folder / "checkpoints" / stage.name
         self.number, self.groups = recipe.stage(stage.name), distributed.Groups(tensor_parallel)
@@ -224,6 +227,8 @@ class Trainer:
         loss = torch.stack(list(terms.values())).sum()
         if not self.checked:
             self.check_gradients(any(batch.patches is not None for batch in micro))
+        if self.rows:
+            only_rows(self.parameters, self.rows)
         norm = sharding.clip(list(self.parameters.values()), self.stage.clip)
         applied = bool(torch.isfinite(norm)) and bool(torch.isfinite(loss))
         if applied:
