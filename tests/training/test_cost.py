@@ -18,7 +18,7 @@ from sightline.fusion.qformer import QFormerConfig
 from sightline.model import VLM
 from sightline.recipes import sightline_mini
 from sightline.training.adapters import Learning, Lora, adapt
-from sightline.training.cost import Cost, Tape, Usual, cost, matmul_rate, usual
+from sightline.training.cost import Cost, Tape, Usual, cost, machine_memory, matmul_rate, usual
 from sightline.training.objectives import features_of
 from sightline.training.recipe import Recipe, freeze, learning_rates
 from sightline.training.representation import Representation
@@ -196,3 +196,8 @@ def test_a_q_former_s_first_stage_reads_three_pairs_for_each(recipe: Recipe) -> 
 
 def test_the_rate_is_that_of_a_product() -> None:
     assert 1e8 < matmul_rate("fp32", seconds=0.0, side=256) < 1e15
+
+
+def test_the_machine_has_more_memory_than_this_process_takes() -> None:
+    taken = int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    assert taken < machine_memory() < 1 << 50

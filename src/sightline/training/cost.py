@@ -4,6 +4,7 @@ Nothing here is a formula over layers: the model runs on the meta device with ex
 gradients, and autograd itself says which products have one and what it keeps for them.
 """
 
+import os
 import re
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from ..data.batch import Batch
 from ..data.tiles import Pipeline
 from ..model import VLM
 from ..zoo.hollow import Operations
+from . import distributed
 from .recipe import Source
 from .representation import Representation
 from .sources import FilesSource, Sample, ScenesSource
@@ -208,13 +210,27 @@ def _length(sample: Sample) -> int:
 
 
 def matmul_rate(precision: str, seconds: float = 0.3, side: int = 1024) -> float:
-    """Operations a second that this machine does in a large product of matrices, the best of what fits in the time."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    a = torch.rand(side, side).to(dtype)
-    a @ a  # what a first product sets up is not timed
-    best, begun = float("inf"), time.perf_counter()
-    while time.perf_counter() - begun < seconds or best == float("inf"):
+    """Operations a second that a large product of matrices does where a run here would, the best of those timed."""
+    device = torch.device(distributed.device())
+    side *= 8 if device.type == "cuda" else 1
+    a = torch.rand(side, side, device=device).to(torch.bfloat16 if precision == "bf16" else torch.float32)
+
+    def product() -> float:
         started = time.perf_counter()
         a @ a
-        best = min(best, time.perf_counter() - started)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - started
+
+    product()  # what a first one sets up is not timed
+    best, begun = product(), time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        best = min(best, product())
     return 2 * side**3 / best
+
+
+def machine_memory() -> int:
+    """Bytes of memory that a run here would have: of its GPU, if there is one, else of the machine."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(distributed.device()).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

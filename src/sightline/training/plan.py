@@ -15,7 +15,7 @@ from ..zoo.hollow import hollow
 from ..zoo.numbers import short
 from ..zoo.own import read_card
 from .adapters import Lora, adapt
-from .cost import BYTES, Cost, Usual, cost, matmul_rate, usual
+from .cost import BYTES, Cost, Usual, cost, machine_memory, matmul_rate, usual
 from .features import repeats
 from .judging import is_judge
 from .loader import Share, check_seen
@@ -156,7 +156,8 @@ def _stage(
         yield f"             {short(gathered, 'B')} of weights that are gathered from all"
     yield from _held_beside(recipe, stage, model, rates, sizes)
     kept = max(each.memory(own * _answers(stage), stage.precision) for each in own_costs.values())
-    yield f"             {short(kept, 'B')} of activations, {own} samples at a time"
+    yield f"             {short(kept, 'B')} of activations, {own:,} samples at a time"
+    yield f"             of {short(machine_memory(), 'B')} that this machine has"
     yield f"  work       {short(per_sample, 'FLOP')} a sample, {short(per_sample * per_step, 'FLOP')} a step"
     spent = own_per_sample * count / speed / groups
     whose = "this machine's" if world == 1 else f"{world:,} times this one's"
