@@ -128,7 +128,8 @@ def save(
         weights = {path.name: _identity(path) for path in sorted(new.glob("*.safetensors"))}
         others = {name: _identity(new / name) for name in beside or {} if name.endswith(".safetensors")}
         card = Card("sightline", folder.name, model.config, dict(stages or {}), weights, others)
-        write_json(new / "config.json", to_dict(card))
+        said = to_dict(card)
+        write_json(new / "config.json", said if others else {k: v for k, v in said.items() if k != "beside"})
 
 
 def read_card(folder: Path) -> Card:
