@@ -244,6 +244,12 @@ def test_an_objective_with_settings_survives_yaml(recipe: Recipe, tmp_path: Path
     assert prefer.terms == weighed.terms == {"dpo": 1.0} and weighed.settings("dpo") == DPOConfig()
 
 
+def test_a_weight_is_no_setting_of_another_objective(recipe: Recipe) -> None:
+    for told in ("{clip: 1}", "{clip: 1.0}", "{clip: 2, siglip: 1}"):
+        found = override(recipe, [f"stages.0.objective={told}"]).stages[0]
+        assert isinstance(found.objective, dict) and "clip" in found.terms
+
+
 @pytest.mark.parametrize(
     "objective, told",
     [

@@ -7,7 +7,7 @@ from dataclasses import field
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 
 from ..core.config import config, nearest
@@ -23,6 +23,13 @@ from .sources import FilesSource, ScenesSource
 BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")
 Share = Annotated[float, Field(ge=0, le=1)]
 Source = ScenesSource | FilesSource | PairsSource  # told apart by `kind`
+
+
+def _weights(said: Any) -> Any:
+    """Weights as they are meant where a mapping names no kind: `{clip: 1}` is CLIP, not PPO with a clip of 1."""
+    if not isinstance(said, Mapping) or "kind" in said:
+        return said
+    return {name: float(value) if type(value) is int else value for name, value in said.items()}
 
 
 @config
@@ -52,7 +59,9 @@ class Stage:
     steps: PositiveInt
     after: str = ""
     batch: PositiveInt = 16
-    objective: ObjectiveConfig | dict[str, float] = field(default_factory=lambda: {"next-token": 1.0})
+    objective: Annotated[ObjectiveConfig | dict[str, float], BeforeValidator(_weights)] = field(
+        default_factory=lambda: {"next-token": 1.0}
+    )
     optimizer: Literal["adamw", "muon"] = "adamw"
     warmup: NonNegativeInt = 50
     schedule: Literal["linear", "cosine", "rsqrt"] = "linear"  # how the rate falls
