@@ -45,6 +45,7 @@ def test_each_can_be_planned_and_none_begins_without_its_files(name: str, tmp_pa
         ("llava-1.5-7b-lora", {"align": "21.0 M of 7.06 G", "instruct": "341 M of 7.38 G"}),
         ("qwen-vl", {"tasks": "9.66 G of 9.66 G", "instruct": "7.81 G of 9.66 G"}),
         ("cogvlm-224", {"pretrain": "6.62 G of 17.6 G"}),
+        ("cogvlm", {"places": "6.62 G of 17.6 G", "instruct": "10.9 G of 17.6 G"}),
         ("blip2-opt-2.7b", {"represent": "105 M of 3.74 G", "generate": "107 M of 3.74 G"}),
         ("openflamingo-9b", {"pretrain": "1.38 G of 8.13 G"}),
         ("internvl-chat-v1-5", {"pretrain": "5.65 G of 25.5 G", "instruct": "25.5 G of 25.5 G"}),
@@ -65,6 +66,7 @@ def test_what_learns(name: str, learned: dict[str, str]) -> None:
         ("llava-1.5-13b", "instruct", 665_298),
         ("qwen-vl-224", "pretrain", 50_000 * 30_720),
         ("cogvlm-224", "pretrain", 120_000 * 8192),
+        ("cogvlm", "instruct", 6000 * 1024),
         ("blip2-opt-2.7b", "represent", 250_000 * 1680),
         ("blip2-opt-2.7b", "generate", 80_000 * 1920),
         ("openflamingo-3b", "pretrain", 180_000_000),
@@ -100,6 +102,29 @@ def test_rates_rise_and_fall_along_half_a_cosine_to_what_was_published() -> None
     assert generate.rate(2000 + 39_000) == pytest.approx(0.75)  # half way
     assert generate.rate(79_999) == pytest.approx(0.5, abs=1e-6)
     assert represent.rate(249_999) == pytest.approx(0.1, abs=1e-6)
+
+
+def test_what_is_published_beside_rates_and_steps_is_there() -> None:
+    """Dropout, drop path, layer decay, epsilon, weights of losses and decays, the shape of a rate."""
+    stages = {name: {stage.name: stage for stage in recipe(name).stages} for name in PUBLISHED}
+    assert [stages["blip2-opt-2.7b"][name].dropout for name in ("represent", "generate")] == [0.1, 0.1]
+    assert stages["blip2-opt-2.7b"]["represent"].batch == 1680  # all of which are compared
+    assert stages["kosmos-2-patch14-224"]["pretrain"].dropout == 0.1
+    assert [stage.drop_path for stage in stages["internvl-chat-v1-5"].values()] == [0.2, 0.4]
+    qwen = [*stages["qwen-vl-224"].values(), *stages["qwen-vl"].values()]
+    assert [(stage.layer_decay, stage.eps) for stage in qwen] == [(0.95, 1e-6), (0.95, 1e-6), (1.0, 1e-6)]
+    flamingo = stages["openflamingo-9b"]["pretrain"]
+    assert flamingo.loss_weights == {"mmc4": 1.0, "laion_2b": 0.2} and flamingo.decay_of("fusion.latents") == 0.0
+    assert flamingo.decay_of("decoder.blocks.3.cross_attention.q.weight") == 0.1
+    assert stages["paligemma-3b-pt-224"]["pretrain"].schedule == "rsqrt"
+    assert stages["cogvlm"]["instruct"].learn["encoder.*"] == 1e-6
+
+
+def test_a_plan_tells_what_is_unusual() -> None:
+    lines = "\n".join(dry(recipe("openflamingo-3b")) + dry(recipe("internvl-chat-v1-5"), "pretrain"))
+    assert "to lower next-token, mmc4 + laion_2b x 0.2" in lines
+    assert "warm-up, drop path 0.2" in lines
+    assert "sample     3,328 tokens of pictures" in lines
 
 
 def test_the_adapters_of_llava_are_those_of_its_script() -> None:

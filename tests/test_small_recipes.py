@@ -83,6 +83,7 @@ RECIPES = {  # those whose stages differ, and the row that each is of
     "qwen-vl-224": "qwen-vl",
     "qwen-vl": "qwen-vl",
     "cogvlm-224": "cogvlm-grounding-generalist",
+    "cogvlm": "cogvlm-grounding-generalist",
     "openflamingo-9b": "openflamingo-9b",
     "internvl-chat-v1-5": "internvl-chat-v1-5",
     "paligemma-3b-pt-224": "paligemma-3b-pt-224",

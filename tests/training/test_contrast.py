@@ -13,7 +13,8 @@ from sightline.data.batch import Batch
 from sightline.fusion.qformer import QFormerConfig
 from sightline.language.tokenizer import Tokenizer
 from sightline.model import VLM
-from sightline.training.contrast import CLIP, Matching, clip_loss, hard_negatives
+from sightline.training.chance import luck
+from sightline.training.contrast import CLIP, Matching, Scores, clip_loss, hard_negatives
 from sightline.training.loader import Batches
 from sightline.training.recipe import Recipe
 from sightline.training.run import initial_model, processor_of
@@ -36,7 +37,7 @@ def test_clip_is_the_formula_of_the_paper() -> None:
     wanted = 0.0
     for rows in (x, x.T):
         wanted -= sum(rows[i, i] - math.log(np.exp(rows[i]).sum()) for i in range(6)) / 2
-    total, count = clip_loss(scores)
+    total, count = clip_loss(Scores(scores, scores.T))
     assert float(total) == pytest.approx(wanted, rel=1e-5) and count == 6
 
 
@@ -47,26 +48,37 @@ def test_clip_compares_directions_at_its_temperature(recipe: Recipe, tokenizer: 
     features = model.encoder(batch.patches).dense()
     images, texts = objective.compared(features, batch.extra["captions"])
     wanted = F.cosine_similarity(images[:, None], texts[None], dim=-1) / 0.2
-    torch.testing.assert_close(objective.scores(features, batch.extra["captions"]), wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        objective.scores(features, batch.extra["captions"]).pictures, wanted, rtol=1e-4, atol=1e-4
+    )
     total, count = objective(model, batch)["clip"]
-    torch.testing.assert_close(total, clip_loss(wanted)[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(total, clip_loss(Scores(wanted, wanted.T))[0], rtol=1e-4, atol=1e-4)
     assert count == 5 == objective.counts(batch)["clip"]
     with torch.no_grad():
         objective.log_scale.fill_(9.0)
-    assert objective.scores(features, batch.extra["captions"]).abs().max() <= 100.001
+    assert objective.scores(features, batch.extra["captions"]).pictures.abs().max() <= 100.001
 
 
 def test_hard_negatives_are_wrong_and_likely() -> None:
-    torch.manual_seed(0)
     scores = torch.zeros(4, 4)
     scores[0] = torch.tensor([9.0, 9.0, -9.0, 9.0])  # its own caption is barred, the second is equal to it
     same = torch.eye(4, dtype=torch.bool)
     same[0, 1] = same[1, 0] = True
-    for _ in range(50):
-        captions, pictures = hard_negatives(scores, same)
+    both, found = Scores(scores, scores.T), []
+    for turn in range(50):
+        chance = torch.stack([luck(f"{turn} {i}", 2) for i in range(4)])
+        captions, pictures = hard_negatives(both, same, chance)
+        found.append((captions.tolist(), pictures.tolist()))
         assert captions[0] == 3 and pictures[3] == 0
         assert not same[torch.arange(4), captions].any() and not same[pictures, torch.arange(4)].any()
-    captions, pictures = hard_negatives(scores, torch.ones(4, 4, dtype=torch.bool))  # where all are equal: any other
+        for part in range(2):  # a half of the pairs draws what it would draw as one of the whole
+            rows = slice(2 * part, 2 * part + 2)
+            half = Scores(scores[rows], scores.T[rows], first=2 * part)
+            drawn = hard_negatives(half, same[rows], chance[rows])
+            assert [x.tolist() for x in drawn] == [captions[rows].tolist(), pictures[rows].tolist()]
+    assert len({str(each) for each in found}) > 10
+    # where all are equal: any other
+    captions, pictures = hard_negatives(both, torch.ones(4, 4, dtype=torch.bool), chance)
     assert not (captions == torch.arange(4)).any() and not (pictures == torch.arange(4)).any()
 
 
@@ -77,7 +89,7 @@ def test_matching_tells_true_pairs_from_wrong_ones(
 
     batch = batch_of(recipe, tokenizer, model)
     wrong = torch.tensor([1, 2, 3, 4, 0]), torch.tensor([4, 3, 0, 2, 1])
-    monkeypatch.setattr(contrast, "hard_negatives", lambda scores, same: wrong)
+    monkeypatch.setattr(contrast, "hard_negatives", lambda scores, same, chance: wrong)
     pad = tokenizer.control("<pad>")
     objective = Matching(model, 480, pad)
     assert batch.patches is not None and objective.look is not None

@@ -4,18 +4,26 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import PIL.Image
 import pytest
 import torch
+from torch import nn
 
 from sightline.core.layout import Medium, causal_layout
 from sightline.core.patches import Patches
 from sightline.data.batch import Batch
+from sightline.data.images import Square
+from sightline.data.tiles import Tiles
+from sightline.fusion.qformer import QFormerConfig
 from sightline.model import VLM
 from sightline.recipes import sightline_mini
 from sightline.training.adapters import Learning, Lora, adapt
-from sightline.training.cost import Cost, Tape, Usual, cost, matmul_rate, usual
+from sightline.training.cost import Cost, Tape, Usual, cost, machine_memory, matmul_rate, usual
+from sightline.training.objectives import features_of
 from sightline.training.recipe import Recipe, freeze, learning_rates
+from sightline.training.representation import Representation
 from sightline.training.run import processor_of
+from sightline.training.settings import RepresentationConfig
 from sightline.training.sources import FilesSource
 from sightline.zoo import own
 from sightline.zoo.hollow import hollow
@@ -139,7 +147,51 @@ def test_a_usual_sample_is_about_as_long_as_it_is(name: str) -> None:
 
 
 def test_files_that_are_not_here_are_a_guess() -> None:
-    assert usual(FilesSource(kind="conversations", format="llava", text=40)) == Usual(1, 40, guess=True)
+    source = FilesSource(kind="conversations", format="llava", text=40)
+    assert usual(source) == usual(source, Square(32)) == Usual(1, 40, guess=True)
+    assert usual(source, Tiles(32)) == Usual(13, 40, guess=True)  # 4 x 3 tiles and the whole
+
+
+def test_tiles_of_real_pictures_are_counted(tmp_path: Path) -> None:
+    rows = []
+    for name, size in (("wide", (64, 32)), ("square", (32, 32))):
+        PIL.Image.new("RGB", size).save(tmp_path / f"{name}.png")
+        turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "red"}]
+        rows.append({"image": f"{name}.png", "conversations": turns})
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    source = FilesSource(kind="conversations", format="llava", path=str(tmp_path / "rows.json"))
+    assert usual(source, Tiles(32, max_tiles=2)).pictures == 2  # three views and one
+    assert usual(source).pictures == 1
+
+
+def test_a_q_former_s_first_stage_reads_three_pairs_for_each(recipe: Recipe) -> None:
+    """What is counted is what a real step multiplies: both by themselves, words from queries, and three pairs."""
+    fusion = QFormerConfig(inputs=16, width=24, queries=3, hidden=8, depth=2, heads=2, mlp=16)
+    model = VLM(replace(recipe.model, fusion=fusion))
+    taught = Representation(model, 480, 0, RepresentationConfig(projection=6, max_length=24))
+    freeze(model, learning_rates(model, {"fusion.layers.*": 1.0, "fusion.queries": 1.0}))
+    captions = torch.randint(1, 400, (2, 7))
+    image = recipe.model.image
+    grids = ((1, image.grid, image.grid),) * 2
+    patches = Patches(torch.rand(2 * image.grid**2, image.patch_dim), grids)
+    none = torch.zeros(2, 0, dtype=torch.int64)
+    batch = Batch(none, causal_layout(2, 0), none[0], patches, extra={"captions": captions})
+    with Tape(nn.ModuleList((model, taught))) as real:
+        taught(model, batch)
+    with torch.device("meta"):
+        hollow = VLM(model.config)
+        other = Representation(hollow, 480, 0, RepresentationConfig(projection=6, max_length=24))
+    freeze(hollow, learning_rates(hollow, {"fusion.layers.*": 1.0, "fusion.queries": 1.0}))
+    found = cost(hollow, Usual(1, 7), reads=False, taught=other)
+    assert found.forward == pytest.approx(real.count / 2, rel=0.02)
+    assert found.backward == pytest.approx(real.backward / 2, rel=0.02)
+    with Tape(nn.ModuleList((model, taught))) as one:
+        taught.rehearse(
+            model.fusion,
+            features_of(model, replace(batch, patches=Patches(patches.values[: image.grid**2], grids[:1]))),
+            7,
+        )
+    assert one.kept == pytest.approx(real.kept / 2, rel=0.02)
 
 
 @pytest.mark.parametrize("good, found", [(1, Usual(0, 8)), (0, Usual(1, 256, guess=True))])
@@ -153,3 +205,8 @@ def test_samples_that_cannot_be_used_are_not_usual(tmp_path: Path, good: int, fo
 
 def test_the_rate_is_that_of_a_product() -> None:
     assert 1e8 < matmul_rate("fp32", seconds=0.0, side=256) < 1e15
+
+
+def test_the_machine_has_more_memory_than_this_process_takes() -> None:
+    taken = int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    assert taken < machine_memory() < 1 << 50

@@ -117,6 +117,12 @@ def test_it_is_the_same_from_a_folder_and_from_another_run(aligned: Recipe, fres
     assert [step.stage for step in run(chosen, fresh("third"), workers=0)] == ["instruct", "ppo"]
     with pytest.raises(CheckpointError, match=r"no reward/head\.safetensors in it"):
         load_judge(folder)
+    head = exported / "reward" / "head.safetensors"
+    content = bytearray(head.read_bytes())
+    content[-1] ^= 1
+    head.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"head\.safetensors: the content differs from its sha256"):
+        load_judge(exported)
 
 
 def judge_by_hand(recipe: Recipe, tokenizer: Tokenizer, cfg: RewardConfig) -> Judge:

@@ -63,6 +63,27 @@ def test_by_answer_a_long_one_counts_as_much_as_a_short_one(recipe: Recipe, toke
 
 
 @pytest.mark.parametrize("by_answer", [False, True])
+def test_each_source_has_a_term_of_its_own_weight(
+    recipe: Recipe, tokenizer: Tokenizer, model: VLM, by_answer: bool
+) -> None:
+    """As OpenFlamingo adds up the loss of documents and a fifth of that of pairs, each a mean over its own tokens."""
+    stage = replace(recipe.stages[1], data={"text": 1.0, "captions": 1.0}, batch=4)
+    batch = Batches(stage, 0, 0, recipe.sources, processor_of(recipe, tokenizer, model))[0]
+    assert sorted(batch.extra["sources"]) == ["captions", "captions", "text", "text"] and batch.labels is not None
+    objective = NextToken(by_answer=by_answer, sources={"text": 1.0, "captions": 0.2, "other": 3.0})
+    found, plain = objective(model, batch), NextToken(by_answer=by_answer)
+    for name, weight in (("text", 1.0), ("captions", 0.2)):
+        theirs = torch.tensor([source != name for source in batch.extra["sources"]])
+        alone = replace(batch, labels=batch.labels.masked_fill(theirs[:, None], IGNORE))
+        total, count = plain(model, alone)[plain.name]
+        torch.testing.assert_close(found[f"{plain.name} {name}"][0], weight * total)
+        assert found[f"{plain.name} {name}"][1] == count > 0
+    total, count = found[f"{plain.name} other"]
+    assert float(total) == 0 and count == 0
+    assert {name: count for name, (_, count) in found.items()} == objective.counts(batch)
+
+
+@pytest.mark.parametrize("by_answer", [False, True])
 def test_a_batch_that_teaches_nothing_is_zero_with_gradients(
     recipe: Recipe, tokenizer: Tokenizer, model: VLM, by_answer: bool
 ) -> None:

@@ -10,7 +10,7 @@ from sightline.core.errors import ConfigError
 from sightline.model import VLM
 from sightline.recipes import sightline_mini
 from sightline.training.adapters import Lora
-from sightline.training.cost import Cost, Usual, cost, usual
+from sightline.training.cost import Cost, Usual, cost, machine_memory, usual
 from sightline.training.plan import STATE, lasting, plan
 from sightline.training.recipe import Recipe, freeze, learning_rates
 from sightline.zoo.numbers import short
@@ -58,6 +58,7 @@ def test_tokens_work_memory_and_time_are_those_of_the_samples(recipe: Recipe, al
     assert f"  work       {short(work, 'FLOP')} a sample, {short(6 * work, 'FLOP')} a step" in lines
     kept = max(asked.memory(2, "fp32"), told.memory(2, "fp32"))
     assert f"             {short(kept, 'B')} of activations, 2 samples at a time" in lines
+    assert f"             of {short(machine_memory(), 'B')} that this machine has" in lines
     assert f"  time       {lasting(36 * work / 1e6)} at this machine's 1.00 MFLOP a second" in lines
 
 

@@ -13,7 +13,7 @@ from sightline.core.errors import ConfigError
 from sightline.model import VLM
 from sightline.training.adapters import Lora
 from sightline.training.optim import Optimizers
-from sightline.training.recipe import Recipe, Stage, check_sources, freeze, learning_rates
+from sightline.training.recipe import Recipe, Stage, check_sources, freeze, layered, learning_rates
 from sightline.training.settings import DEFAULTS, READS, DPOConfig
 
 
@@ -34,6 +34,12 @@ def stage(**changes: object) -> Stage:
         ({"learn": {"*": -1.0}}, "at -1, expected"),
         ({"learn": {"*": Lora(rank=2, rate=math.inf)}}, "at inf, expected"),
         ({"objective": {}}, "stage 's' has no objective"),
+        ({"loss_weights": {"txt": 1.0}}, "loss_weights are of all its sources or of none"),
+        (
+            {"loss_weights": {"text": 1.0}, "objective": {"dpo": 1.0}},
+            "are for 'next-token', not for 'dpo'",
+        ),
+        ({"loss_weights": {"text": 1.0}, "packing": 64}, "need rows of one source each, without packing"),
         (
             {"objective": {"dense": 1.0, "siglip": -0.3}},
             "stage 's': objective 'siglip' weighs -0.3, expected 0 or more",
@@ -78,6 +84,7 @@ def test_a_later_pattern_wins(model: VLM) -> None:
     [
         ("fusion.layer.0.weight", "did you mean 'fusion.layers.0.weight'"),
         ("decoder.blocks.0.attention.q.wieght", "did you mean 'decoder.blocks.0.attention.q.weight'"),
+        ("fussion.*", "did you mean 'fusion.*'"),
         ("zzz", "known: "),
     ],
 )
@@ -106,9 +113,57 @@ def test_a_cosine_falls_from_the_start_and_a_constant_never() -> None:
     assert [stage(warmup=0, decay=0.0).rate(step) for step in (0, 50, 99)] == [1.0, 1.0, 1.0]
 
 
+def test_a_rate_falls_with_the_root_of_the_steps_after_its_warm_up() -> None:
+    """As in big_vision: 1 / sqrt(1 + steps / timescale), a cool-down at the end on top."""
+    found = stage(steps=200, warmup=10, decay=0.0, schedule="rsqrt", timescale=30)
+    assert [found.rate(step) for step in (4, 9, 10)] == [0.5, 1.0, 1.0]
+    assert found.rate(40) == pytest.approx(2**-0.5) and found.rate(100) == pytest.approx(0.5)
+    assert found.rate(40, warmup=80) == pytest.approx(41 / 80)  # a slower one falls later
+    cooled = stage(warmup=10, steps=100, decay=0.5, floor=0.0, schedule="rsqrt", timescale=30)
+    assert cooled.rate(70) == pytest.approx(0.6 * 3**-0.5)
+
+
+def test_rates_fall_from_block_to_block_of_the_encoder() -> None:
+    names = ["patch.weight", "pre_norm.bias", "blocks.0.a", "blocks.11.b", "blocks.11.norm.b", "norm.weight"]
+    rates = dict.fromkeys([*(f"encoder.{name}" for name in names), "fusion.x", "decoder.blocks.0.y"], 2.0)
+    found = layered(rates, 0.5)
+    assert list(found.values()) == [2 * 0.5**k for k in (13, 13, 12, 1, 1, 0, 0, 0)]
+    assert layered(rates, 1.0) == rates and layered({"fusion.x": 2.0}, 0.5) == {"fusion.x": 2.0}
+
+
+def test_a_pattern_may_decay_otherwise(model: VLM) -> None:
+    plan = stage(learn={"*": 1e-3, "fusion.*": 1e-3}, weight_decay=0.1, weight_decays={"fusion.*": 0.0})
+    found = groups(Optimizers(dict(model.named_parameters()), learning_rates(model, plan.learn), plan))
+    assert found["fusion.layers.0.weight"] == (1e-3, 0.0) and found["encoder.patch.weight"] == (1e-3, 0.1)
+    with pytest.raises(ConfigError, match=r"decays 'fusion', which is not learned"):
+        stage(learn={"fusion.*": 1e-3}, weight_decays={"fusion": 0.0})
+
+
+def test_adam_has_the_stage_s_settings(model: VLM) -> None:
+    (only,) = Optimizers(dict(model.named_parameters()), learning_rates(model, {"*": 1.0}), stage(eps=1e-6)).optimizers
+    assert only.defaults["eps"] == 1e-6 and only.defaults["betas"] == (0.9, 0.98)
+
+
 def test_a_recipe_survives_yaml(recipe: Recipe, tmp_path: Path) -> None:
     save_yaml(recipe, tmp_path / "run.yaml")
     assert load_yaml(Recipe, tmp_path / "run.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    ("override_by", "told"),
+    [
+        ("stages.0.loss_weights={text: -1}", "greater than or equal to 0"),
+        ("stages.0.drop_path=1", "less than 1"),
+        ("stages.0.dropout=-0.1", "greater than or equal to 0"),
+        ("stages.0.layer_decay=0", "greater than 0"),
+        ("stages.0.eps=0", "greater than 0"),
+        ("stages.0.schedule=rsqr", "input should be 'linear', 'cosine' or 'rsqrt'"),
+    ],
+)
+def test_a_setting_out_of_its_range_is_told(recipe: Recipe, override_by: str, told: str) -> None:
+    with pytest.raises(ConfigError) as failure:
+        override(recipe, [override_by])
+    assert told in str(failure.value) and "\n" not in str(failure.value)
 
 
 def test_a_mistyped_key_is_told_with_the_nearest(recipe: Recipe) -> None:
@@ -187,6 +242,12 @@ def test_an_objective_with_settings_survives_yaml(recipe: Recipe, tmp_path: Path
     assert load_yaml(Recipe, tmp_path / "run.yaml") == chosen
     assert override(chosen, ["stages.0.objective.beta=0.5"]).stages[0].settings("dpo") == DPOConfig(beta=0.5)
     assert prefer.terms == weighed.terms == {"dpo": 1.0} and weighed.settings("dpo") == DPOConfig()
+
+
+def test_a_weight_is_no_setting_of_another_objective(recipe: Recipe) -> None:
+    for told in ("{clip: 1}", "{clip: 1.0}", "{clip: 2, siglip: 1}"):
+        found = override(recipe, [f"stages.0.objective={told}"]).stages[0]
+        assert isinstance(found.objective, dict) and "clip" in found.terms
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from sightline.fusion.qformer import QFormerConfig
 from sightline.language.tokenizer import Tokenizer
 from sightline.model import VLM
 from sightline.recipes import recipe as shipped
-from sightline.training import representation
-from sightline.training.contrast import clip_loss
-from sightline.training.loader import Batches, Share
+from sightline.training import contrast, representation
+from sightline.training.contrast import Scores, clip_loss
+from sightline.training.loader import Batches
 from sightline.training.objectives import features_of
 from sightline.training.recipe import Recipe, Stage, check_sources, freeze, learning_rates
 from sightline.training.representation import Representation
@@ -104,14 +104,14 @@ def test_contrast_is_of_the_nearest_query(objective: Representation, model: VLM,
             wanted -= float(0.9 * of[i] + 0.1 * of.mean()) / 2
     total, count = objective(model, batch)["itc"]
     assert float(total) == pytest.approx(wanted, rel=1e-4) and count == 5
-    torch.testing.assert_close(clip_loss(scores, 0.1)[0], total, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(clip_loss(Scores(scores, scores.T), 0.1)[0], total, rtol=1e-4, atol=1e-4)
 
 
 def test_matching_is_the_mean_over_queries_of_three_kinds_of_pairs(
     objective: Representation, model: VLM, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = torch.tensor([1, 2, 3, 4, 0]), torch.tensor([4, 3, 0, 2, 1])
-    monkeypatch.setattr(representation, "hard_negatives", lambda scores, same: wrong)
+    monkeypatch.setattr(contrast, "hard_negatives", lambda scores, same, chance: wrong)
     features, texts = features_of(model, batch), rows(objective, batch)
     pairs = [(i, i, 1) for i in range(5)] + [(i, int(wrong[0][i]), 0) for i in range(5)]
     wanted = torch.zeros(())
@@ -154,7 +154,8 @@ def test_wrong_pairs_are_never_true_ones(
     captions = batch.extra["captions"].clone()
     captions[3] = captions[0]  # two pictures of one caption, either of which is right
     alike = replace(batch, extra=batch.extra | {"captions": captions})
-    for _ in range(20):
+    for step in range(20):
+        objective.prepare(model, [alike], f"0 0 {step}")
         objective(model, alike)
     features, read = features_of(model, alike), objective.written(captions)
     for pictures, ids in asked:
@@ -202,8 +203,6 @@ def test_what_it_cannot_teach(two: Recipe, recipe: Recipe, tokenizer: Tokenizer)
     stage = two.stages[0]
     with pytest.raises(ConfigError, match="'qformer' compares samples of a batch, expected one of at least 2"):
         check_sources(replace(stage, batch=1), two.sources)
-    with pytest.raises(ConfigError, match="'qformer' compares the samples of a micro-batch, which 2 processes"):
-        Share(0, 2).check(stage)
     with pytest.raises(ConfigError, match="learns from pictures"):
         check_sources(replace(stage, data={"captions": 1.0}), two.sources)
 

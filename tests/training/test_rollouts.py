@@ -1,5 +1,7 @@
 """Sampling: the answers that full passes without a cache would give, each by a chance of its own."""
 
+import copy
+
 import pytest
 import torch
 
@@ -9,9 +11,10 @@ from sightline.data.processor import Processor
 from sightline.language.tokenizer import Tokenizer
 from sightline.model import VLM
 from sightline.training.answers import answers_of, extended
+from sightline.training.chance import drawn, luck
 from sightline.training.preferences import preferred
 from sightline.training.recipe import Recipe
-from sightline.training.rollouts import Rollouts, _draw, _uniform, sample
+from sightline.training.rollouts import Rollouts, sample
 from sightline.training.run import initial_model, processor_of
 
 
@@ -27,10 +30,10 @@ def prompts(recipe: Recipe, processor: Processor, *index: int) -> Batch:
 
 def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
     logits = torch.tensor([0.0, 2.0, -50.0, 1.0, -1e4])
-    luck = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    drawn = torch.bincount(_draw(logits.expand(1000, -1), luck), minlength=5) / 1000
-    assert torch.allclose(drawn, logits.softmax(-1), atol=1.1e-3) and drawn[4] == 0
-    assert torch.equal(_uniform("a", 5), _uniform("a", 5)) and not torch.equal(_uniform("a", 5), _uniform("b", 5))
+    even = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    shares = torch.bincount(drawn(logits.expand(1000, -1), even), minlength=5) / 1000
+    assert torch.allclose(shares, logits.softmax(-1), atol=1.1e-3) and shares[4] == 0
+    assert torch.equal(luck("a", 5), luck("a", 5)) and not torch.equal(luck("a", 5), luck("b", 5))
 
 
 def test_a_cache_changes_nothing(recipe: Recipe, setup: tuple[VLM, Processor]) -> None:
@@ -42,14 +45,14 @@ def test_a_cache_changes_nothing(recipe: Recipe, setup: tuple[VLM, Processor]) -
     found = sample(model, batch, 2, 5, end, chance)
     assert len({example.length for example in batch.extra["prompts"]}) > 1
     for k, ids in enumerate(found):
-        prompt, luck = batch.extra["prompts"][k // 2], _uniform(chance[k], 5)
+        prompt, own = batch.extra["prompts"][k // 2], luck(chance[k], 5)
         wanted: list[int] = []
         for t in range(5):
             example = extended(prompt, wanted) if wanted else prompt
             single = collate([example], processor.patch, 0)
             with torch.no_grad():
                 scores = model.logits(model(single)[0, -1:])
-            wanted.append(int(_draw(scores, luck[t : t + 1])))
+            wanted.append(int(drawn(scores, own[t : t + 1])))
             if wanted[-1] == end:
                 break
         assert ids == wanted
@@ -86,6 +89,21 @@ def test_what_was_sampled_is_what_is_learned(recipe: Recipe, setup: tuple[VLM, P
     assert truths == [message.text for message in chosen for _ in range(4) if message]
     assert len(heard[0].extra["answers"]) == 8 and made.extra["names"] == batch.extra["names"]
     assert batch.labels is not None and bool((batch.labels == IGNORE).all())
+
+
+def test_an_answer_ends_where_the_processor_says(recipe: Recipe, setup: tuple[VLM, Processor]) -> None:
+    """Some models end an answer with a word, such as a line break, and not with a control token."""
+    model, processor = setup
+    (word,) = processor.tokenizer.encode("e")
+    processor = copy.copy(processor)
+    processor.tokenizer = copy.copy(processor.tokenizer)
+    processor.tokenizer.eos = "e"
+    assert processor.end == word
+    made = Rollouts(processor, 30, 40, lambda batch: torch.zeros(30))(model, prompts(recipe, processor, 0), "k")
+    answers = answers_of(made)
+    said = [part.tolist() for part in answers.ids.split(answers.lengths.tolist())]
+    assert any(ids[-1] == word for ids in said) and all(word not in ids[:-1] for ids in said)
+    assert made.extra["cut"] == [ids[-1] != word for ids in said]
 
 
 def test_a_prompt_without_room_is_told(recipe: Recipe, setup: tuple[VLM, Processor]) -> None:

@@ -62,6 +62,10 @@ STAGES: dict[str, dict[str, Any]] = {
     "adapters": {
         "learn": {"decoder.blocks.*.attention.*": Lora(3), "decoder.blocks.*.feedforward.*": Lora(3, dora=True)}
     },
+    "adapters with dropout": {
+        "learn": {f"decoder.blocks.*.{part}.*": Lora(3, dropout=0.4) for part in ("attention", "feedforward")},
+        "dropout": 0.1,
+    },
     "recomputed, packed": {"recompute": True, "packing": 300, "batch": 4, "learn": {"fusion.*": 5e-5}},
     "contrast": {
         "data": {"pictures": 1.0},
@@ -243,7 +247,6 @@ def test_every_mesh_reads_and_writes_the_same_bits(recipe: Recipe, fresh: Fresh,
         ({}, {}, 4, "4 cannot share out the heads of keys of the decoder alike, of which there are 2"),
         ({"kv_heads": 4}, {}, 4, "4 cannot share out the hidden numbers of the decoder alike, of which there are 46"),
         ({"scores": Scores(alibi=True)}, {}, 2, "a decoder with scores.alibi needs all of its heads"),
-        ({}, {"learn": {"decoder.*": Lora(dropout=0.1)}}, 2, "have a dropout of 0.1"),
         ({}, {"batch": 2}, 2, "4 processes cannot share 2 samples"),
         ({}, {}, 3, "8 processes cannot stand in groups of 3"),
     ],

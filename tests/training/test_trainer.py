@@ -21,11 +21,13 @@ from sightline.grounding.heads import BoxHeadConfig
 from sightline.language.tokenizer import Tokenizer
 from sightline.training import checkpoints
 from sightline.training.export import export
-from sightline.training.loader import Batches
+from sightline.training.loader import Batches, assemble
 from sightline.training.objectives import Objective
+from sightline.training.plan import plan
 from sightline.training.recipe import Recipe
 from sightline.training.run import final_model, initial_model, objective_of, processor_of, run
 from sightline.training.settings import DEFAULTS, READS
+from sightline.training.sources import FilesSource
 from sightline.training.trainer import NonFinite, Step, Trainer
 from sightline.zoo import own
 
@@ -256,10 +258,60 @@ def test_what_is_frozen_has_no_gradient(recipe: Recipe, tmp_path: Path, tokenize
 def test_a_pattern_that_the_data_never_reaches_is_told(
     recipe: Recipe, tmp_path: Path, tokenizer: Tokenizer, alone: Alone
 ) -> None:
-    learn = {"decoder.*": 1e-3, "encoder.*": 1e-4}
-    trainer, data = trainer_of(alone(recipe, "language", learn=learn), tmp_path, tokenizer)
-    with pytest.raises(ConfigError, match=r"learns 'encoder\.\*', but its data and objective never reach it"):
+    learn = {"encoder.*": 1e-4, "decoder.*": 1e-3}
+    trainer, data = trainer_of(alone(recipe, "encoder", learn=learn), tmp_path, tokenizer)
+    with pytest.raises(ConfigError, match=r"learns 'decoder\.\*', but its data and objective never reach it"):
         trainer.learn([data[0]])
+
+
+def test_what_reads_pictures_is_checked_in_the_first_step_that_has_some(
+    recipe: Recipe, tmp_path: Path, tokenizer: Tokenizer, alone: Alone
+) -> None:
+    mixed = alone(recipe, "align", data={"text": 1.0, "questions": 1.0}, batch=2, optimizer="adamw")
+    trainer, data = trainer_of(mixed, tmp_path, tokenizer)
+    made = [data.made(k) for k in range(4)]
+    words, both = [each for each in made if not each.example.pixels], [each for each in made if each.example.pixels]
+    assert len(words) == len(both) == 2
+    batches = [assemble(each, data.processor, "conversations") for each in (words, both)]
+    before = trainer.model.fusion.layers[0].weight.clone()
+    trainer.learn([batches[0]])
+    assert not trainer.checked and torch.equal(trainer.model.fusion.layers[0].weight, before)
+    trainer.learn([batches[1]])
+    assert trainer.checked and not torch.equal(trainer.model.fusion.layers[0].weight, before)
+
+
+def test_a_stage_whose_data_lacks_pictures_is_told_before_anything_begins(
+    recipe: Recipe, fresh: Callable[[str], Path], alone: Alone, tmp_path: Path
+) -> None:
+    rows = [{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}] * 3
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    files = FilesSource(kind="conversations", format="openai", path=str(tmp_path / "rows.jsonl"))
+    for name, source in (("rows", files), ("text", recipe.sources["text"])):
+        chosen = alone(replace(recipe, sources={name: source}), "align", data={name: 1.0})
+        told = rf"stage 'align' learns 'fusion\.\*', but there are no pictures in its data '{name}'"
+        with pytest.raises(ConfigError, match=told):
+            next(run(chosen, tmp_path / "run", workers=0))
+        with pytest.raises(ConfigError, match=told):
+            list(plan(chosen))
+        assert not (tmp_path / "run").exists()
+
+
+def test_of_a_table_of_words_only_some_rows_learn(
+    recipe: Recipe, fresh: Callable[[str], Path], tokenizer: Tokenizer, alone: Alone
+) -> None:
+    """OpenFlamingo's; all else that the stage names learns as before."""
+    ends = ("<eos>", "<user>")
+    chosen = alone(recipe, "language", optimizer="adamw", weight_decay=0.1, trainable_tokens=ends)
+    folder = fresh("run")
+    list(run(chosen, folder, workers=0))
+    before, after = initial_model(chosen).state_dict(), weights(chosen, folder)
+    moved = (after["decoder.embedding.weight"] != before["decoder.embedding.weight"]).any(1).nonzero()[:, 0]
+    assert set(moved.tolist()) == {tokenizer.control(name) for name in ends}
+    assert not torch.equal(after["decoder.norm.weight"], before["decoder.norm.weight"])
+    with pytest.raises(ConfigError, match="has trainable_tokens, but no table of words learns"):
+        next(run(alone(recipe, "align", trainable_tokens=ends), fresh("align")))
+    with pytest.raises(ConfigError, match="no control token '<oes>'; did you mean '<eos>'"):
+        next(run(alone(recipe, "language", trainable_tokens=("<oes>",)), fresh("wrong")))
 
 
 def test_a_frozen_parameter_with_a_gradient_is_told(

@@ -138,7 +138,9 @@ def price(recipe: Recipe) -> Price:
         rates = learning_rates(model, stage.learn)
         freeze(model, rates)
         sizes = {name: p.numel() for name, p in model.named_parameters()}
-        costs = costs_of(recipe, stage, model, {name: usual(recipe.sources[name]) for name in stage.data})
+        costs = costs_of(
+            recipe, stage, model, {name: usual(recipe.sources[name], recipe.pixels) for name in stage.data}
+        )
         shares = {name: weight / sum(stage.data.values()) for name, weight in stage.data.items()}
         per_sample = sum(shares[name] * each.operations for name, each in costs.items())
         operations += per_sample * stage.steps * stage.batch * stage.accumulate

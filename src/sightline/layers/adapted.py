@@ -26,9 +26,12 @@ class AdaptedLinear(nn.Linear):
         nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
         self.magnitude = nn.Parameter(_lengths(base.weight.detach())) if dora else None
 
+    def seen(self, x: Tensor) -> Tensor:
+        """What the update sees of inputs."""
+        return F.dropout(x, self.dropout, self.training)
+
     def forward(self, x: Tensor) -> Tensor:
-        seen = F.dropout(x, self.dropout, self.training)
-        update = F.linear(self.scale * F.linear(seen, self.lora_a), self.lora_b)
+        update = F.linear(self.scale * F.linear(self.seen(x), self.lora_a), self.lora_b)
         if self.magnitude is None:
             return super().forward(x) + update
         # a row's length is a constant to the gradient (section 4.3)

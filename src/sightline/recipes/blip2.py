@@ -12,8 +12,10 @@ from .published import CAPTIONS, PICTURES, cosine, published
 def blip_2(size: str) -> Recipe:
     """BLIP-2 with OPT (arXiv:2301.12597, section 3.4): a Q-Former learns by itself, then for the language model.
 
-    The lowest rate of the first stage is that of its code. Its contrast is here among the 105 pictures that one of 16
-    devices had, there among all 1,680; and its Q-Former, there a BERT with BERT's words, is drawn and reads OPT's.
+    The lowest rate of the first stage is that of its code. Its contrast is among all 1,680 pictures of a step, which
+    16 devices shared; fewer can learn it as they did with stages.0.batch=105 and
+    stages.0.accumulate=16, among 105. Its Q-Former, there a
+    BERT with BERT's words, is drawn and reads OPT's; dropout is BERT's, but for that of its attention.
     The second stage may begin from another's Q-Former, given as start.fusion. EVA-CLIP g was published as a pickle; the
     folder of any BLIP-2 has it as well.
     """
@@ -23,9 +25,9 @@ def blip_2(size: str) -> Recipe:
         learn=dict.fromkeys(row.stages["represent"], 1e-4),
         data={"pictures_129m": 1.0},
         objective=RepresentationConfig(),
-        batch=105,
-        accumulate=16,
+        batch=1680,
         weight_decay=0.05,
+        dropout=0.1,
         **cosine(250_000, 2000, floor=0.1),
     )
     generate = Stage(
@@ -35,6 +37,7 @@ def blip_2(size: str) -> Recipe:
         batch=120,
         accumulate=16,
         weight_decay=0.05,
+        dropout=0.1,
         **cosine(80_000, 2000, floor=0.5),
     )
     sources: dict[str, Source] = {"pictures_129m": PICTURES, "pairs_129m": CAPTIONS}

@@ -9,9 +9,10 @@ from .published import CAPTIONS, cosine, files, published
 
 
 def cogvlm(side: int) -> Recipe:
-    """CogVLM's two stages of pretraining (arXiv:2311.03079, section 2.2).
+    """CogVLM's two stages of pretraining and its chat (arXiv:2311.03079, sections 2.2 and 2.3).
 
-    The second half of the second saw 490 pixels, the rest 224. What the rates fall to is not told; here it is zero.
+    The second half of the second saw 490 pixels, what came before 224. In the last the encoder learns as well, at a
+    tenth of the rate. What the rates fall to is not told, nor how long the last one rises; here to zero, and 120 steps.
     The expert begins from the words' own weights. EVA2-CLIP E was published as a pickle; the folder of any CogVLM has
     it as well.
     """
@@ -34,9 +35,17 @@ def cogvlm(side: int) -> Recipe:
         accumulate=64,
         **cosine(60_000, 1200),
     )
-    sources = {"pairs_and_places": files("openai", 48)}
+    instruct = stage(
+        name="instruct",
+        learn={"encoder.*": 1e-6, "fusion.*": 1e-5, "decoder.blocks.*.vision.*": 1e-5},
+        template="cogvlm-chat",
+        data={"instructions": 1.0},
+        accumulate=64,
+        **cosine(6000, 120),
+    )
+    sources = {"pairs_and_places": files("openai", 48), "instructions": files("openai")}
     start = "runs/cogvlm-224/model"
-    return published(row, sources, (places,), side, name="cogvlm", max_length=2048, start=start)
+    return published(row, sources, (places, instruct), side, name="cogvlm", max_length=2048, start=start)
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {

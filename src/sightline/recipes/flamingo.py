@@ -19,8 +19,8 @@ def open_flamingo(size: str) -> Recipe:
 
     It saw 60 million documents of Multimodal C4 and 120 million pairs of LAION-2B; a device had 32 and 64 of them a
     step. How many devices there were is told for the largest model, 64, and taken for all. The script of the smallest
-    warmed up for 1,875 steps, which is taken for all too. Three things are not here: there a pair counted a fifth of a
-    document in the loss, the resampler did not decay, and of the table of words only the two new rows learned.
+    warmed up for 1,875 steps, which is taken for all too. The loss is the mean over documents and a fifth of that over
+    pairs; the resampler does not decay, and of the table of words two new rows learn.
 
     Flamingo (arXiv:2204.14198) had an NFNet and Chinchilla, whose weights were never published, and the same rate of
     1e-4, constant after 5,000 steps of warm-up; its 500,000 steps mixed M3W, ALIGN, LTIP and VTP with weights of 1,
@@ -30,6 +30,9 @@ def open_flamingo(size: str) -> Recipe:
         name="pretrain",
         learn={"fusion.*": 1e-4, "decoder.blocks.*.cross_*": 1e-4, "decoder.embedding.*": 1e-4},
         data={"mmc4": 1.0, "laion_2b": 2.0},
+        loss_weights={"mmc4": 1.0, "laion_2b": 0.2},
+        weight_decays={"fusion.*": 0.0},
+        trainable_tokens=("<image>", "<|endofchunk|>"),
         batch=96,
         accumulate=64,
         weight_decay=0.1,

@@ -15,9 +15,8 @@ def internvl_15() -> Recipe:
     """InternVL-1.5 (arXiv:2404.16821; internvl_chat/shell/internvl1.5 of OpenGVLab/InternVL).
 
     Each stage was an epoch. How many samples the first had is not told, nor are its steps, which are a guess here: set
-    stages.0.steps. The second had 5.1 million (arXiv:2412.05271, which compares it with its own). Blocks of the encoder
-    were left out by chance, 20% at most in the first and 40% in the second stage, which is not here. A plan counts one
-    tile of a picture, which may be cut into 12 and the whole.
+    stages.0.steps. The second had 5.1 million (arXiv:2412.05271, which compares it with its own). Until there are
+    files a plan takes pictures for 640 x 480, which are cut into 12 tiles, with the whole beside them.
     """
     stage = partial(Stage, batch=4, weight_decay=0.05, betas=(0.9, 0.999), recompute=True)
     pretrain = stage(
@@ -25,6 +24,7 @@ def internvl_15() -> Recipe:
         learn={"encoder.*": 1e-5, "fusion.*": 1e-5},
         data={"pairs_and_documents": 1.0},
         accumulate=512,
+        drop_path=0.2,
         **cosine(10_000, 100),
     )
     instruct = stage(
@@ -32,6 +32,7 @@ def internvl_15() -> Recipe:
         learn={"*": 2e-5},
         data={"mix_5m": 1.0},
         accumulate=256,
+        drop_path=0.4,
         group=16,
         **cosine(4981, 150),
     )

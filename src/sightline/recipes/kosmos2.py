@@ -14,14 +14,14 @@ def kosmos_2() -> Recipe:
     A step had 419 thousand tokens: 185 of text, 215 of pairs, with places and without, 19 of documents with pictures.
     Here these are shares of samples with usual lengths, 2048 tokens of text or of a document and 128 of a pair. Of the
     encoder only the last block learned. The second stage mixed instructions into the same data for 10,000 steps; in
-    which shares, and at which rate, is not in the script: both are a guess here. Dropout, there 0.1, is not here.
+    which shares, and at which rate, is not in the script: both are a guess here. Dropout leaves attention itself whole.
 
     It went on from Kosmos-1, whose weights were never published: here CLIP alone is given, and words are those of
     Kosmos-2's own folder. A decoder may be given as start.decoder. GRIT is read as phrases with a box each, in MDETR's
     form.
     """
     learn = ("encoder.blocks.23.*", "fusion.*", "decoder.*")
-    stage = partial(Stage, batch=8, accumulate=222, betas=(0.9, 0.98), weight_decay=0.01, clip=2.0)
+    stage = partial(Stage, batch=8, accumulate=222, betas=(0.9, 0.98), weight_decay=0.01, clip=2.0, dropout=0.1)
     shares = {"text": 90.0, "grit_91m": 1680.0, "documents": 9.0}
     pretrain = stage(name="pretrain", learn=dict.fromkeys(learn, 2e-4), data=shares, **linear(60_000, 375))
     instruct = stage(

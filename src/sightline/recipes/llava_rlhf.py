@@ -25,8 +25,9 @@ def llava_rlhf(size: str) -> Recipe:
 
     The 13B sees 336 pixels. The 7B sees 224, and the 13B's reward model judges it, from that recipe's run. Here a step
     of `ppo` is 256 answers that are learned from twice, there 512 in two halves; a value head on the policy takes the
-    place of a value model that began as the reward model; the adapters of `init` are merged and new ones learn; and
-    being right is the same words as the truth, where theirs knew choices and noes.
+    place of a value model that began as the reward model; the adapters of `init` are merged and new ones learn;
+    `center` weighs squares of the sum of a pair's rewards, there the size of the sums' mean; and being right is the
+    same words as the truth, where theirs knew choices and noes.
     """
     side = 336 if size == "13b" else 224
     row = ROWS[f"llava-1.5-{size}"]

@@ -19,8 +19,8 @@ def pretraining(side: int) -> Recipe:
     million and at 896 for 10 million more, with 512. Each begins from the one before, a recipe of its own here. The
     rate is told in arXiv:2412.03555, section 3. Not told are the sizes of batches, here 8192 and 4096, and how many
     steps rates rise over, here 1,000: but for the encoder's, which rises more slowly, as long as the fusion gives it
-    gradients of no use: here 10,000. There rates fell with the root of the steps as well, and the linear layer of the
-    fusion began from zero.
+    gradients of no use: here 10,000. Then rates fall with the root of the steps, at the pace that is usual in
+    google-research/big_vision. There the linear layer of the fusion began from zero.
     """
     examples, batch, text, before = {
         224: (1_000_000_000, 32, 128, PARTS),
@@ -37,6 +37,7 @@ def pretraining(side: int) -> Recipe:
         accumulate=whole // batch,
         weight_decay=0.0,
         betas=(0.9, 0.999),
+        schedule="rsqrt",
         **constant(-(-examples // whole), 1000),
         **slow,
     )

@@ -11,17 +11,18 @@ from .published import CAPTIONS, cosine, files, published
 def qwen_vl(side: int) -> Recipe:
     """Qwen-VL (arXiv:2308.12966): its first stage sees 224 pixels, the other two 448.
 
-    There the encoder's rate also fell by 5% from each block to the one before it. The last stage is laid out as
+    While the encoder learns, its rate falls by 5% from each block to the one before it. The last stage is laid out as
     Qwen-VL-Chat's conversations, the others as text that goes on.
     """
     row = ROWS["qwen-vl"]
-    stage = partial(Stage, weight_decay=0.05)
+    stage = partial(Stage, weight_decay=0.05, eps=1e-6)
     pretrain = stage(
         name="pretrain",
         learn={"encoder.*": 2e-4, "fusion.*": 2e-4},
         data={"pairs_1400m": 1.0},
         batch=64,
         accumulate=480,
+        layer_decay=0.95,
         **cosine(50_000, 500, floor=0.005),
     )
     tasks = stage(
@@ -30,6 +31,7 @@ def qwen_vl(side: int) -> Recipe:
         data={"seven_tasks": 1.0},
         batch=16,
         accumulate=256,
+        layer_decay=0.95,
         **cosine(19_000, 400, floor=0.2),
     )
     instruct = stage(

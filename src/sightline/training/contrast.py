@@ -1,6 +1,7 @@
 """Pictures and captions that belong together: CLIP's softmax over the batch, and BLIP-2's matching of single pairs."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from ..data.batch import Batch
 from ..fusion.qformer import QFormer
 from ..layers.cross_attention import CrossAttention
 from ..model import VLM
+from .chance import drawn, luck
+from .distributed import Peers
 from .objectives import Contrast, Objective, Term, features_of
 from .settings import CLIPConfig
 
@@ -28,25 +31,65 @@ class CLIP(Contrast):
         return {"clip": len(batch.extra["captions"])}
 
     def on_features(self, features: Tensor, batch: Batch) -> dict[str, Term]:
-        scores = self.scores(features, batch.extra["captions"].to(features.device))
-        return {"clip": clip_loss(scores)}
+        return {"clip": clip_loss(self.scores(features, batch.extra["captions"].to(features.device)))}
 
-    def scores(self, features: Tensor, captions: Tensor) -> Tensor:
-        """How well every picture and every caption go together, [n, n] in float32."""
+    def scores(self, features: Tensor, captions: Tensor) -> "Scores":
+        """How well these pictures and captions go with those of all peers."""
         images, texts = self.compared(features, captions)
         with torch.autocast(images.device.type, enabled=False):  # bf16 has too few steps between cosines near one
-            cosines = F.normalize(images.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T
-            return cosines * self.log_scale.exp().clamp(max=SHARPEST)
+            both = F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1)
+            return compared(*both, self.log_scale.exp().clamp(max=SHARPEST), self.peers)
 
 
-def clip_loss(scores: Tensor, label_smoothing: float = 0.0) -> Term:
-    """The mean of both ways' cross-entropies, summed over n pairs with scores [pictures, captions], and n.
+@dataclass(frozen=True)
+class Scores:
+    """How well n pairs go with N, of which they are a part, in float32.
+
+    pictures: [n, N], of each picture with all captions. captions: [n, N], of each caption with all pictures. first:
+    the place of the part's first pair among all.
+    """
+
+    pictures: Tensor
+    captions: Tensor
+    first: int = 0
+
+    @property
+    def own(self) -> Tensor:
+        """Where each pair [n] is among all."""
+        return torch.arange(self.first, self.first + len(self.pictures), device=self.pictures.device)
+
+
+def compared(pictures: Tensor, captions: Tensor, scale: Tensor, peers: Peers) -> Scores:
+    """Scores by the products of directions, of pictures [n, width] and captions [n, width] with those of all peers.
+
+    A picture may have several directions [n, some, width], of which the one counts that fits a caption best.
+    """
+    if peers.size == 1:
+        scores = best(pictures, captions) * scale
+        return Scores(scores, scores.T)
+    width = captions.shape[-1]
+    every = peers.gathered(torch.cat((pictures.flatten(1), captions), dim=1))
+    all_pictures, all_captions = every[:, :-width].unflatten(1, pictures.shape[1:]), every[:, -width:]
+    found = best(pictures, all_captions) * scale, best(all_pictures, captions).T * scale
+    return Scores(*found, first=peers.rank * len(captions))
+
+
+def best(pictures: Tensor, captions: Tensor) -> Tensor:
+    """Products [pictures, captions] of directions, the largest of a picture that has several."""
+    products = pictures @ captions.T
+    return products if pictures.dim() == 2 else products.amax(1)
+
+
+def clip_loss(scores: Scores, label_smoothing: float = 0.0) -> Term:
+    """The mean of both ways' cross-entropies, summed over a part's pairs, and how many these are.
 
     label_smoothing: the share of the target that all pairs have alike.
     """
-    own = torch.arange(len(scores), device=scores.device)
-    both = [F.cross_entropy(x, own, reduction="sum", label_smoothing=label_smoothing) for x in (scores, scores.T)]
-    return (both[0] + both[1]) / 2, len(scores)
+    both = [
+        F.cross_entropy(x, scores.own, reduction="sum", label_smoothing=label_smoothing)
+        for x in (scores.pictures, scores.captions)
+    ]
+    return (both[0] + both[1]) / 2, len(scores.own)
 
 
 class Matching(Objective):
@@ -59,6 +102,7 @@ class Matching(Objective):
 
     def __init__(self, model: VLM, vocabulary: int, pad_id: int) -> None:
         super().__init__()
+        self.key = ""
         features, fusion = model.config.image.features, model.fusion
         self.contrast = CLIP(features, vocabulary, pad_id, CLIPConfig())
         reads = isinstance(fusion, QFormer) and fusion.words is not None
@@ -72,18 +116,22 @@ class Matching(Objective):
         pairs = len(batch.extra["captions"])
         return {"itm": 3 * pairs, "itm-contrast": pairs}
 
+    def among(self, peers: Peers) -> None:
+        self.peers = self.contrast.peers = peers
+
+    def prepare(self, model: VLM, micro: list[Batch], key: str) -> list[Batch]:
+        self.key = key
+        return micro
+
     def forward(self, model: VLM, batch: Batch) -> dict[str, Term]:
         features = features_of(model, batch)
         captions = batch.extra["captions"].to(features.device)
         scores = self.contrast.scores(features, captions)
-        own = torch.arange(len(scores), device=scores.device)
-        wrong = hard_negatives(scores.detach(), (captions[:, None] == captions[None]).all(-1))
-        pictures = torch.cat((own, own, wrong[1]))
-        texts = torch.cat((own, wrong[0], own))
-        logits = self.match(model, features[pictures], captions[texts])
-        truth = (torch.arange(len(texts), device=own.device) < len(own)).long()
+        texts, pictures = mismatched(scores, features, captions, self.contrast.pad_id, self.peers, self.key, batch)
+        logits = self.match(model, torch.cat((features, features, pictures)), torch.cat((texts[0], texts[1], texts[0])))
+        truth = (torch.arange(len(logits), device=logits.device) < len(features)).long()
         total = F.cross_entropy(logits, truth, reduction="sum")
-        return {"itm": (total, len(texts)), "itm-contrast": clip_loss(scores)}
+        return {"itm": (total, len(logits)), "itm-contrast": clip_loss(scores)}
 
     def match(self, model: VLM, features: Tensor, captions: Tensor) -> Tensor:
         """Scores [pairs, 2] of no and yes: the mean over what has looked at both."""
@@ -95,12 +143,29 @@ class Matching(Objective):
         return seen.sum(1) / real.sum(1, keepdim=True).clamp(min=1)
 
 
-def hard_negatives(scores: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
-    """A wrong caption for each picture and a wrong picture for each caption [n], drawn by scores [pictures, captions].
+def mismatched(
+    scores: Scores, features: Tensor, captions: Tensor, pad: int, peers: Peers, key: str, batch: Batch
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Captions [n, words], true and wrong ones for each picture, and for each caption a wrong picture's features.
 
-    same: [n, n], pairs whose captions are equal, which are not wrong. Where all are, another of them has to do.
+    Wrong ones are drawn among all that peers have. key: what the chance of a step hangs on.
     """
-    barred = same | torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-    floor = torch.eye(len(scores), device=scores.device) * -1e9
-    likely = scores.masked_fill(barred, -1e6) + floor
-    return tuple(torch.multinomial(x.softmax(-1), 1)[:, 0] for x in (likely, likely.T))  # type: ignore[return-value]
+    captions = F.pad(captions, (0, peers.most(captions.shape[1]) - captions.shape[1]), value=pad)
+    every, first = peers.gathered(captions), batch.extra.get("first", 0)
+    chance = torch.stack([luck(f"{key} {first + i}", 2) for i in range(len(captions))]).to(features.device)
+    text, picture = hard_negatives(scores, (captions[:, None] == every).all(-1), chance)
+    return (captions, every[text]), peers.gathered(features)[picture]
+
+
+def hard_negatives(scores: Scores, same: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
+    """A wrong caption for each picture and a wrong picture for each caption [n] among all, drawn by their scores.
+
+    same: [n, N], pairs whose captions are equal, which are not wrong. Where all are, another of them has to do.
+    chance: [n, 2], the luck of each draw in [0, 1).
+    """
+    own = scores.own[:, None]
+    barred = same.scatter(1, own, True)
+    floor = torch.zeros_like(scores.pictures).scatter(1, own, -1e9)
+    ways = (scores.pictures.detach(), scores.captions.detach())
+    found = [drawn(x.masked_fill(barred, -1e6) + floor, chance[:, way]) for way, x in enumerate(ways)]
+    return found[0], found[1]

@@ -4,12 +4,14 @@ Nothing here is a formula over layers: the model runs on the meta device with ex
 gradients, and autograd itself says which products have one and what it keeps for them.
 """
 
+import os
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import PIL.Image
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,15 +20,19 @@ from ..core.layout import Medium, causal_layout
 from ..core.patches import Patches
 from ..core.sequence import Conversation, Region, Text, images_of
 from ..data.batch import Batch
+from ..data.tiles import Pipeline
 from ..model import VLM
 from ..zoo.hollow import Operations
+from . import distributed
 from .loader import unusable
 from .recipe import Source
+from .representation import Representation
 from .sources import FilesSource, Sample, ScenesSource
 
 WORD = re.compile(r"\w+|[^\w\s]")
 LOOKED_AT = 8  # samples
 TRIED = 32  # samples of which so many are to be found that can be used
+PICTURE = 640, 480  # a usual one, as in COCO, while there are no files
 BYTES = {"fp32": 4, "bf16": 2}
 
 
@@ -126,15 +132,16 @@ def _place(x: Tensor) -> int:
     return int(x.untyped_storage()._cdata)
 
 
-def cost(model: VLM, sample: Usual, reads: bool = True) -> Cost:
+def cost(model: VLM, sample: Usual, reads: bool = True, taught: Representation | None = None) -> Cost:
     """What such a sample costs a model without content whose learned parameters ask for gradients.
 
-    reads: whether the decoder is part of it; else the encoder is, and the fusion where it learns.
+    reads: whether the decoder is part of it; else the encoder is, and the fusion where it learns, as often as what it
+    is taught by has it read the picture and its words.
     """
     image, count, text = model.config.image, sample.pictures, max(sample.text, 1)
     grid = (1, image.grid, image.grid)
     visual = count * model.num_tokens(grid) if reads else count * image.grid**2
-    with torch.device("meta"), Tape(model) as tape:
+    with torch.device("meta"), Tape(nn.ModuleList((model, *([taught] if taught else [])))) as tape:
         patches = Patches(torch.empty(count * image.grid**2, image.patch_dim), (grid,) * count) if count else None
         if reads:
             asked = min(text, model.config.instruction_length)
@@ -152,7 +159,9 @@ def cost(model: VLM, sample: Usual, reads: bool = True) -> Cost:
             F.cross_entropy(scores, torch.zeros(text, dtype=torch.int64))
         elif patches is not None:
             features = model.encoder(patches)
-            if any(p.requires_grad for p in model.fusion.parameters()):
+            if taught is not None:
+                taught.rehearse(model.fusion, features.dense(), text)
+            elif any(p.requires_grad for p in model.fusion.parameters()):
                 model.fusion(features)
     return Cost(visual, sample.text, tape.count, tape.backward, tape.kept, tape.copied, tape.joined)
 
@@ -160,10 +169,13 @@ def cost(model: VLM, sample: Usual, reads: bool = True) -> Cost:
 # ---------------------------------------------------------------------------------------------------------- samples
 
 
-def usual(source: Source) -> Usual:
-    """A usual sample of a source: the mean of some, or what it says itself while it has none that can be used."""
+def usual(source: Source, pixels: Pipeline | None = None) -> Usual:
+    """A usual sample of a source: the mean of some, or what it says itself while it has none that can be used.
+
+    pixels: what makes several pictures of one, such as tiles, each of which counts.
+    """
     if isinstance(source, FilesSource) and not source.path:
-        return Usual(1, source.text, guess=True)
+        return Usual(_views(PIL.Image.new("RGB", PICTURE), pixels), source.text, guess=True)
     first = source.grown if isinstance(source, ScenesSource) else 0
     samples: list[Sample] = []
     for k in range(min(TRIED, source.length or TRIED)):
@@ -175,9 +187,15 @@ def usual(source: Source) -> Usual:
         if len(samples) == LOOKED_AT:
             break
     if not samples and isinstance(source, FilesSource):
-        return Usual(1, source.text, guess=True)
-    pictures = sum(len(images_of(_talk(s))) or int(s.image is not None) for s in samples)
+        return Usual(_views(PIL.Image.new("RGB", PICTURE), pixels), source.text, guess=True)
+    images = [image for s in samples for image in images_of(_talk(s)) or ([s.image] if s.image is not None else [])]
+    pictures = sum(_views(image.picture, pixels) for image in images)
     return Usual(round(pictures / len(samples)), round(sum(map(_length, samples)) / len(samples)))
+
+
+def _views(picture: PIL.Image.Image, pixels: Pipeline | None) -> int:
+    """How many pictures are made of one."""
+    return 1 if pixels is None else len(pixels.seen(picture).pixels)
 
 
 def _talk(sample: Sample) -> Conversation:
@@ -203,13 +221,27 @@ def _length(sample: Sample) -> int:
 
 
 def matmul_rate(precision: str, seconds: float = 0.3, side: int = 1024) -> float:
-    """Operations a second that this machine does in a large product of matrices, the best of what fits in the time."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    a = torch.rand(side, side).to(dtype)
-    a @ a  # what a first product sets up is not timed
-    best, begun = float("inf"), time.perf_counter()
-    while time.perf_counter() - begun < seconds or best == float("inf"):
+    """Operations a second that a large product of matrices does where a run here would, the best of those timed."""
+    device = torch.device(distributed.device())
+    side *= 8 if device.type == "cuda" else 1
+    a = torch.rand(side, side, device=device).to(torch.bfloat16 if precision == "bf16" else torch.float32)
+
+    def product() -> float:
         started = time.perf_counter()
         a @ a
-        best = min(best, time.perf_counter() - started)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - started
+
+    product()  # what a first one sets up is not timed
+    best, begun = product(), time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        best = min(best, product())
     return 2 * side**3 / best
+
+
+def machine_memory() -> int:
+    """Bytes of memory that a run here would have: of its GPU, if there is one, else of the machine."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(distributed.device()).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

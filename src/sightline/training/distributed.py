@@ -137,12 +137,69 @@ class Groups:
         return summed(x.zero_() if self.place else x)
 
 
-def most(number: int) -> int:
-    """The largest number that a process has."""
+@dataclass(frozen=True)
+class Peers:
+    """The processes that have parts of the same micro-batches, all as large, in the order of their parts.
+
+    rank: the number of this process's part, from 0; size: how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+    group: distributed.ProcessGroup | None = None
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """Rows [n, ...] of every part as one [size * n, ...]; their gradients go back to where each came from."""
+        if self.size == 1:
+            return x
+        whole: Tensor = _Gathered.apply(x, self)  # type: ignore[no-untyped-call]
+        return whole
+
+    def most(self, number: int) -> int:
+        """The largest number that one of them has."""
+        return number if self.size == 1 else most(number, self.group)
+
+
+class _Gathered(torch.autograd.Function):
+    """Rows of all peers; backwards the sum of what all of them make of one's own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, peers: Peers) -> Tensor:
+        ctx.peers, x = peers, x.contiguous()
+        rows = [torch.empty_like(x) for _ in range(peers.size)]
+        distributed.all_gather(rows, x, group=peers.group)
+        return torch.cat(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        total = grads[0].clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total, group=ctx.peers.group)
+        return total.chunk(ctx.peers.size)[ctx.peers.rank], None
+
+
+def peers(groups: Groups, lanes: int) -> Peers:
+    """Those with parts of this process's micro-batches, which so many lanes of groups take in turn.
+
+    All processes have to ask for them at once.
+    """
+    parts = groups.size // lanes
+    if parts == 1:
+        return Peers()
+    members = [
+        [(part * lanes + lane) * groups.each + place for part in range(parts)]
+        for lane in range(lanes)
+        for place in range(groups.each)
+    ]
+    mine, _ = distributed.new_subgroups_by_enumeration(members, timeout=TIMEOUT)
+    return Peers(groups.rank // lanes, parts, mine)
+
+
+def most(number: int, group: distributed.ProcessGroup | None = None) -> int:
+    """The largest number that a process has, of all or of a group."""
     if size() == 1:
         return number
     found = torch.tensor(number)
-    distributed.all_reduce(found, distributed.ReduceOp.MAX)
+    distributed.all_reduce(found, distributed.ReduceOp.MAX, group)
     return int(found)
 
 

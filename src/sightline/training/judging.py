@@ -22,7 +22,7 @@ from ..grounding.codecs import Codec, Grounded, LocationTokens
 from ..grounding.codecs.base import Place
 from ..model import VLM
 from ..zoo import own
-from ..zoo.checkpoint import read_file, read_json
+from ..zoo.checkpoint import read_json
 from .answers import alternatives, asked_about
 from .preferring import Reward
 from .settings import RewardConfig
@@ -104,7 +104,8 @@ def load_judge(folder: Path) -> Judge:
         raise CheckpointError(f"{folder}: no {WEIGHTS} in it; a run whose last stage learns a reward model exports one")
     model = own.load_model(folder)
     cfg = from_dict(RewardConfig, read_json(folder / SETTINGS), f"{folder / SETTINGS}")
-    return Judge(model, with_head(read_file(folder / WEIGHTS), cfg, model, folder), own.load_processor(folder, model))
+    head = with_head(own.read_beside(folder, WEIGHTS), cfg, model, folder)
+    return Judge(model, head, own.load_processor(folder, model))
 
 
 def with_head(tensors: dict[str, Tensor], cfg: RewardConfig, model: VLM, place: Path) -> Reward:

@@ -6,25 +6,28 @@ Several processes share out the batches of every step, or parts of them: what a 
 import math
 import random
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..core.errors import CapacityError, ConfigError, DataError, InputError, SightlineError
+from ..core.sequence import images_of
 from ..data.batch import Batch, Example, collate, pack, row_length, sizes_of
 from ..data.mix import Mixture, permuted
 from ..data.processor import Processor, Seen
 from .preferences import preferred
-from .recipe import Source, Stage, check_sources
-from .settings import COMPARES, FROM_PAIRS
-from .sources import FilesSource, Sample, opened
+from .recipe import Source, Stage, check_sources, learning_rates
+from .settings import COMPARES, FROM_PAIRS, GATHERED
+from .sources import FilesSource, Sample, ScenesSource, opened
 from .workers import NOWHERE, ahead, at, short_of_memory
 
 HELD = 32  # samples that a stage with a guard holds out
+ROWS = 1000  # that are looked at for a picture
 TRIES = 16  # samples that are looked at in place of one that cannot be used
 
 
@@ -32,13 +35,14 @@ TRIES = 16  # samples that are looked at in place of one that cannot be used
 class Made:
     """A sample with what the model reads of it, and what is wrong with those that were passed over for it.
 
-    seen: the pictures that were prepared for it, by their content.
+    seen: the pictures that were prepared for it, by their content. source: the name of where it is from.
     """
 
     sample: Sample
     example: Example
     passed: tuple[str, ...] = ()
     seen: dict[str, Seen] = field(default_factory=dict)
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,15 +64,19 @@ class Share:
                 f"stage {stage.name!r}: {self.size} processes cannot share {samples} samples of a step alike; "
                 f"choose batch and accumulate whose product they divide"
             )
-        for name in COMPARES & set(stage.terms) if stage.accumulate % self.size else ():
+        for name in (COMPARES - GATHERED) & set(stage.terms) if stage.accumulate % self.size else ():
             raise ConfigError(
                 f"stage {stage.name!r}: {name!r} compares the samples of a micro-batch, which {self.size} processes "
                 f"would cut; set accumulate to a multiple of {self.size}"
             )
 
+    def lanes(self, stage: Stage) -> int:
+        """How many micro-batches are learned from at once, each by as many processes, which have parts of it."""
+        return math.gcd(stage.accumulate, self.size)
+
     def cuts(self, stage: Stage, k: int) -> list[tuple[int, int]]:
         """The parts of micro-batch k that are this process's, from a sample to before another."""
-        lanes = math.gcd(stage.accumulate, self.size)
+        lanes = self.lanes(stage)
         if k % stage.accumulate % lanes != self.rank % lanes:
             return []
         parts, begin = self.size // lanes * self.pieces, self.rank // lanes * self.pieces
@@ -168,8 +176,12 @@ class Batches:
         return self.made(index).sample
 
     def made(self, index: int) -> Made:
-        """Sample `index`: the mixture says of which source; an endless one is asked for the index itself."""
+        """Sample `index`: the mixture says of which source."""
         name, place = self.mixture(index)
+        return replace(self.made_from(name, place, index), source=name)
+
+    def made_from(self, name: str, place: int, index: int) -> Made:
+        """The sample at a place of a source; an endless one is asked for the index itself."""
         source, length = self.sources[name], self.lengths[name]
         if length is None:
             self._begin(index, 0, name, (0, index))
@@ -258,6 +270,34 @@ def unusable(error: Exception) -> bool:
     return not short_of_memory(error)
 
 
+def check_seen(stage: Stage, sources: Mapping[str, Source], model: nn.Module) -> None:
+    """ConfigError for a stage that learns what only pictures reach, and of whose samples none has a picture."""
+    sees = [pattern for pattern, how in stage.learn.items() if of_pictures(learning_rates(model, {pattern: how}))]
+    if sees and not any(pictured(sources[name]) for name in stage.data):
+        those = ", ".join(map(repr, stage.data))
+        raise ConfigError(f"stage {stage.name!r} learns {sees[0]!r}, but there are no pictures in its data {those}")
+
+
+def of_pictures(names: Iterable[str]) -> bool:
+    """Whether some parameters are all of what reads pictures, the decoder apart."""
+    return all(name.startswith(("encoder.", "fusion.")) for name in names)
+
+
+def pictured(source: Source) -> bool:
+    """Whether a source has pictures; of files a thousand rows are looked at, where there are any yet."""
+    if isinstance(source, ScenesSource):
+        return source.kind != "text"
+    if not isinstance(source, FilesSource) or not source.path or source.gives == "pictures":
+        return True
+    read = 0
+    for row in range(min(len(source.reader), ROWS)):
+        with suppress(Exception):  # whatever is wrong with a row is told where it would be learned from
+            if images_of(source.reader[source.row(0, 0, row)].conversation):
+                return True
+            read += 1
+    return not read
+
+
 def length_of(name: str, source: Source) -> int | None:
     """How many samples a source has, None without end; ConfigError where it names no file yet."""
     if isinstance(source, FilesSource) and not source.path:
@@ -297,7 +337,7 @@ def assemble(made: Sequence[Made], processor: Processor, form: str, packing: int
         batch = pack(examples, processor.patch, pad, row_length(sizes, max(packing, *map(max, sizes))))
     else:
         batch = collate(examples, processor.patch, pad)
-    extra = {"names": [sample.name for sample in samples], "passed": passed}
+    extra = {"names": [sample.name for sample in samples], "passed": passed, "sources": [each.source for each in made]}
     if samples[0].dense:
         extra["dense"] = {k: torch.from_numpy(np.stack([s.dense[k] for s in samples])) for k in samples[0].dense}
     if samples[0].caption:

@@ -16,6 +16,7 @@ from ..core.errors import ConfigError
 from ..data.batch import IGNORE, Batch
 from ..model import VLM
 from .answers import begins
+from .distributed import Peers
 
 AT_ONCE = 1 << 24  # logits in memory at a time; those of more positions are computed again for their gradients
 Term = tuple[Tensor, int]  # sum over what is learned, and how many that is
@@ -24,10 +25,12 @@ Term = tuple[Tensor, int]  # sum over what is learned, and how many that is
 class Objective(nn.Module, ABC):
     """Terms of the loss; weights of its own are trained along and kept in the training state only.
 
-    updates: how many times each step's batches are learned from. notes: what else a step has to tell.
+    updates: how many times each step's batches are learned from. notes: what else a step has to tell. peers: the
+    processes that have parts of the same micro-batches, over which contrast goes.
     """
 
     updates: int = 1
+    peers: Peers = Peers()
     notes: Mapping[str, float] = MappingProxyType({})
 
     def prepare(self, model: VLM, micro: list[Batch], key: str) -> list[Batch]:
@@ -36,6 +39,10 @@ class Objective(nn.Module, ABC):
         key: says the run's seed, the stage and the step, so that whatever is drawn is drawn again after a resume.
         """
         return micro
+
+    def among(self, peers: Peers) -> None:
+        """Have it compare what all these processes have."""
+        self.peers = peers
 
     @abstractmethod
     def counts(self, batch: Batch) -> dict[str, int]:
@@ -51,20 +58,39 @@ class NextToken(Objective):
 
     Ids in [first, first + count) are places on a line: their target is a Gaussian of `sigma` bins over the
     neighbours, so that a near miss costs less than a far one. With `by_answer` every answer counts the same, whatever
-    its length: else a list of boxes outweighs dozens of a yes or no.
+    its length: else a list of boxes outweighs dozens of a yes or no. sources: weights by name of where rows are from;
+    each source has a term of its own then.
     """
 
     def __init__(
-        self, first: int = 0, count: int = 0, sigma: float = 1.5, chunk: int | None = None, by_answer: bool = False
+        self,
+        first: int = 0,
+        count: int = 0,
+        sigma: float = 1.5,
+        chunk: int | None = None,
+        by_answer: bool = False,
+        sources: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         super().__init__()
+        self.sources = sources
         self.first, self.count, self.sigma, self.chunk, self.by_answer = first, count, sigma, chunk, by_answer
         self.name = "answers" if by_answer else "next-token"
 
     def counts(self, batch: Batch) -> dict[str, int]:
         assert batch.labels is not None
         learned = batch.labels != IGNORE
-        return {self.name: int(begins(learned).sum() if self.by_answer else learned.sum())}
+        rows = (begins(learned) if self.by_answer else learned).sum(1)
+        if not self.sources:
+            return {self.name: int(rows.sum())}
+        return {self._term(name): int(rows[self._from(name, batch)].sum()) for name in self.sources}
+
+    def _term(self, source: str) -> str:
+        return f"{self.name} {source}"
+
+    def _from(self, source: str, batch: Batch) -> Tensor:
+        """Which rows of a batch are from a source."""
+        assert batch.labels is not None
+        return torch.tensor([name == source for name in batch.extra["sources"]], device=batch.labels.device)
 
     def forward(self, model: VLM, batch: Batch) -> dict[str, Term]:
         assert batch.labels is not None
@@ -75,18 +101,28 @@ class NextToken(Objective):
         weight = torch.ones(len(labels), device=labels.device)
         if self.by_answer:
             weight = 1 / torch.bincount(answer)[answer]
+        counts = self.counts(batch)
+        if not self.sources:
+            return {self.name: (self._total(model, chosen, labels, weight), counts[self.name])}
+        row, found = learned // batch.labels.shape[1], {}
+        for name, worth in self.sources.items():
+            own = self._from(name, batch)[row]
+            total = worth * self._total(model, chosen[own], labels[own], weight[own])
+            found[self._term(name)] = total, counts[self._term(name)]
+        return found
+
+    def _total(self, model: VLM, chosen: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+        """The loss of what follows hidden states [n, width], chunk by chunk."""
 
         def scored(hidden: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
             return self.loss(model.logits(hidden), labels, weight)
 
         chunk = self.chunk or max(1, AT_ONCE // model.config.decoder.vocab_size)
         if len(labels) <= chunk:
-            total = scored(chosen, labels, weight)
-        else:
-            parts = zip(chosen.split(chunk), labels.split(chunk), weight.split(chunk), strict=True)
-            again = partial(checkpoint, scored, use_reentrant=False, preserve_rng_state=False)
-            total = torch.stack([again(*part) for part in parts]).sum()
-        return {self.name: (total, self.counts(batch)[self.name])}
+            return scored(chosen, labels, weight)
+        parts = zip(chosen.split(chunk), labels.split(chunk), weight.split(chunk), strict=True)
+        again = partial(checkpoint, scored, use_reentrant=False, preserve_rng_state=False)
+        return torch.stack([again(*part) for part in parts]).sum()
 
     def loss(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
         """Weighted sum over positions [n] of logits [n, vocabulary] in float32."""
@@ -150,14 +186,19 @@ class SigLIP(Contrast):
 
     def on_features(self, features: Tensor, batch: Batch) -> dict[str, Term]:
         images, texts = self.compared(features, batch.extra["captions"].to(features.device))
-        return {"siglip": siglip_loss(images, texts, self.log_scale, self.bias)}
+        every, first = self.peers.gathered(texts), self.peers.rank * len(images)
+        return {"siglip": siglip_loss(images, every, self.log_scale, self.bias, first)}
 
 
-def siglip_loss(images: Tensor, texts: Tensor, log_scale: Tensor, bias: Tensor) -> Term:
-    """Pairwise sigmoid loss of n pictures and n texts, summed over all pairs, and n."""
+def siglip_loss(images: Tensor, texts: Tensor, log_scale: Tensor, bias: Tensor, first: int = 0) -> Term:
+    """Pairwise sigmoid loss of n pictures and all texts, summed over all pairs, and n.
+
+    first: which of the texts is that of the first picture.
+    """
     with torch.autocast(images.device.type, enabled=False):  # bf16 has too few steps between cosines near one
         scores = F.normalize(images.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T
-        sign = 2 * torch.eye(len(scores), device=scores.device) - 1
+        own = torch.arange(first, first + len(scores), device=scores.device)
+        sign = torch.full_like(scores, -1.0).scatter(1, own[:, None], 1.0)
         return -F.logsigmoid(sign * (scores * log_scale.exp() + bias)).sum(), len(scores)
 
 
@@ -252,6 +293,10 @@ class Total(Objective):
             micro = term.prepare(model, micro, key)
         self.notes = {name: value for term in self.terms.values() for name, value in term.notes.items()}
         return micro
+
+    def among(self, peers: Peers) -> None:
+        for term in self.terms.values():
+            term.among(peers)
 
     def counts(self, batch: Batch) -> dict[str, int]:
         found: dict[str, int] = {}

@@ -1,6 +1,6 @@
 """Optimisers with one rate per parameter, and their state as named tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ class Optimizers:
         others = [n for n in self.parameters if n not in set(matrices)]
         self.names: list[list[str]] = []
         self.optimizers: list[torch.optim.Optimizer] = []
-        self._add(torch.optim.AdamW, others, rates, stage, 1.0, betas=stage.betas, fused=True)
+        self._add(torch.optim.AdamW, others, rates, stage, 1.0, betas=stage.betas, eps=stage.eps, fused=True)
         self._add(torch.optim.Muon, matrices, rates, stage, self.MUON, momentum=0.95)
 
     def _add(
@@ -43,7 +43,7 @@ class Optimizers:
         for name in names:
             decays = self.parameters[name].dim() > 1 and not any(table in name for table in TABLES)
             mesh = getattr(self.parameters[name], "device_mesh", None)  # shards are reckoned with those of their kind
-            decay = stage.weight_decay if decays else 0.0
+            decay = stage.decay_of(name) if decays else 0.0
             groups.setdefault((rates[name] * factor, decay, mesh, stage.warmup_of(name)), []).append(name)
         if not groups:
             return
@@ -95,6 +95,26 @@ class Optimizers:
             for name in names:
                 if name in state:
                     optimizer.state[self.parameters[name]] = state[name]
+
+
+@torch.no_grad()
+def only_rows(parameters: Mapping[str, nn.Parameter], ids: Sequence[int]) -> None:
+    """Leave of the gradients of tables of words those of some rows, on whichever process has them."""
+    for name in tables_of(parameters):
+        table = parameters[name]
+        if table.grad is None:
+            continue
+        (low, high), *_ = sharding.box(table) or ((0, len(table)),)
+        rows = [index - low for index in ids if low <= index < high]
+        grad = sharding.local(table.grad)
+        kept = grad[rows].clone()
+        grad.zero_()
+        grad[rows] = kept
+
+
+def tables_of(names: Iterable[str]) -> list[str]:
+    """The tables of words among parameters."""
+    return [name for name in names if name in ("decoder.embedding.weight", "decoder.head.weight")]
 
 
 def _orthogonal(name: str, parameter: nn.Parameter) -> bool:

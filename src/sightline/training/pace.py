@@ -16,7 +16,7 @@ def operations(recipe: Recipe, stage: Stage) -> float:
         model = VLM(recipe.model)
         adapt(model, stage.learn)
     freeze(model, learning_rates(model, stage.learn))
-    costs = costs_of(recipe, stage, model, {name: usual(recipe.sources[name]) for name in stage.data})
+    costs = costs_of(recipe, stage, model, {name: usual(recipe.sources[name], recipe.pixels) for name in stage.data})
     return sum(stage.data[name] * each.operations for name, each in costs.items()) / sum(stage.data.values())
 
 

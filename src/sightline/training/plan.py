@@ -15,11 +15,12 @@ from ..zoo.hollow import hollow
 from ..zoo.numbers import short
 from ..zoo.own import read_card
 from .adapters import Lora, adapt
-from .cost import BYTES, Cost, Usual, cost, matmul_rate, usual
+from .cost import BYTES, Cost, Usual, cost, machine_memory, matmul_rate, usual
 from .features import repeats
 from .judging import is_judge
-from .loader import Share
+from .loader import Share, check_seen
 from .recipe import Recipe, Stage, check_sources, freeze, learning_rates, without_files
+from .representation import Representation
 from .rewards import REWARDS
 from .settings import REFERRED, SAMPLED
 from .sharding import check_shards
@@ -101,10 +102,11 @@ def _stage(
     with hollow():
         adapt(model, stage.learn)
     rates = learning_rates(model, stage.learn)
+    check_seen(stage, recipe.sources, model)
     freeze(model, rates)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     total, learned = sum(sizes.values()), sum(sizes[name] for name in rates)
-    samples = {name: usual(recipe.sources[name]) for name in stage.data}
+    samples = {name: usual(recipe.sources[name], recipe.pixels) for name in stage.data}
     costs = costs_of(recipe, stage, model, samples)
     mine, own_costs = model, costs
     if processes.tensor > 1:
@@ -128,7 +130,8 @@ def _stage(
     yield f"  learns     {short(learned)} of {short(total)} parameters ({learned / total:.1%})"
     for pattern, how in stage.learn.items():
         yield f"             {pattern} at {how if isinstance(how, Lora) else f'{how:g}'}"
-    yield f"  from       {_weighted(stage.data)}, to lower {_weighted(stage.terms)}"
+    worth = f", {_weighted(stage.loss_weights)}" if stage.loss_weights else ""
+    yield f"  from       {_weighted(stage.data)}, to lower {_weighted(stage.terms)}{worth}"
     for name, source in without_files(stage, recipe.sources).items():
         yield f"  files      sources.{name}.path=FILE is still to be given, in the format {source.format}"
     for name, each in costs.items():
@@ -151,9 +154,10 @@ def _stage(
     yield f"  memory     {short(held, 'B')} of weights, gradients and optimiser state{where}"
     if gathered:
         yield f"             {short(gathered, 'B')} of weights that are gathered from all"
-    yield from _held_beside(recipe, stage, rates, sizes)
+    yield from _held_beside(recipe, stage, model, rates, sizes)
     kept = max(each.memory(own * _answers(stage), stage.precision) for each in own_costs.values())
-    yield f"             {short(kept, 'B')} of activations, {own} samples at a time"
+    yield f"             {short(kept, 'B')} of activations, {own:,} samples at a time"
+    yield f"             of {short(machine_memory(), 'B')} that this machine has"
     yield f"  work       {short(per_sample, 'FLOP')} a sample, {short(per_sample * per_step, 'FLOP')} a step"
     spent = own_per_sample * count / speed / groups
     whose = "this machine's" if world == 1 else f"{world:,} times this one's"
@@ -169,8 +173,14 @@ def _begins(recipe: Recipe, key: str, name: str, absent: Mapping[str, str]) -> s
 
 
 def _apart(stage: Stage) -> str:
-    """The patterns whose rates rise over steps of their own."""
-    return "".join(f", {pattern} over {steps:,}" for pattern, steps in stage.warmups.items())
+    """The patterns whose rates rise over steps of their own, and what is unusual."""
+    more = "".join(f", {pattern} over {steps:,}" for pattern, steps in stage.warmups.items())
+    for name, usually in (("dropout", 0), ("drop_path", 0), ("layer_decay", 1)):
+        if (value := getattr(stage, name)) != usually:
+            more += f", {name.replace('_', ' ')} {value:g}"
+    if stage.trainable_tokens:
+        more += f", of words only {' '.join(stage.trainable_tokens)}"
+    return more
 
 
 def _passes(stage: Stage) -> tuple[int, int]:
@@ -188,8 +198,10 @@ def _answers(stage: Stage) -> int:
     return int(next((stage.settings(name).group for name in stage.terms if name == "grpo"), 1))
 
 
-def _held_beside(recipe: Recipe, stage: Stage, rates: Mapping[str, float], sizes: Mapping[str, int]) -> Iterator[str]:
-    """What else is in memory: the model as it was, reward models, a value head."""
+def _held_beside(
+    recipe: Recipe, stage: Stage, model: VLM, rates: Mapping[str, float], sizes: Mapping[str, int]
+) -> Iterator[str]:
+    """What else is in memory: the model as it was, reward models, a value head, what an objective has of its own."""
     if REFERRED & set(stage.terms):
         own = sum(sizes[name] for name in rates)
         yield f"             {short(4 * own, 'B')} of the reference, beside what it shares"
@@ -199,6 +211,8 @@ def _held_beside(recipe: Recipe, stage: Stage, rates: Mapping[str, float], sizes
         found = _judge_size(recipe, stage, name, rates)
         told = "still to be trained" if found is None else f"{short(4 * found, 'B')} of it, beside what it shares"
         yield f"             reward model {name}: {told}"
+    if (taught := taught_by(recipe, stage, model)) is not None:
+        yield f"             {short(_lasting(taught), 'B')} of what the objective learns for itself"
     if "ppo" in stage.terms:
         head = (4 + STATE) * (recipe.model.decoder.width + 1)
         yield f"             {short(head, 'B')} of the value head and its state"
@@ -255,12 +269,21 @@ def costs_of(recipe: Recipe, stage: Stage, model: VLM, samples: Mapping[str, Usu
     """What a sample of each source costs; sources whose samples are alike are measured once."""
     known: dict[tuple[Usual, bool], Cost] = {}
     found = {}
+    taught = taught_by(recipe, stage, model)
     for name, sample in samples.items():
         key = sample, recipe.sources[name].gives != "pictures"
         if key not in known:
-            known[key] = cost(model, *key)
+            known[key] = cost(model, *key, taught)
         found[name] = known[key]
     return found
+
+
+def taught_by(recipe: Recipe, stage: Stage, model: VLM) -> Representation | None:
+    """What teaches a Q-Former by itself, without content, where a stage does."""
+    if "qformer" not in stage.terms:
+        return None
+    with hollow():
+        return Representation(model, recipe.model.decoder.vocab_size, 0, stage.settings("qformer"))
 
 
 def lasting(seconds: float) -> str:

@@ -1,12 +1,13 @@
 """A recipe is a value that says the whole run: model, data, and stages that list what learns and how fast."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import field
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 
 from ..core.config import config, nearest
@@ -19,8 +20,16 @@ from .preferences import PairsSource
 from .settings import DEFAULTS, FROM_PAIRS, READS, SAMPLED, ObjectiveConfig, check_names
 from .sources import FilesSource, ScenesSource
 
+BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")
 Share = Annotated[float, Field(ge=0, le=1)]
 Source = ScenesSource | FilesSource | PairsSource  # told apart by `kind`
+
+
+def _weights(said: Any) -> Any:
+    """Weights as they are meant where a mapping names no kind: `{clip: 1}` is CLIP, not PPO with a clip of 1."""
+    if not isinstance(said, Mapping) or "kind" in said:
+        return said
+    return {name: float(value) if type(value) is int else value for name, value in said.items()}
 
 
 @config
@@ -33,7 +42,14 @@ class Stage:
     data: weights of the recipe's sources. objective: weights of the terms of the loss, or one term with its settings.
     template: how its conversations are laid out, where that is not the recipe's way; of a published model with its
     convention for places.
-    warmups: patterns of `learn` whose rates rise over other numbers of steps than `warmup`.
+    warmups, weight_decays: patterns of `learn` whose rates rise over other numbers of steps than `warmup`, or whose
+    parameters decay by other shares than `weight_decay`.
+    trainable_tokens: of tables of words that learn, only the rows of these control tokens do, where there are some.
+    loss_weights: of its sources, which then have a term of the loss each, divided by what was learned from it alone.
+    layer_decay: what each block of the encoder has of the rate of the one after it, the last of that of all
+    (arXiv:2106.08254). dropout: the share of numbers that each branch of a block leaves out, in blocks of decoder and
+    fusion that learn. drop_path: how many pictures a branch of the encoder's last block leaves out (arXiv:1603.09382);
+    of those before, fewer in even steps, and none of the first.
     after: the earlier stage whose weights it begins from; the one before it where nothing is said.
     """
 
@@ -43,14 +59,18 @@ class Stage:
     steps: PositiveInt
     after: str = ""
     batch: PositiveInt = 16
-    objective: ObjectiveConfig | dict[str, float] = field(default_factory=lambda: {"next-token": 1.0})
+    objective: Annotated[ObjectiveConfig | dict[str, float], BeforeValidator(_weights)] = field(
+        default_factory=lambda: {"next-token": 1.0}
+    )
     optimizer: Literal["adamw", "muon"] = "adamw"
     warmup: NonNegativeInt = 50
-    schedule: Literal["linear", "cosine"] = "linear"  # how the rate falls
+    schedule: Literal["linear", "cosine", "rsqrt"] = "linear"  # how the rate falls
+    timescale: PositiveInt = 10_000  # of rsqrt: it has fallen to 1 / sqrt(2) so many steps after the warm-up
     decay: float = 0.5  # share of the stage, at its end, over which it falls; 0 keeps it constant
     floor: float = 0.03  # what it falls to, as a share
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)  # of AdamW
+    eps: PositiveFloat = 1e-8  # of AdamW
     clip: float = 1.0
     precision: Literal["bf16", "fp32"] = "bf16"
     accumulate: PositiveInt = 1  # micro-batches a step
@@ -63,6 +83,12 @@ class Stage:
     guard_every: NonNegativeInt = 0  # steps between two looks at whether pictures are used; 0: never
     template: str | None = None
     warmups: dict[str, NonNegativeInt] = field(default_factory=dict)
+    weight_decays: dict[str, NonNegativeFloat] = field(default_factory=dict)
+    loss_weights: dict[str, NonNegativeFloat] = field(default_factory=dict)
+    trainable_tokens: tuple[str, ...] = ()
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     def __post_init__(self) -> None:
         if not self.learn:
@@ -71,16 +97,28 @@ class Stage:
             rate = how.rate if isinstance(how, Lora) else how
             if not 0 <= rate <= 1e3:  # nor is it no number
                 raise ConfigError(f"stage {self.name!r} learns {pattern!r} at {rate:g}, expected from 0 to 1000")
-        for pattern in self.warmups:
-            if pattern not in self.learn:
-                raise ConfigError(
-                    f"stage {self.name!r} warms up {pattern!r}, which is not learned{nearest(pattern, self.learn)}"
-                )
+        for does, patterns in (("warms up", self.warmups), ("decays", self.weight_decays)):
+            for pattern in patterns:
+                if pattern not in self.learn:
+                    near = nearest(pattern, self.learn)
+                    raise ConfigError(f"stage {self.name!r} {does} {pattern!r}, which is not learned{near}")
+        self._check_loss_weights()
         if not self.objective:
             raise ConfigError(f"stage {self.name!r} has no objective, expected terms of a loss with their weights")
         for name, weight in self.objective.items() if isinstance(self.objective, dict) else ():
             if not 0 <= weight < math.inf:
                 raise ConfigError(f"stage {self.name!r}: objective {name!r} weighs {weight:g}, expected 0 or more")
+
+    def _check_loss_weights(self) -> None:
+        if not self.loss_weights:
+            return
+        for name in {*self.loss_weights} ^ {*self.data}:
+            raise ConfigError(f"stage {self.name!r}: loss_weights are of all its sources or of none, {name!r} differs")
+        if other := {*self.terms} - {"next-token", "answers"}:
+            raise ConfigError(f"stage {self.name!r}: loss_weights are for 'next-token', not for {min(other)!r}")
+        if self.packing or self.guard_every:
+            other_than = "packing" if self.packing else "guard_every"
+            raise ConfigError(f"stage {self.name!r}: loss_weights need rows of one source each, without {other_than}")
 
     @property
     def terms(self) -> dict[str, float]:
@@ -98,12 +136,22 @@ class Stage:
 
     def warmup_of(self, name: str) -> int:
         """Over how many steps the rate of a parameter rises, as its last pattern says."""
-        matched = [pattern for pattern in self.learn if fnmatchcase(name, pattern)]
-        return self.warmups.get(matched[-1], self.warmup) if matched else self.warmup
+        return self.warmups.get(self._pattern(name), self.warmup)
+
+    def decay_of(self, name: str) -> float:
+        """By which share of its rate a parameter decays, as its last pattern says."""
+        return self.weight_decays.get(self._pattern(name), self.weight_decay)
+
+    def _pattern(self, name: str) -> str:
+        """The last pattern that names a parameter."""
+        return next((pattern for pattern in reversed(self.learn) if fnmatchcase(name, pattern)), "")
 
     def rate(self, step: int, warmup: int | None = None) -> float:
         """The learning rate at a step (from 0) as a share of its peak; warmup: steps it rises over, if not as usual."""
-        rising = min(1.0, (step + 1) / max(1, self.warmup if warmup is None else warmup))
+        warmup = self.warmup if warmup is None else warmup
+        rising = min(1.0, (step + 1) / max(1, warmup))
+        if self.schedule == "rsqrt":
+            rising /= math.sqrt(1 + max(0, step - warmup) / self.timescale)
         left = min(1.0, (self.steps - step) / max(1.0, self.steps * self.decay))
         if self.schedule == "cosine":
             left = (1 - math.cos(math.pi * left)) / 2
@@ -236,11 +284,24 @@ def learning_rates(model: nn.Module, learn: Learning) -> dict[str, float]:
     for pattern, how in learn.items():
         matched = [name for name in names if fnmatchcase(beside.get(name, name), pattern)]
         if not matched:
-            raise ConfigError(f"pattern {pattern!r} matches no parameter{nearest(pattern, names)}")
+            whole = {f"{name.split('.')[0]}.*" for name in names}
+            raise ConfigError(f"pattern {pattern!r} matches no parameter{nearest(pattern, {*names, *whole})}")
         low = isinstance(how, Lora)
         rate = how.rate if isinstance(how, Lora) else how
         rates |= dict.fromkeys((name for name in matched if (name in beside) == low), rate)
     return rates
+
+
+def layered(rates: Mapping[str, float], decay: float) -> dict[str, float]:
+    """Rates that fall by `decay` from each block of the encoder to the one before, and to what comes before them all.
+
+    What comes after its last block keeps its rate.
+    """
+    place = {name: int(found[1]) for name in rates if (found := BLOCK.match(name))}
+    depth = max(place.values(), default=0) + 1
+    under = {name: depth + 1 for name in rates if name.startswith("encoder.") and not name.startswith("encoder.norm.")}
+    steps = under | {name: depth - at for name, at in place.items()}
+    return {name: rate * decay ** steps.get(name, 0) for name, rate in rates.items()}
 
 
 def freeze(model: nn.Module, rates: dict[str, float]) -> None:

@@ -11,7 +11,7 @@ from ..data.batch import Batch
 from ..fusion.qformer import QFormer, QFormerConfig
 from ..fusion.qformer_text import QFormerText
 from ..model import VLM
-from .contrast import SHARPEST, clip_loss, hard_negatives
+from .contrast import SHARPEST, Scores, clip_loss, compared, mismatched
 from .objectives import Objective, Term, features_of
 from .settings import RepresentationConfig
 
@@ -35,7 +35,7 @@ class Representation(Objective):
         if not isinstance(fusion, QFormerConfig) or fusion.vocab_size:
             found = fusion.kind if not isinstance(fusion, QFormerConfig) else "one that reads instructions"
             raise ConfigError(f"objective 'qformer' teaches a Q-Former of queries alone, this model has {found}")
-        self.cfg, self.pad_id = cfg, pad_id
+        self.cfg, self.pad_id, self.key = cfg, pad_id, ""
         self.cls, self.dec, self.sep = range(vocabulary, vocabulary + 3)
         self.text = QFormerText(fusion, vocabulary + 3, cfg.max_length)
         self.picture_projection = nn.Linear(fusion.hidden, cfg.projection)
@@ -51,6 +51,10 @@ class Representation(Objective):
         pairs, words = len(captions), int(self.lengths(captions).sum())
         return {"itc": pairs, "itm": 3 * pairs, "itg": words + pairs}
 
+    def prepare(self, model: VLM, micro: list[Batch], key: str) -> list[Batch]:
+        self.key = key
+        return micro
+
     def forward(self, model: VLM, batch: Batch) -> dict[str, Term]:
         features = features_of(model, batch)
         ids = self.written(batch.extra["captions"].to(features.device))
@@ -59,9 +63,18 @@ class Representation(Objective):
         scores = self.scores(queries, self.text.alone(model.fusion, ids)[:, 0])
         return {
             "itc": clip_loss(scores, self.cfg.label_smoothing),
-            "itm": self.matching(model.fusion, features, ids, scores.detach()),
+            "itm": self.matching(model.fusion, features, ids, scores, batch),
             "itg": self.generation(words[:, :-1], ids[:, 1:]),
         }
+
+    def rehearse(self, qformer: QFormer, features: Tensor, words: int) -> None:
+        """All that one picture [1, patches, width] with a caption of so many words goes through, and nothing else."""
+        ids = torch.zeros(1, min(words + 2, self.cfg.max_length), dtype=torch.int64)
+        queries, said = self.text.told(qformer, features, ids)
+        self.picture_projection(queries), self.text_projection(self.text.alone(qformer, ids)[:, 0])
+        self.match(self.text.together(qformer, torch.cat((features,) * 3), torch.cat((ids,) * 3)))
+        logits = F.linear(self.say(said[:, :-1]), self.text.words.weight, self.bias)
+        F.cross_entropy(logits.flatten(0, 1), ids[0, 1:])
 
     # ------------------------------------------------------------------------------------------------------ captions
 
@@ -78,22 +91,22 @@ class Representation(Objective):
 
     # --------------------------------------------------------------------------------------------------- three losses
 
-    def scores(self, queries: Tensor, texts: Tensor) -> Tensor:
-        """Cosines by temperature [pictures, captions] in float32; a picture is as near as the nearest of its queries.
+    def scores(self, queries: Tensor, texts: Tensor) -> Scores:
+        """Cosines by temperature in float32; a picture is as near a caption as the nearest of its queries.
 
         queries [pictures, queries, hidden] that have seen no text; texts [captions, hidden], each its [CLS].
         """
         pictures, texts = self.picture_projection(queries), self.text_projection(texts)
         with torch.autocast(texts.device.type, enabled=False):  # bf16 has too few steps between cosines near one
-            pictures, texts = F.normalize(pictures.float(), dim=-1), F.normalize(texts.float(), dim=-1)
-            return (pictures @ texts.T).amax(1) * self.log_scale.exp().clamp(max=SHARPEST)
+            both = F.normalize(pictures.float(), dim=-1), F.normalize(texts.float(), dim=-1)
+            return compared(*both, self.log_scale.exp().clamp(max=SHARPEST), self.peers)
 
-    def matching(self, qformer: QFormer, features: Tensor, ids: Tensor, scores: Tensor) -> Term:
+    def matching(self, qformer: QFormer, features: Tensor, ids: Tensor, scores: Scores, batch: Batch) -> Term:
         """Cross-entropy of true pairs, of pictures with wrong captions and of captions with wrong pictures."""
-        own = torch.arange(len(ids), device=ids.device)
-        captions, pictures = hard_negatives(scores, (ids[:, None] == ids).all(-1))
-        logits = self.matches(qformer, features[torch.cat((own, own, pictures))], ids[torch.cat((own, captions, own))])
-        truth = (torch.arange(len(logits), device=ids.device) < len(own)).long()
+        texts, pictures = mismatched(scores, features, ids, -1, self.peers, self.key, batch)
+        seen = torch.cat((features, features, pictures))
+        logits = self.matches(qformer, seen, torch.cat((texts[0], texts[1], texts[0])))
+        truth = (torch.arange(len(logits), device=ids.device) < len(ids)).long()
         return F.cross_entropy(logits, truth, reduction="sum"), len(truth)
 
     def matches(self, qformer: QFormer, features: Tensor, ids: Tensor) -> Tensor:

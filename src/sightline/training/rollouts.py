@@ -4,7 +4,6 @@ An answer's chance is its own: drawn from (seed, stage, step, place in the step)
 what it would have sampled, and two micro-batches what one of both would.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +15,7 @@ from ..data.batch import Batch, Example, collate
 from ..data.processor import Processor
 from ..model import VLM
 from .answers import extended, packed
+from .chance import drawn, luck
 from .rewards import Rewards, checkable
 
 
@@ -38,7 +38,8 @@ class Rollouts:
         """
         prompts: list[Example] = batch.extra["prompts"]
         chance = [f"{key} {first + i} {k}" for i in range(len(prompts)) for k in range(self.times)]
-        said = sample(model, batch, self.times, self.most, self.end, chance)
+        end = self.processor.end
+        said = sample(model, batch, self.times, self.most, end, chance)
         rows: list[Example] = []
         for i, prompt in enumerate(prompts):
             own = said[i * self.times : (i + 1) * self.times]
@@ -46,18 +47,14 @@ class Rollouts:
         pad = self.processor.tokenizer.control(self.processor.tokenizer.pad or self.processor.tokenizer.eos)
         made = collate(rows, self.processor.patch, pad).to(model.device)
         ways = [prompt.transforms for prompt in prompts for _ in range(self.times)]
-        read = [self.processor.read(_text(ids, self.end), way) for ids, way in zip(said, ways, strict=True)]
+        read = [self.processor.read(_text(ids, end), way) for ids, way in zip(said, ways, strict=True)]
         truths = [truth for truth in batch.extra["truths"] for _ in range(self.times)]
         extra = {name: batch.extra[name] for name in ("names", "samples")} | {"answers": read, "truths": truths}
         extra["shares"] = torch.tensor([len(ids) / self.most for ids in said])
-        extra["cut"] = [ids[-1] != self.end for ids in said]
+        extra["cut"] = [ids[-1] != end for ids in said]
         made = replace(made, extra=extra)
         extra["rewards"] = self.rewards(made).to(model.device, torch.float32)
         return made
-
-    @property
-    def end(self) -> int:
-        return self.processor.tokenizer.control(self.processor.tokenizer.eos)
 
 
 def _text(ids: Sequence[int], end: int) -> list[int]:
@@ -80,28 +77,15 @@ def sample(model: VLM, batch: Batch, times: int, most: int, end: int, chance: Se
     cache = model.new_cache(real.shape[1] + most)
     logits = model.logits(model(batch, cache, rows=last)).repeat_interleave(times, 0)
     cache = cache.copy(times)
-    luck = torch.stack([_uniform(text, most) for text in chance]).to(logits.device)
-    drawn: list[Tensor] = []
-    done = torch.zeros(len(luck), dtype=torch.bool, device=logits.device)
+    own = torch.stack([luck(text, most) for text in chance]).to(logits.device)
+    said: list[Tensor] = []
+    done = torch.zeros(len(own), dtype=torch.bool, device=logits.device)
     for t in range(most):
-        drawn.append(_draw(logits, luck[:, t]))
-        done = done | (drawn[-1] == end)
+        said.append(drawn(logits, own[:, t]))
+        done = done | (said[-1] == end)
         if t == most - 1 or bool(done.all()):
             break
         assert cache.layout is not None
-        step = Batch(drawn[-1][:, None], cache.layout.next(), torch.zeros(0, dtype=torch.int64, device=logits.device))
+        step = Batch(said[-1][:, None], cache.layout.next(), torch.zeros(0, dtype=torch.int64, device=logits.device))
         logits = model.logits(model(step, cache)[:, -1])
-    return [ids[: ids.index(end) + 1] if end in ids else ids for ids in torch.stack(drawn, 1).tolist()]
-
-
-def _draw(logits: Tensor, luck: Tensor) -> Tensor:
-    """A token for each row of scores [rows, vocabulary]: where its luck in [0, 1) falls among the probabilities."""
-    upto = logits.double().softmax(-1).cumsum(-1)
-    return (upto <= luck[:, None] * upto[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
-
-
-def _uniform(text: str, count: int) -> Tensor:
-    """Numbers in [0, 1) that hang on a text alone."""
-    digest = hashlib.sha256(text.encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
-    return torch.rand(count, generator=generator, dtype=torch.float64)
+    return [ids[: ids.index(end) + 1] if end in ids else ids for ids in torch.stack(said, 1).tolist()]

@@ -19,6 +19,7 @@ from ..model import VLM
 from ..worlds.scene_questions import questions
 from ..worlds.scenes import COLORS, SHAPES, SIZES, TEXTURES, scene
 from ..zoo.families import ROWS, habits_of
+from ..zoo.hollow import hollow
 from ..zoo.own import ProcessorConfig
 from . import checkpoints, distributed
 from .adapters import adapt
@@ -29,9 +30,10 @@ from .contrast import CLIP, Matching
 from .distill import DINO
 from .features import FeatureStore
 from .judging import Judge, is_judge, load_judge, with_head
-from .loader import Share
+from .loader import Share, check_seen
 from .located import Located
 from .objectives import Dense, NextToken, Objective, SigLIP, Total
+from .optim import tables_of
 from .policy import GRPO, PPO
 from .preferring import DPO, KTO, ORPO, DenseDPO, Reward
 from .recipe import Recipe, Stage, check_files, learning_rates
@@ -127,8 +129,8 @@ def objective_of(
         return Weighted(REWARDS | dict(rewards or {}), stage.rewards)
 
     made: dict[str, Callable[[], Objective]] = {
-        "next-token": lambda: NextToken(*places),
-        "answers": lambda: NextToken(*places, by_answer=True),
+        "next-token": lambda: NextToken(*places, sources=stage.loss_weights),
+        "answers": lambda: NextToken(*places, by_answer=True, sources=stage.loss_weights),
         "siglip": lambda: SigLIP(features, *text),
         "clip": lambda: CLIP(features, *text, stage.settings("clip")),
         "itm": lambda: Matching(model, *text),
@@ -260,6 +262,17 @@ def check_rewards(recipe: Recipe, number: int, given: Mapping[str, Rewards]) -> 
             raise ConfigError(f"stage {stage.name!r}: {name!r} is not {ways}{nearest(name, known)}")
 
 
+def check_learned(recipe: Recipe, number: int) -> None:
+    """ConfigError for a stage whose patterns name nothing, or nothing that its samples reach."""
+    stage = recipe.stages[number]
+    with hollow():
+        model = VLM(recipe.model)
+        adapt(model, stage.learn)
+    if stage.trainable_tokens and not tables_of(learning_rates(model, stage.learn)):
+        raise ConfigError(f"stage {stage.name!r} has trainable_tokens, but no table of words learns")
+    check_seen(stage, recipe.sources, model)
+
+
 def run(
     recipe: Recipe,
     folder: Path,
@@ -286,6 +299,7 @@ def run(
         told = besides if besides and begins(recipe, folder, number) else ""
         check_files(recipe.stages[number], recipe.sources, told)
         check_rewards(recipe, number, rewards or {})
+        check_learned(recipe, number)
         check_tensor_parallel(recipe.model, recipe.stages[number], tensor_parallel, distributed.size(), shard)
         Share(groups.rank, groups.size).check(recipe.stages[number])
         if shard:
@@ -316,7 +330,9 @@ def run(
                     judge.share(model, learning_rates(model, current.learn))
                     judge.to(device)
             objective = objective_of(current, recipe, tokenizer, model, judges)
-            trainer = Trainer(recipe, current, model, objective.to(device), folder, shard, store, tensor_parallel)
+            rows = [tokenizer.control(name) for name in current.trainable_tokens]
+            ways = shard, store, tensor_parallel, rows
+            trainer = Trainer(recipe, current, model, objective.to(device), folder, *ways)
             trainer.resume()
             yield from trainer.run(processor_of(recipe, tokenizer, model, current), workers, evaluate)
             if distributed.first():

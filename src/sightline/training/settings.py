@@ -205,6 +205,7 @@ READS = {
     **dict.fromkeys(("ppo", "grpo"), "prompts"),
 }
 COMPARES = {"siglip", "clip", "itm", "qformer", "kto"}  # those that hold samples of a micro-batch against each other
+GATHERED = COMPARES - {"kto"}  # of those the ones that do so over all processes with a part of the micro-batch
 PREPARES = {"dino", "ppo", "grpo"}  # those that run a model before each step, for what the step learns from
 FROM_PAIRS = ("pairs", "judged", "prompts")  # all of them made of samples with a chosen and a rejected answer
 REFERRED = {"dpo", "dense-dpo", "kto", "ppo", "grpo"}  # those that hold a model to what it was as its stage began

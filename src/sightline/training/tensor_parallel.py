@@ -7,8 +7,10 @@ Blocks know nothing of it: torch cuts their maps by name and speaks for them whe
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_module, distribute_tensor
@@ -19,6 +21,7 @@ from torch.distributed.tensor.parallel import (
     RowwiseParallel,
     parallelize_module,
 )
+from torch.nn import functional as F
 
 from ..core.errors import ConfigError
 from ..fusion.cross_attention import CrossAttentionConfig
@@ -28,7 +31,6 @@ from ..layers.attention import Attention
 from ..layers.feedforward import FeedForward, GatedFeedForward
 from ..layers.norms import HeadNorm
 from ..model import VLMConfig
-from .adapters import Lora
 from .recipe import Stage
 
 COLUMNS = ("q", "k", "v", "gate", "up")  # maps whose outputs are shared out
@@ -48,6 +50,8 @@ class Cut(ParallelStyle):
         self.how, self.reads, self.gives = how, reads, gives
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        if isinstance(module, AdaptedLinear):
+            module.seen = partial(seen, module)  # type: ignore[method-assign]
         return distribute_module(module, device_mesh, self._cut, self._read, self._give)  # type: ignore[arg-type]
 
     def _cut(self, name: str, module: nn.Module, mesh: DeviceMesh) -> None:
@@ -61,6 +65,18 @@ class Cut(ParallelStyle):
 
     def _give(self, module: nn.Module, out: DTensor, mesh: DeviceMesh) -> Tensor:
         return out.redistribute(placements=[self.gives]).to_local()
+
+
+def seen(module: AdaptedLinear, x: Tensor) -> Tensor:
+    """What an adapter's update sees of inputs, of which each process may have a part: what one process would leave out.
+
+    All in a group draw the same of the whole, as their steps begin from the same chance.
+    """
+    if not (module.training and module.dropout and isinstance(x, DTensor)):
+        return x
+    kept = F.dropout(torch.ones(x.shape, dtype=x.dtype, device=x.device), module.dropout)
+    whole = DTensor.from_local(kept, x.device_mesh, [Replicate()], run_check=False)
+    return x * whole.redistribute(placements=x.placements)
 
 
 BY_COLUMNS: Mapping[str, Placement] = {
@@ -134,10 +150,6 @@ def check_tensor_parallel(model: VLMConfig, stage: Stage, count: int, processes:
     known = {"inner_norm": decoder.inner_norm, "qk_norm.across": across, "scores.alibi": decoder.scores.alibi}
     for name in (name for name, there in known.items() if there):
         raise ConfigError(f"a decoder with {name} needs all of its heads, of which tensor parallelism leaves some each")
-    for pattern, how in stage.learn.items():
-        if isinstance(how, Lora) and how.dropout:
-            told = f"stage {stage.name!r}: adapters of {pattern!r} have a dropout of {how.dropout:g}"
-            raise ConfigError(f"{told}, which processes of tensor parallelism would draw apart; set it to 0")
 
 
 def sizes(model: VLMConfig) -> dict[str, int]:

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -20,15 +20,16 @@ from ..data.batch import Batch
 from ..data.processor import Processor
 from ..model import VLM
 from . import checkpoints, distributed, sharding
+from .dropping import leave_out
 from .features import GIGABYTE, FeatureStore, repeats
 from .guard import Guard
-from .loader import Batches, Share, batches
+from .loader import Batches, Share, batches, of_pictures
 from .objectives import Objective
-from .optim import Optimizers
-from .recipe import Recipe, Stage, freeze, learning_rates
+from .optim import Optimizers, only_rows
+from .recipe import Recipe, Stage, freeze, layered, learning_rates
 from .records import Metrics, PassedOver, tell
 from .saving import Unsaved, bytes_of, check_room, design, not_numbers
-from .settings import COMPARES, PREPARES
+from .settings import COMPARES, GATHERED, PREPARES
 from .signals import Signals
 from .workers import short_of_memory
 
@@ -87,7 +88,8 @@ class Trainer:
     only. A run that finds checkpoints of its stage in the folder goes on from the newest whole one. Several processes
     that are one run (`training.distributed`) share out each step's samples, and with `shard` the model as well. store:
     where features of a frozen encoder are shared with other runs; without one the run keeps its own where that helps.
-    tensor_parallel: how many processes compute each block of a model in shards together.
+    tensor_parallel: how many processes compute each block of a model in shards together. rows: ids of words, where only
+    those of a table learn.
     """
 
     PATIENCE = 3  # steps in a row that may be refused, or checkpoints that cannot be saved, before a run stops
@@ -103,16 +105,22 @@ class Trainer:
         shard: bool = False,
         store: FeatureStore | None = None,
         tensor_parallel: int = 1,
+        rows: Sequence[int] = (),
     ) -> None:
+        self.rows = rows
         self.recipe, self.stage, self.model, self.objective = recipe, stage, model, objective
         self.folder, self.saved = folder, folder / "checkpoints" / stage.name
         self.number, self.groups = recipe.stage(stage.name), distributed.Groups(tensor_parallel)
+        self.share = Share(self.groups.rank, self.groups.size)
+        if GATHERED & set(stage.terms):
+            objective.among(distributed.peers(self.groups, self.share.lanes(stage)))
         rates = learning_rates(model, stage.learn)
         freeze(model, rates)
         self.store, self.warned = store, False
         scaling = getattr(model.config.decoder, "rope_scaling", None)
         if stage.packing and scaling is not None and scaling.by_length:
             raise ConfigError(f"stage {stage.name!r} packs rows, but its model stretches with a row's length")
+        leave_out(model, objective, stage)
         if stage.recompute:
             recompute(model)
         self.sharded: sharding.Sharded | None = None
@@ -121,8 +129,10 @@ class Trainer:
             self.sharded = sharding.Sharded(model, objective, stage.precision, self.groups)
         learned = {name: p for name, p in model.named_parameters() if name in rates}
         own = {f"objective.{name}": p for name, p in objective.named_parameters() if p.requires_grad}
-        self.parameters = learned | own
-        self.optimizers = Optimizers(self.parameters, rates | dict.fromkeys(own, max(rates.values())), stage)
+        self.parameters, top = learned | own, max(rates.values())
+        self.optimizers = Optimizers(
+            self.parameters, layered(rates, stage.layer_decay) | dict.fromkeys(own, top), stage
+        )
         self.step, self.refused, self.unsaved, self.checked = 0, 0, 0, False
         self.data: Batches | None = None  # where the samples of a step can be had again
         self.design = design(model, objective)
@@ -218,12 +228,14 @@ class Trainer:
         """One update; refused, and counted, when anything in it is not a number.
 
         Every term is divided by its count over all micro-batches, so that two of 16 are one of 32; apart from those
-        that compare the pairs of one micro-batch only, such as SigLIP.
+        that compare the pairs of a micro-batch, such as SigLIP.
         """
         terms = self.gradients(micro, self.counts(micro))
         loss = torch.stack(list(terms.values())).sum()
         if not self.checked:
-            self.check_gradients()
+            self.check_gradients(any(batch.patches is not None for batch in micro))
+        if self.rows:
+            only_rows(self.parameters, self.rows)
         norm = sharding.clip(list(self.parameters.values()), self.stage.clip)
         applied = bool(torch.isfinite(norm)) and bool(torch.isfinite(loss))
         if applied:
@@ -303,17 +315,23 @@ class Trainer:
         """The precision that the stage computes in."""
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.stage.precision == "bf16")
 
-    def check_gradients(self) -> None:
-        """Hold the stage to its word with real gradients: every pattern it learns got some, what it froze did not."""
-        self.checked, stage = True, self.stage.name
+    def check_gradients(self, sees: bool) -> None:
+        """Hold the stage to its word with real gradients: every pattern it learns got some, what it froze did not.
+
+        sees: whether this process had pictures; where no process had, what reads them is checked in the next step.
+        """
+        self.checked, stage = bool(distributed.most(int(sees))), self.stage.name
         silent = {name for name, p in self.parameters.items() if p.grad is None}
         for pattern, how in self.stage.learn.items():
-            if all(name in silent for name in learning_rates(self.model, {pattern: how}) if name in self.parameters):
+            names = [name for name in learning_rates(self.model, {pattern: how}) if name in self.parameters]
+            if not self.checked and of_pictures(names):
+                continue
+            if all(name in silent for name in names):
                 raise ConfigError(f"stage {stage!r} learns {pattern!r}, but its data and objective never reach it")
         moved = [n for n, p in self.model.named_parameters() if n not in self.parameters and p.grad is not None]
         if moved:
             raise SightlineError(f"stage {stage!r}: frozen parameter {moved[0]!r} got a gradient")
-        if silent:
+        if silent and self.checked:
             tell(f"stage {stage!r}: {len(silent)} parameters got no gradient, such as {min(silent)}")
 
     # ---------------------------------------------------------------------------------------------------------- loop
@@ -322,8 +340,7 @@ class Trainer:
         self, processor: Processor, workers: int = 1, evaluate: Callable[[VLM], dict[str, float]] | None = None
     ) -> Iterator[Step]:
         """Steps until the stage is done; a TERM, INT or USR1 finishes the step, saves and ends the process."""
-        share = Share(self.groups.rank, self.groups.size)
-        self.data = Batches(self.stage, self.number, self.recipe.seed, self.recipe.sources, processor, share)
+        self.data = Batches(self.stage, self.number, self.recipe.seed, self.recipe.sources, processor, self.share)
         metrics, passed = Metrics(self.folder), PassedOver(self.folder, self.stage.max_bad)
         if self.step < self.stage.steps:
             size = bytes_of((self.model, self.objective), self.parameters.values())

@@ -8,7 +8,7 @@ published/             of a model that was published by others: its own small fi
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,7 +88,8 @@ class FileIdentity:
 class Card:
     """What `config.json` says: the model's name, its configuration, what each stage of its training taught.
 
-    stages: patterns over parameter names, by stage. weights: the files of weights by name.
+    stages: patterns over parameter names, by stage. weights: the files of weights by name. beside: further files of
+    tensors, such as a reward model's head, by their place in the folder.
     """
 
     model_type: Literal["sightline"]
@@ -96,6 +97,7 @@ class Card:
     model: VLMConfig
     stages: dict[str, tuple[str, ...]]
     weights: dict[str, FileIdentity]
+    beside: dict[str, FileIdentity] = field(default_factory=dict)
 
 
 def save(
@@ -124,8 +126,10 @@ def save(
             (new / name).write_bytes(content)
         write_json(new / "processor.json", to_dict(processor))
         weights = {path.name: _identity(path) for path in sorted(new.glob("*.safetensors"))}
-        card = Card("sightline", folder.name, model.config, dict(stages or {}), weights)
-        write_json(new / "config.json", to_dict(card))
+        others = {name: _identity(new / name) for name in beside or {} if name.endswith(".safetensors")}
+        card = Card("sightline", folder.name, model.config, dict(stages or {}), weights, others)
+        said = to_dict(card)
+        write_json(new / "config.json", said if others else {k: v for k, v in said.items() if k != "beside"})
 
 
 def read_card(folder: Path) -> Card:
@@ -187,16 +191,30 @@ def read_weights(folder: Path, card: Card) -> dict[str, Tensor]:
     if len(absent) > 1:
         raise CheckpointError(f"{folder}: {len(absent)} files of weights are missing: {', '.join(absent)}")
     for name, wanted in card.weights.items():
-        path = folder / name
-        if path.name != name or not path.is_file():
-            raise CheckpointError(f"{path}: missing, the model cannot be loaded without it")
-        size = path.stat().st_size
-        if size != wanted.bytes:
-            raise CheckpointError(f"{path}: {size} bytes, expected {wanted.bytes}; the file is cut off or foreign")
-        if _identity(path) != wanted:
-            raise CheckpointError(f"{path}: the content differs from its sha256; the file is damaged")
-        found |= read_file(path)
+        if (folder / name).name != name:
+            raise CheckpointError(f"{folder}/config.json: weights {name!r}, expected the name of a file in it")
+        found |= _read(folder / name, wanted)
     return found
+
+
+def read_beside(folder: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of a further file of a folder, checked like its weights."""
+    wanted = read_card(folder).beside.get(name)
+    if wanted is None:
+        raise CheckpointError(f"{folder / name}: its length and sha256 are not in config.json; export the run again")
+    return _read(folder / name, wanted)
+
+
+def _read(path: Path, wanted: FileIdentity) -> dict[str, Tensor]:
+    """The tensors of a file that is what it must be."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing, the model cannot be loaded without it")
+    size = path.stat().st_size
+    if size != wanted.bytes:
+        raise CheckpointError(f"{path}: {size} bytes, expected {wanted.bytes}; the file is cut off or foreign")
+    if _identity(path) != wanted:
+        raise CheckpointError(f"{path}: the content differs from its sha256; the file is damaged")
+    return read_file(path)
 
 
 def _identity(path: Path) -> FileIdentity:
