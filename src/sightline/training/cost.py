@@ -96,7 +96,12 @@ class Tape(Operations):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         before = self.count
-        out = super().__torch_function__(func, types, args, kwargs)
+        if func is F.scaled_dot_product_attention:  # in parts without content, of which no kernel keeps the scores
+            with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+                out = super().__torch_function__(func, types, args, kwargs)
+            out = _Fused.apply(*args[:3], out) if out.requires_grad else out  # type: ignore[no-untyped-call]
+        else:
+            out = super().__torch_function__(func, types, args, kwargs)
         if func is torch.cat and all(_place(part) in self.weights for part in args[0]):
             self.cat[_place(out)] = out
         spent = self.count - before
@@ -119,6 +124,15 @@ class Tape(Operations):
         return x
 
 
+class _Fused(torch.autograd.Function):
+    """Keeps what kernels of attention keep: what they read and give, and a sum for each row of scores."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> Tensor:
+        ctx.save_for_backward(q, k, v, out, out[..., 0].clone())
+        return out
+
+
 def _place(x: Tensor) -> int:
     """What tells one storage from another, on the meta device as well."""
     return int(x.untyped_storage()._cdata)
@@ -129,30 +143,50 @@ def cost(model: VLM, sample: Usual, reads: bool = True) -> Cost:
 
     reads: whether the decoder is part of it; else the encoder is, and the fusion where it learns.
     """
-    image, count, text = model.config.image, sample.pictures, max(sample.text, 1)
-    grid = (1, image.grid, image.grid)
-    visual = count * model.num_tokens(grid) if reads else count * image.grid**2
+    grid, count = model.config.image.grid, sample.pictures
     with torch.device("meta"), Tape(model) as tape:
-        patches = Patches(torch.empty(count * image.grid**2, image.patch_dim), (grid,) * count) if count else None
         if reads:
-            asked = min(text, model.config.instruction_length)
-            # what tokens carry decides which weights they take, and whose a picture is where its memory goes
-            carried = torch.tensor([[Medium.IMAGE] * visual + [Medium.TEXT] * text], device="cpu")
-            prompt = Batch(
-                torch.zeros(1, visual + text, dtype=torch.int64),
-                replace(causal_layout(1, visual + text, "meta"), medium=carried),
-                torch.arange(visual),
-                patches,
-                instruction=torch.zeros(count, asked, dtype=torch.int64) if asked and count else None,
-                owners=torch.tensor([[0, 0, k + 1] for k in range(count)], device="cpu") if count else None,
-            )
-            scores = model.logits(model(prompt, rows=torch.arange(visual, visual + text)))
-            F.cross_entropy(scores, torch.zeros(text, dtype=torch.int64))
-        elif patches is not None:
-            features = model.encoder(patches)
-            if any(p.requires_grad for p in model.fusion.parameters()):
-                model.fusion(features)
+            prompt = _prompt(model, sample)
+            visual = len(prompt.slots)
+            scores = model.logits(model(prompt, rows=torch.arange(visual, prompt.ids.shape[1])))
+            F.cross_entropy(scores, torch.zeros(len(scores), dtype=torch.int64))
+        else:
+            visual = count * grid**2
+            if count:
+                features = model.encoder(_pictures(model, count))
+                if any(p.requires_grad for p in model.fusion.parameters()):
+                    model.fusion(features)
     return Cost(visual, sample.text, tape.count, tape.backward, tape.kept, tape.copied, tape.joined)
+
+
+def kept(model: VLM, sample: Usual) -> int:
+    """Numbers that stay of such a sample, of which one token is learned, until the gradients are made."""
+    with torch.device("meta"), Tape(model) as tape:
+        prompt = _prompt(model, sample)
+        model(prompt, rows=torch.arange(1) + prompt.ids.shape[1] - 1)
+    return tape.kept
+
+
+def _pictures(model: VLM, count: int) -> Patches:
+    image = model.config.image
+    return Patches(torch.empty(count * image.grid**2, image.patch_dim), ((1, image.grid, image.grid),) * count)
+
+
+def _prompt(model: VLM, sample: Usual) -> Batch:
+    """A row without content of so many pictures and so much text; on the meta device."""
+    count, text = sample.pictures, max(sample.text, 1)
+    visual = count * model.num_tokens((1, model.config.image.grid, model.config.image.grid))
+    asked = min(text, model.config.instruction_length)
+    # what tokens carry decides which weights they take, and whose a picture is where its memory goes
+    carried = torch.tensor([[Medium.IMAGE] * visual + [Medium.TEXT] * text], device="cpu")
+    return Batch(
+        torch.zeros(1, visual + text, dtype=torch.int64),
+        replace(causal_layout(1, visual + text, "meta"), medium=carried),
+        torch.arange(visual),
+        _pictures(model, count) if count else None,
+        instruction=torch.zeros(count, asked, dtype=torch.int64) if asked and count else None,
+        owners=torch.tensor([[0, 0, k + 1] for k in range(count)], device="cpu") if count else None,
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- samples

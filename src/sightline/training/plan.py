@@ -151,7 +151,7 @@ def _stage(
     yield f"  memory     {short(held, 'B')} of weights, gradients and optimiser state{where}"
     if gathered:
         yield f"             {short(gathered, 'B')} of weights that are gathered from all"
-    yield from _held_beside(recipe, stage, rates, sizes)
+    yield from _held_beside(recipe, stage, rates, sizes, processes)
     kept = max(each.memory(own * _answers(stage), stage.precision) for each in own_costs.values())
     yield f"             {short(kept, 'B')} of activations, {own} samples at a time"
     yield f"  work       {short(per_sample, 'FLOP')} a sample, {short(per_sample * per_step, 'FLOP')} a step"
@@ -188,9 +188,13 @@ def _answers(stage: Stage) -> int:
     return int(next((stage.settings(name).group for name in stage.terms if name == "grpo"), 1))
 
 
-def _held_beside(recipe: Recipe, stage: Stage, rates: Mapping[str, float], sizes: Mapping[str, int]) -> Iterator[str]:
+def _held_beside(
+    recipe: Recipe, stage: Stage, rates: Mapping[str, float], sizes: Mapping[str, int], processes: Processes
+) -> Iterator[str]:
     """What else is in memory: the model as it was, reward models, a value head."""
-    if REFERRED & set(stage.terms):
+    if REFERRED & set(stage.terms) and processes.shard:
+        yield f"             {short(4 * sum(sizes.values()) / processes.world, 'B')} of the reference"
+    elif REFERRED & set(stage.terms):
         own = sum(sizes[name] for name in rates)
         yield f"             {short(4 * own, 'B')} of the reference, beside what it shares"
     for name in stage.rewards:
