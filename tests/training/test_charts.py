@@ -59,6 +59,16 @@ def test_nothing_lies_on_anything_else_or_outside(drawn: str) -> None:
             assert c <= left or right <= a or d <= top or low <= b, (said, other)
 
 
+def test_a_noisy_line_comes_with_its_mean_and_fills_the_width() -> None:
+    drawn = curves("loss", {"loss": [(i + 1, 2.0 * (i % 2)) for i in range(120)]})
+    each, mean = (
+        [tuple(map(float, point.split(","))) for point in way.split()] for way in re.findall('points="([^"]*)"', drawn)
+    )
+    assert "mean of 6" in drawn and each[0][0] == mean[0][0] == 64 and each[-1][0] == mean[-1][0] == 720 - 32
+    middle = (max(y for _, y in each) + min(y for _, y in each)) / 2
+    assert all(y == pytest.approx(middle, abs=0.1) for _, y in mean[5::2])
+
+
 def test_lines_beyond_the_colours_are_told_apart() -> None:
     drawn = curves("loss", {name: [(0, 1.0), (1, 2.0)] for name in NAMES})
     ways = re.findall(r'<polyline points="[^"]*" fill="none" ([^/]*)/>', drawn)

@@ -11,6 +11,7 @@ STYLE = """<style>text{font:12px system-ui,sans-serif;fill:#333}.title{font-size
 LEFT, RIGHT, TOP, BOTTOM = 64, 32, 34, 40  # room around the plot, in pixels
 LETTER, LINE = 7.0, 18  # a letter's width, at most and on average, and a line of names
 MOST = 600  # points of a line; of more, neighbours are averaged
+SMOOTH = 60  # points from which on a line that is alone is drawn with its mean over neighbours
 
 Points = Sequence[tuple[float, float]]
 
@@ -21,11 +22,19 @@ def curves(title: str, lines: Mapping[str, Points], across: str = "step", width:
     every = [point for points in lines.values() for point in points]
     if not every:
         return ""
-    columns = ticks(min(x for x, _ in every), max(x for x, _ in every))
+    span = min(x for x, _ in every), max(x for x, _ in every)
+    columns = ticks(*span)
+    if span[0] < span[1]:  # along the way no room is left that nothing is drawn in
+        columns = [value for value in columns if span[0] <= value <= span[1]]
+    else:
+        span = columns[0], columns[-1]
     rows = ticks(min(y for _, y in every), max(y for _, y in every))
+    if len(lines) == 1 and len(every) >= SMOOTH:
+        (name,) = lines
+        lines = {"each": lines[name], f"mean of {len(every) // 20}": smoothed(lines[name], len(every) // 20)}
     names, high = _legend(list(lines) if len(lines) > 1 else [], LEFT, width - RIGHT)
     height += high
-    x = _scale((columns[0], columns[-1]), (LEFT, width - RIGHT))
+    x = _scale(span, (LEFT, width - RIGHT))
     y = _scale((rows[0], rows[-1]), (height - BOTTOM, TOP + high))
     parts = [
         _text(LEFT, 20, title, "title"),
@@ -79,6 +88,12 @@ def thinned(points: Points) -> Points:
     size = -(-len(points) // MOST) if points else 1
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
+
+
+def smoothed(points: Points, count: int) -> Points:
+    """Each point as the mean of so many up to it, of fewer at the beginning."""
+    parts = [points[max(0, i + 1 - count) : i + 1] for i in range(len(points))]
+    return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in parts]
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
