@@ -15,7 +15,7 @@ QUIET := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 PYTEST := $(QUIET) $(BIN)/python -m pytest
 
 # What T1 to T15 of docs/training.md hold, the long forms too
-CRASH := kill checkpoints resuming stopping workers shortages bad_samples trainer distributed
+CRASH := kill checkpoints resuming stopping workers shortages budget bad_samples trainer distributed
 
 .PHONY: install demo test test-slow crash parity check fix catalogue bench clean
 .DELETE_ON_ERROR:

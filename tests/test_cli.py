@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import PIL.Image
 import pytest
 from typer.testing import CliRunner
 
+from sightline import cli
 from sightline.cli import app, clean
 
 
@@ -543,3 +545,18 @@ def test_a_terminal_shows_the_prompt_of_a_chat(tiny_folder: Path, picture: Path)
         _, told = chat.communicate(timeout=60)
     assert chat.returncode == 0
     assert told.count("> ") == 2
+
+
+def test_without_a_terminal_a_line_now_and_then_tells_the_time_that_is_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(cli, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with cli._progress("training") as progress:
+        for seconds, done, total in [(10, 100, 1000), (50, 200, 1000), (60, 300, 1000), (100, 1, 50), (110, 6, 50)]:
+            now[0] = seconds
+            progress(done, total, "look")
+    assert capsys.readouterr().err.splitlines() == [
+        "look: 200 of 1000, 0:05:20 left",
+        "look: 1 of 50",
+    ]

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -383,16 +384,23 @@ def _progress(what: str, data: bool = False, quiet: bool = False) -> "Iterator[C
     counted = DownloadColumn() if data else MofNCompleteColumn()
     columns = (TextColumn("{task.description}"), BarColumn(), counted, TimeRemainingColumn())
     seen = sys.stderr.isatty()
-    told = time.monotonic()
+    told = began = time.monotonic()
+    begin = last = -1  # where what is counted began, and was when it was told last
     with Progress(*columns, console=Console(stderr=True), disable=quiet or not seen) as bar:
         task = bar.add_task(what, total=None)
 
         def progress(done: int, total: int, note: str = what) -> None:
-            nonlocal told
+            nonlocal told, began, begin, last
+            now = time.monotonic()
+            if last < 0 or done < last:  # another stage
+                began, begin = now, done
+            last = done
             bar.update(task, completed=done, total=total, description=note)
-            if not quiet and not seen and time.monotonic() - told > 30:
-                told = time.monotonic()
-                _tell(f"{note}: {done} of {total}")
+            if not quiet and not seen and now - told > 30:
+                told = now
+                each = (now - began) / (done - begin) if done > begin else 0
+                left = f", {timedelta(seconds=round(each * (total - done)))} left" if each else ""
+                _tell(f"{note}: {done} of {total}{left}")
 
         yield progress
 

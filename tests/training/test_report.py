@@ -54,6 +54,14 @@ def test_a_run_ends_with_a_page_that_stands_alone(recipe: Recipe, folder: Path, 
         assert said in page, said
 
 
+def test_a_page_that_cannot_be_written_costs_the_page_only(
+    recipe: Recipe, folder: Path, alone: Alone, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "report.html").mkdir()
+    assert len(list(run(alone(recipe, "language", steps=2), folder, workers=0))) == 2
+    assert "report.html.new: Is a directory; the run goes on without its report" in capsys.readouterr().err
+
+
 def test_steps_done_twice_are_there_once_and_what_is_broken_is_left_out(tmp_path: Path) -> None:
     done = [(1, 4.0), (2, None), (2, 3.0), (3, 2.0)]
     rows = [{"stage": "a<b", "step": k, "loss": loss, "terms": {}, "applied": loss is not None} for k, loss in done]

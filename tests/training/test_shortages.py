@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -20,9 +21,10 @@ from torch import Tensor
 from sightline.core.errors import CapacityError, ConfigError
 from sightline.data.batch import Batch
 from sightline.language.tokenizer import Tokenizer
-from sightline.training import checkpoints, saving
+from sightline.training import checkpoints, saving, trainer
+from sightline.training.budget import Budget, budget_of
 from sightline.training.loader import Batches
-from sightline.training.recipe import Recipe
+from sightline.training.recipe import Recipe, learning_rates
 from sightline.training.records import Metrics
 from sightline.training.run import initial_model, objective_of, processor_of, run
 from sightline.training.trainer import NonFinite, Trainer, Unsaved
@@ -266,6 +268,36 @@ def test_too_little_memory_means_smaller_parts_of_the_same_steps(
     assert told == [f"{a} samples at a time are too many for the memory; {b} from now on" for a, b in [(7, 4), (4, 2)]]
 
 
+def test_what_will_not_fit_is_cut_before_any_of_it_is_computed(
+    recipe: Recipe,
+    fresh: Fresh,
+    alone: Alone,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Room for two samples: one that is longer makes its part smaller, and only what fits is tried."""
+    chosen = alone(recipe, "language", batch=8, optimizer="adamw", clip=1e9)
+    whole = losses(chosen, fresh("whole"))
+    tried = narrow(monkeypatch, 1000)
+    measured, lasting = budget_of(chosen, chosen.stages[0]), 12 * learned(chosen)
+    lengths: list[int] = []
+    monkeypatch.setattr(Budget, "of", lambda self, batch: int(measured.text * max(1, len(batch.ids))))
+    monkeypatch.setattr(trainer, "room", lambda device: lengths.append(1) or lasting + 2.5 * measured.text)
+    assert losses(chosen, fresh("narrow")) == pytest.approx(whole, rel=1e-5)
+    assert set(tried) == {2} and len(lengths) == 2 * 2 + 1  # what has fitted once is not asked about again
+    told = [line for line in capsys.readouterr().err.splitlines() if "from now on" in line]
+    assert [line.split(" would")[0] for line in told] == ["8 samples at a time", "4 samples at a time"]
+    assert all(re.search(r"would take [\d.]+ \w?B of memory, [\d.]+ \w?B are free; [42] from", line) for line in told)
+    monkeypatch.setattr(trainer, "room", lambda device: 0)
+    with pytest.raises(CapacityError, match=r"1 samples at a time would take .* 0 B are free, and they cannot be cut"):
+        losses(chosen, fresh("none"))
+
+
+def learned(recipe: Recipe) -> int:
+    model = initial_model(recipe)
+    return sum(dict(model.named_parameters())[name].numel() for name in learning_rates(model, recipe.stages[0].learn))
+
+
 def test_too_little_memory_for_what_cannot_be_cut(
     recipe: Recipe, fresh: Fresh, alone: Alone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,4 +340,4 @@ def test_memory_that_the_system_refuses_means_smaller_parts(
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     err = capfd.readouterr().err
     assert code == 0, err
-    assert "512 samples at a time are too many for the memory; 256 from now on" in err
+    assert "512 samples at a time " in err and "; 256 from now on" in err

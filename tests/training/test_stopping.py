@@ -4,6 +4,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from sightline.core.config import save_yaml
 from sightline.training import checkpoints, distributed
 from sightline.training.recipe import Recipe
 from sightline.training.run import run
@@ -168,10 +171,10 @@ def test_the_other_process_of_one_that_is_gone_says_so_and_a_new_start_goes_on(
     processes = launch(work(folder))
     until(lambda: steps_of(folder) >= 15)
     os.kill(processes[1], number)
-    assert code_of(processes[0], 10.0) == distributed.Lost.exit_code == 75
+    assert code_of(processes[0], 15.0) == distributed.Lost.exit_code == 75
     os.kill(processes[1], signal.SIGKILL)
     os.waitpid(processes[1], 0)
-    assert "error: process 0 of 2: the others " in capfd.readouterr().err
+    assert "error: rank 1 of 2 is gone, rank 0 waited for it in all_" in capfd.readouterr().err
     done = steps_of(folder)
     assert 15 <= done < 100
     for place in (folder, whole):
@@ -179,3 +182,30 @@ def test_the_other_process_of_one_that_is_gone_says_so_and_a_new_start_goes_on(
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     wanted = {row["step"]: row["loss"] for row in map(json.loads, (whole / "metrics.jsonl").read_text().splitlines())}
     assert all(row["loss"] == wanted[row["step"]] for row in rows) and {row["step"] for row in rows} == set(wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_torchrun_starts_a_run_again_that_lost_a_process(
+    recipe: Recipe, fresh: Fresh, alone: Alone, tmp_path: Path
+) -> None:
+    """The other one names it before torchrun ends both, and the losses are those of a run that lost none."""
+    chosen = alone(recipe, "language", steps=400, save_every=10, optimizer="adamw")
+    folder, whole = fresh("run"), fresh("whole")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["--max-restarts", "1", "-m", "sightline.train", str(tmp_path / "tiny.yaml"), "--shard"]
+    save_yaml(chosen, tmp_path / "tiny.yaml")
+    process = subprocess.Popen([*command, "--folder", str(folder)], stderr=subprocess.PIPE, text=True)
+    until(lambda: steps_of(folder) >= 25)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (second,) = [each for each in children if b"\0RANK=1\0" in Path(f"/proc/{each}/environ").read_bytes()]
+    os.kill(int(second), signal.SIGKILL)
+    _, told = process.communicate(timeout=200)
+    assert process.returncode == 0, told
+    assert "error: rank 1 of 2 is gone, rank 0 waited for it in " in told
+    subprocess.run([*command, "--folder", str(whole)], check=True, capture_output=True, timeout=200)
+    rows, wanted = (
+        [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()] for place in (folder, whole)
+    )
+    losses = {row["step"]: row["loss"] for row in wanted}
+    assert len(losses) == 400 < len(rows) and all(row["loss"] == losses[row["step"]] for row in rows)

@@ -167,6 +167,19 @@ def test_in_bf16_they_stay_near_one(recipe: Recipe, fresh: Fresh, alone: Alone, 
     assert trace(two) == pytest.approx(trace(one), rel=0.02)
 
 
+def test_they_are_looked_after_as_one(recipe: Recipe, fresh: Fresh, alone: Alone, launch: Launch) -> None:
+    chosen, one, two = stage(recipe, alone, guard_every=1), fresh("one"), fresh("two")
+    list(run(chosen, one, workers=0))
+    trained(chosen, two, launch, 2, 2)
+    found = []
+    for folder in (two, one):
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        found.append([row["guard"] if "guard" in row else {"loss": row["loss"]} for row in rows])
+    assert len(found[0]) == 6
+    for mine, theirs in zip(*found, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
+
+
 def test_nan_on_one_is_refused_on_all(recipe: Recipe, fresh: Fresh, alone: Alone, launch: Launch) -> None:
     folder, chosen = fresh("run"), stage(recipe, alone)
 

@@ -1,15 +1,17 @@
 """Plots as SVG that stand alone: no scripts, nothing from elsewhere, readable on light and dark pages."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 COLORS = ("#2a78d6", "#d9711c", "#2f9e5b", "#8a5cc7", "#c2417a", "#6b7280")
 STYLE = """<style>text{font:12px system-ui,sans-serif;fill:#333}.title{font-size:14px;font-weight:600}.grid{stroke:#ddd}
 .axis{stroke:#999}.page{fill:#fff}@media(prefers-color-scheme:dark){text{fill:#ddd}.grid{stroke:#333}.axis{stroke:#777}
 .page{fill:#1b1b1b}}</style>"""
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 34, 40  # room around the plot, in pixels
+LEFT, RIGHT, TOP, BOTTOM = 64, 32, 34, 40  # room around the plot, in pixels
+LETTER, LINE = 7.0, 18  # a letter's width, at most and on average, and a line of names
 MOST = 600  # points of a line; of more, neighbours are averaged
+SMOOTH = 60  # points from which on a line that is alone is drawn with its mean over neighbours
 
 Points = Sequence[tuple[float, float]]
 
@@ -20,11 +22,25 @@ def curves(title: str, lines: Mapping[str, Points], across: str = "step", width:
     every = [point for points in lines.values() for point in points]
     if not every:
         return ""
-    columns = ticks(min(x for x, _ in every), max(x for x, _ in every))
+    span = min(x for x, _ in every), max(x for x, _ in every)
+    columns = ticks(*span)
+    if span[0] < span[1]:  # along the way no room is left that nothing is drawn in
+        columns = [value for value in columns if span[0] <= value <= span[1]]
+    else:
+        span = columns[0], columns[-1]
     rows = ticks(min(y for _, y in every), max(y for _, y in every))
-    x = _scale((columns[0], columns[-1]), (LEFT, width - RIGHT))
-    y = _scale((rows[0], rows[-1]), (height - BOTTOM, TOP))
-    parts = [_text(LEFT, 20, title, "title"), _text((LEFT + width - RIGHT) / 2, height - 6, across, anchor="middle")]
+    if len(lines) == 1 and len(every) >= SMOOTH:
+        (name,) = lines
+        lines = {"each": lines[name], f"mean of {len(every) // 20}": smoothed(lines[name], len(every) // 20)}
+    names, high = _legend(list(lines) if len(lines) > 1 else [], LEFT, width - RIGHT)
+    height += high
+    x = _scale(span, (LEFT, width - RIGHT))
+    y = _scale((rows[0], rows[-1]), (height - BOTTOM, TOP + high))
+    parts = [
+        _text(LEFT, 20, title, "title"),
+        *names,
+        _text((LEFT + width - RIGHT) / 2, height - 6, across, anchor="middle"),
+    ]
     for value in rows:
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{width - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
         parts.append(_text(LEFT - 8, y(value) + 4, _number(value), anchor="end"))
@@ -32,11 +48,9 @@ def curves(title: str, lines: Mapping[str, Points], across: str = "step", width:
         parts.append(_text(x(value), height - BOTTOM + 18, _number(value), anchor="middle"))
     base = height - BOTTOM
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{width - RIGHT}" y1="{base}" y2="{base}"/>')
-    for color, points in zip(_colors(), lines.values(), strict=False):
+    for i, points in enumerate(lines.values()):
         way = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points)
-        parts.append(f'<polyline points="{way}" fill="none" stroke="{color}" stroke-width="2"/>')
-    if len(lines) > 1:
-        parts += _legend(list(lines), width)
+        parts.append(f'<polyline points="{way}" fill="none" {_stroke(i)}/>')
     return _svg(parts, width, height, title)
 
 
@@ -46,25 +60,27 @@ Interval = tuple[float, float, float]  # the middle and both ends
 def intervals(title: str, rows: Mapping[str, Sequence[Interval | None]], names: Sequence[str], width: int = 720) -> str:
     """Shares from 0 to 1 as points with their intervals: a row for each thing, in it a point for each of `names`."""
     left, each = 140, 20 * len(names) + 12
-    height = TOP + 12 + each * len(rows) + BOTTOM
+    known, high = _legend(names, 16, width - 16)
+    begin = TOP + high
+    height = begin + 12 + each * len(rows) + BOTTOM
     x = _scale((0, 1), (left, width - 64))
-    parts = [_text(16, 20, title, "title")]
+    parts = [_text(16, 20, title, "title"), *known]
     for value in (0, 0.25, 0.5, 0.75, 1):
-        parts.append(f'<line class="grid" x1="{x(value)}" x2="{x(value)}" y1="{TOP + 8}" y2="{height - BOTTOM}"/>')
+        parts.append(f'<line class="grid" x1="{x(value)}" x2="{x(value)}" y1="{begin + 8}" y2="{height - BOTTOM}"/>')
         parts.append(_text(x(value), height - BOTTOM + 18, f"{value:.0%}", anchor="middle"))
     for i, (label, found) in enumerate(rows.items()):
-        top = TOP + 12 + i * each
+        top = begin + 12 + i * each
         parts.append(_text(left - 12, top + each / 2 + 4, label, anchor="end"))
-        for j, (color, interval) in enumerate(zip(_colors(), found, strict=False)):
+        for j, interval in enumerate(found):
             if interval is None:
                 continue
             middle, low, high = interval
             y = top + 16 + 20 * j
             line = f'x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{y}" y2="{y}"'
-            parts.append(f'<line {line} stroke="{color}" stroke-width="2"/>')
-            parts.append(f'<circle cx="{x(middle):.1f}" cy="{y}" r="5" fill="{color}"/>')
+            parts.append(f"<line {line} {_stroke(j)}/>")
+            parts.append(f'<circle cx="{x(middle):.1f}" cy="{y}" r="5" fill="{_color(j)}"/>')
             parts.append(_text(x(high) + 10, y + 4, f"{middle:.1%}"))
-    return _svg(parts + _legend(names, width), width, height, title)
+    return _svg(parts, width, height, title)
 
 
 def thinned(points: Points) -> Points:
@@ -72,6 +88,12 @@ def thinned(points: Points) -> Points:
     size = -(-len(points) // MOST) if points else 1
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
+
+
+def smoothed(points: Points, count: int) -> Points:
+    """Each point as the mean of so many up to it, of fewer at the beginning."""
+    parts = [points[max(0, i + 1 - count) : i + 1] for i in range(len(points))]
+    return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in parts]
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -89,7 +111,9 @@ def _scale(span: tuple[float, float], room: tuple[float, float]) -> Callable[[fl
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    if abs(value) < 1000:
+        return f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) < 1e6 else f"{value / 1e6:.4g} M"
 
 
 def _text(x: float, y: float, said: str, kind: str = "", anchor: str = "start") -> str:
@@ -97,19 +121,29 @@ def _text(x: float, y: float, said: str, kind: str = "", anchor: str = "start") 
     return f'<text{style} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(said)}</text>'
 
 
-def _colors() -> Iterable[str]:
-    return (COLORS[i % len(COLORS)] for i in range(10_000))
+def _color(i: int) -> str:
+    return COLORS[i % len(COLORS)]
 
 
-def _legend(names: Sequence[str], width: int) -> list[str]:
-    """Names at the upper right, each beside its colour, from right to left."""
-    parts, right = [], float(width - 16)
-    for name, color in reversed(list(zip(names, _colors(), strict=False))):
-        right -= 7.0 * len(name)
-        parts.append(_text(right, 20, name))
-        parts.append(f'<circle cx="{right - 9:.1f}" cy="16" r="5" fill="{color}"/>')
-        right -= 30
-    return parts
+def _stroke(i: int) -> str:
+    """How line i is drawn; where all colours are taken, in dashes."""
+    dashes = i // len(COLORS)
+    style = f' stroke-dasharray="{8 / dashes:g} 4"' if dashes else ""
+    return f'stroke="{_color(i)}" stroke-width="2"{style}'
+
+
+def _legend(names: Sequence[str], left: float, right: float) -> tuple[list[str], int]:
+    """Names below the title, each after a piece of its line, in as many lines as they need; and how high these are."""
+    parts, at, line = [], left, 0
+    for i, name in enumerate(names):
+        wide = 24 + LETTER * len(name)
+        if at > left and at + wide > right:
+            at, line = left, line + 1
+        y = TOP + 6 + LINE * line
+        parts.append(f'<line x1="{at:.1f}" x2="{at + 18:.1f}" y1="{y - 4}" y2="{y - 4}" {_stroke(i)}/>')
+        parts.append(_text(at + 24, y, name))
+        at += wide + 20
+    return parts, LINE * (line + 1) if names else 0
 
 
 def _svg(parts: Sequence[str], width: int, height: int, title: str) -> str:

@@ -22,10 +22,10 @@ from ..core.sequence import Conversation, Region, Text, images_of
 from ..data.batch import Batch
 from ..data.tiles import Pipeline
 from ..model import VLM
-from ..zoo.hollow import Operations
+from ..zoo.hollow import Operations, hollow
 from . import distributed
 from .loader import unusable
-from .recipe import Source
+from .recipe import Recipe, Source, Stage
 from .representation import Representation
 from .sources import FilesSource, Sample, ScenesSource
 
@@ -104,7 +104,12 @@ class Tape(Operations):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         before = self.count
-        out = super().__torch_function__(func, types, args, kwargs)
+        if func is F.scaled_dot_product_attention:  # in parts without content, of which no kernel keeps the scores
+            with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+                out = super().__torch_function__(func, types, args, kwargs)
+            out = _Fused.apply(*args[:3], out) if out.requires_grad else out  # type: ignore[no-untyped-call]
+        else:
+            out = super().__torch_function__(func, types, args, kwargs)
         if func is torch.cat and all(_place(part) in self.weights for part in args[0]):
             self.cat[_place(out)] = out
         spent = self.count - before
@@ -127,6 +132,15 @@ class Tape(Operations):
         return x
 
 
+class _Fused(torch.autograd.Function):
+    """Keeps what kernels of attention keep: what they read and give, and a sum for each row of scores."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> Tensor:
+        ctx.save_for_backward(q, k, v, out, out[..., 0].clone())
+        return out
+
+
 def _place(x: Tensor) -> int:
     """What tells one storage from another, on the meta device as well."""
     return int(x.untyped_storage()._cdata)
@@ -138,32 +152,67 @@ def cost(model: VLM, sample: Usual, reads: bool = True, taught: Representation |
     reads: whether the decoder is part of it; else the encoder is, and the fusion where it learns, as often as what it
     is taught by has it read the picture and its words.
     """
-    image, count, text = model.config.image, sample.pictures, max(sample.text, 1)
-    grid = (1, image.grid, image.grid)
-    visual = count * model.num_tokens(grid) if reads else count * image.grid**2
+    grid, count = model.config.image.grid, sample.pictures
     with torch.device("meta"), Tape(nn.ModuleList((model, *([taught] if taught else [])))) as tape:
-        patches = Patches(torch.empty(count * image.grid**2, image.patch_dim), (grid,) * count) if count else None
         if reads:
-            asked = min(text, model.config.instruction_length)
-            # what tokens carry decides which weights they take, and whose a picture is where its memory goes
-            carried = torch.tensor([[Medium.IMAGE] * visual + [Medium.TEXT] * text], device="cpu")
-            prompt = Batch(
-                torch.zeros(1, visual + text, dtype=torch.int64),
-                replace(causal_layout(1, visual + text, "meta"), medium=carried),
-                torch.arange(visual),
-                patches,
-                instruction=torch.zeros(count, asked, dtype=torch.int64) if asked and count else None,
-                owners=torch.tensor([[0, 0, k + 1] for k in range(count)], device="cpu") if count else None,
-            )
-            scores = model.logits(model(prompt, rows=torch.arange(visual, visual + text)))
-            F.cross_entropy(scores, torch.zeros(text, dtype=torch.int64))
-        elif patches is not None:
-            features = model.encoder(patches)
-            if taught is not None:
-                taught.rehearse(model.fusion, features.dense(), text)
-            elif any(p.requires_grad for p in model.fusion.parameters()):
-                model.fusion(features)
+            prompt = _prompt(model, sample)
+            visual = len(prompt.slots)
+            scores = model.logits(model(prompt, rows=torch.arange(visual, prompt.ids.shape[1])))
+            F.cross_entropy(scores, torch.zeros(len(scores), dtype=torch.int64))
+        else:
+            visual = count * grid**2
+            if count:
+                pictures = _pictures(model, count)
+                if taught is not None:
+                    taught.rehearse(model.fusion, model.encoder(pictures).dense(), max(sample.text, 1))
+                elif any(p.requires_grad for p in model.fusion.parameters()):
+                    model.see(pictures, _instruction(model, sample))
+                else:
+                    model.encoder(pictures)
     return Cost(visual, sample.text, tape.count, tape.backward, tape.kept, tape.copied, tape.joined)
+
+
+def kept(model: VLM, sample: Usual) -> int:
+    """Numbers that stay of such a sample, of which one token is learned, until the gradients are made."""
+    with torch.device("meta"), Tape(model) as tape:
+        prompt = _prompt(model, sample)
+        model(prompt, rows=torch.arange(1) + prompt.ids.shape[1] - 1)
+    return tape.kept
+
+
+def _pictures(model: VLM, count: int) -> Patches:
+    image = model.config.image
+    return Patches(torch.empty(count * image.grid**2, image.patch_dim), ((1, image.grid, image.grid),) * count)
+
+
+def _instruction(model: VLM, sample: Usual) -> Tensor | None:
+    """What a fusion reads with each picture, where it reads any text."""
+    asked = min(max(sample.text, 1), model.config.instruction_length)
+    return torch.zeros(sample.pictures, asked, dtype=torch.int64) if asked and sample.pictures else None
+
+
+def _prompt(model: VLM, sample: Usual) -> Batch:
+    """A row without content of so many pictures and so much text; on the meta device."""
+    count, text = sample.pictures, max(sample.text, 1)
+    visual = count * model.num_tokens((1, model.config.image.grid, model.config.image.grid))
+    # what tokens carry decides which weights they take, and whose a picture is where its memory goes
+    carried = torch.tensor([[Medium.IMAGE] * visual + [Medium.TEXT] * text], device="cpu")
+    return Batch(
+        torch.zeros(1, visual + text, dtype=torch.int64),
+        replace(causal_layout(1, visual + text, "meta"), medium=carried),
+        torch.arange(visual),
+        _pictures(model, count) if count else None,
+        instruction=_instruction(model, sample),
+        owners=torch.tensor([[0, 0, k + 1] for k in range(count)], device="cpu") if count else None,
+    )
+
+
+def taught_by(recipe: Recipe, stage: Stage, model: VLM) -> Representation | None:
+    """What teaches a Q-Former by itself, without content, where a stage does."""
+    if "qformer" not in stage.terms:
+        return None
+    with hollow():
+        return Representation(model, recipe.model.decoder.vocab_size, 0, stage.settings("qformer"))
 
 
 # ---------------------------------------------------------------------------------------------------------- samples

@@ -6,11 +6,14 @@ Tensors are summed where they lie, by NCCL or gloo. Whatever else is told to one
 import json
 import os
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -18,12 +21,15 @@ from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
 from ..core.errors import SightlineError
+from .signals import leave_to_parent
 
 T = TypeVar("T")
 
 STARTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")  # what torchrun tells its processes
 TIMEOUT = timedelta(minutes=30)  # how long the others are waited for: an evaluation or a slow disk takes its time
 BUCKET = 1 << 25  # gradients that are summed at once
+LISTENS = 1.0  # seconds between two looks at whether another process asks for this one
+HEARD = 3.0  # seconds after which one that has not answered is gone
 
 
 class Lost(SightlineError):
@@ -66,26 +72,88 @@ def joined() -> Iterator[None]:
     gpus = torch.cuda.is_available()
     if gpus:
         torch.cuda.set_device(device())
-    try:
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=TIMEOUT)
-        yield
-    except RuntimeError as error:
-        if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
-            raise
-        raise Lost(_alone(error)) from None
+    with ExitStack() as left:
+        try:
+            distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=TIMEOUT)
+            left.enter_context(_answering())
+            yield
+        except RuntimeError as error:
+            if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
+                raise
+            raise Lost(_alone(error)) from None
     distributed.destroy_process_group()  # after an error nobody waits for the others: torchrun ends them
 
 
 def _alone(error: RuntimeError) -> str:
-    """Which process waits in vain for the others, and in what."""
-    frames = traceback.extract_tb(error.__traceback__)
-    calls = [f.name for f in frames if f.filename == distributed.distributed_c10d.__file__ and f.name != "wrapper"]
-    why = "did not answer in time" if "imed out" in str(error) or "imeout" in str(error) else "closed the connection"
-    me, count = os.environ["RANK"], os.environ["WORLD_SIZE"]
-    return (
-        f"process {me} of {count}: the others {why}{f' in {calls[0]}' if calls else ''}; "
-        "started again, the run goes on from its last checkpoint"
-    )
+    """Which processes this one waits for in vain, and in what."""
+    inside = Path(distributed.__file__).parent
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if inside in Path(f.filename).parents]
+    calls = [f.name for f in frames if f.name != "wrapper"]
+    me, count, where = os.environ["RANK"], os.environ["WORLD_SIZE"], f" in {calls[-1]}" if calls else ""
+    with suppress(ValueError):
+        leave_to_parent()  # torchrun ends this one as soon as it finds the other dead; the line comes first
+    gone = _gone()
+    which = ", ".join(map(str, gone[:8])) + (" and others" if len(gone) > 8 else "")
+    if not gone:
+        told = f"rank {me} of {count} waited too long{where}, though all others are there"
+    elif len(gone) == 1:
+        told = f"rank {which} of {count} is gone, rank {me} waited for it{where}"
+    else:
+        told = f"ranks {which} of {count} are gone, rank {me} waited for them{where}"
+    return f"{told}; started again, the run goes on from its last checkpoint"
+
+
+def _line() -> distributed.Store:
+    """Where processes ask for one another: the store by which they have met, of this start alone."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = distributed.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=HEARD))
+    return distributed.PrefixStore(f"there {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Within this context a process that is asked whether it is there says so, whatever it is busy with."""
+    left = threading.Event()
+
+    def answer() -> None:
+        with suppress(RuntimeError):  # who keeps the store is gone, which this process will find out
+            line = _line()
+            while not left.wait(LISTENS):
+                if line.check(["asked"]):
+                    line.set(os.environ["RANK"], "")
+                    return
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        left.set()
+        thread.join(LISTENS)
+
+
+def _gone() -> list[int]:
+    """The ranks of those that do not answer; the first one's where the store does not that it keeps."""
+    others = set(range(int(os.environ["WORLD_SIZE"]))) - {int(os.environ["RANK"])}
+    silent: set[int] = set()
+
+    def ask() -> None:
+        with suppress(RuntimeError):
+            line = _line()
+            line.set(os.environ["RANK"], "")  # it may have ended when another one asks
+            line.set("asked", "")
+            line.check(["asked"])
+            silent.update(others)
+            while silent:
+                silent.difference_update([rank for rank in silent if line.check([str(rank)])])
+                time.sleep(LISTENS / 10)
+            heard.set()
+
+    heard = threading.Event()
+    threading.Thread(target=ask, daemon=True).start()
+    if heard.wait(HEARD):
+        return []
+    return sorted(silent) or [0]
 
 
 def gathered(value: Any) -> list[Any]:

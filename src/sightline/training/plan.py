@@ -15,12 +15,11 @@ from ..zoo.hollow import hollow
 from ..zoo.numbers import short
 from ..zoo.own import read_card
 from .adapters import Lora, adapt
-from .cost import BYTES, Cost, Usual, cost, machine_memory, matmul_rate, usual
+from .cost import BYTES, Cost, Usual, cost, machine_memory, matmul_rate, taught_by, usual
 from .features import repeats
 from .judging import is_judge
 from .loader import Share, check_seen
 from .recipe import Recipe, Stage, check_sources, freeze, learning_rates, without_files
-from .representation import Representation
 from .rewards import REWARDS
 from .settings import REFERRED, SAMPLED
 from .sharding import check_shards
@@ -154,7 +153,7 @@ def _stage(
     yield f"  memory     {short(held, 'B')} of weights, gradients and optimiser state{where}"
     if gathered:
         yield f"             {short(gathered, 'B')} of weights that are gathered from all"
-    yield from _held_beside(recipe, stage, model, rates, sizes)
+    yield from _held_beside(recipe, stage, model, rates, sizes, processes)
     kept = max(each.memory(own * _answers(stage), stage.precision) for each in own_costs.values())
     yield f"             {short(kept, 'B')} of activations, {own:,} samples at a time"
     yield f"             of {short(machine_memory(), 'B')} that this machine has"
@@ -199,10 +198,17 @@ def _answers(stage: Stage) -> int:
 
 
 def _held_beside(
-    recipe: Recipe, stage: Stage, model: VLM, rates: Mapping[str, float], sizes: Mapping[str, int]
+    recipe: Recipe,
+    stage: Stage,
+    model: VLM,
+    rates: Mapping[str, float],
+    sizes: Mapping[str, int],
+    processes: Processes,
 ) -> Iterator[str]:
     """What else is in memory: the model as it was, reward models, a value head, what an objective has of its own."""
-    if REFERRED & set(stage.terms):
+    if REFERRED & set(stage.terms) and processes.shard:
+        yield f"             {short(4 * sum(sizes.values()) / processes.world, 'B')} of the reference"
+    elif REFERRED & set(stage.terms):
         own = sum(sizes[name] for name in rates)
         yield f"             {short(4 * own, 'B')} of the reference, beside what it shares"
     for name in stage.rewards:
@@ -276,14 +282,6 @@ def costs_of(recipe: Recipe, stage: Stage, model: VLM, samples: Mapping[str, Usu
             known[key] = cost(model, *key, taught)
         found[name] = known[key]
     return found
-
-
-def taught_by(recipe: Recipe, stage: Stage, model: VLM) -> Representation | None:
-    """What teaches a Q-Former by itself, without content, where a stage does."""
-    if "qformer" not in stage.terms:
-        return None
-    with hollow():
-        return Representation(model, recipe.model.decoder.vocab_size, 0, stage.settings("qformer"))
 
 
 def lasting(seconds: float) -> str:

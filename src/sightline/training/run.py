@@ -336,7 +336,10 @@ def run(
             trainer.resume()
             yield from trainer.run(processor_of(recipe, tokenizer, model, current), workers, evaluate)
             if distributed.first():
-                write_report(folder, recipe.name)
+                try:
+                    write_report(folder, recipe.name)
+                except OSError as error:
+                    tell(f"{error.filename}: {error.strerror}; the run goes on without its report")
 
 
 def final_model(recipe: Recipe, folder: Path) -> tuple[VLM, tuple[Stage, ...]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate
 
@@ -21,6 +21,7 @@ from ..model import VLM
 from . import checkpoints, distributed
 from .objectives import Objective, Term
 from .recipe import Stage
+from .reference import Frozen
 from .settings import PREPARES
 from .tensor_parallel import cut
 
@@ -31,8 +32,22 @@ def check_shards(stage: Stage) -> None:
         raise ConfigError(f"stage {stage.name!r} learns by muon, which needs whole matrices; shard with adamw")
     for name in PREPARES & set(stage.terms):
         raise ConfigError(f"stage {stage.name!r}: {name!r} runs its model by itself before each step, not in shards")
-    if stage.guard_every:
-        raise ConfigError(f"stage {stage.name!r}: guard_every runs the model by itself between steps, not in shards")
+
+
+def blocks_of(model: VLM) -> Iterator[tuple[str, nn.Module]]:
+    """The decoder's blocks by name; where one reads and one writes, those that read come first."""
+    for name in ("encoder_blocks", "blocks"):
+        for i, block in enumerate(getattr(model.decoder, name, ())):
+            yield f"decoder.{name}.{i}.", block
+
+
+def share_out(reference: Frozen, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
+    """Leave on each process a part of a model that does not learn; its blocks are gathered whole, one at a time."""
+    scorer = reference.scorer
+    scalars = {p for p in scorer.parameters() if p.dim() == 0}
+    for _, block in blocks_of(scorer.model):
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True, ignored_params=scalars)
+    fully_shard(scorer, mesh=mesh, reshard_after_forward=True, ignored_params=scalars)
 
 
 class Sharded(nn.Module):
@@ -55,7 +70,11 @@ class Sharded(nn.Module):
         scalars = {p for p in self.parameters() if p.dim() == 0}  # cannot be cut; every process keeps them
         half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         policy = half if precision == "bf16" else MixedPrecisionPolicy()
-        blocks = dict(self._blocks())
+        for part in objective.modules():
+            reference = getattr(part, "reference", None)
+            if isinstance(reference, Frozen):
+                share_out(reference, everyone, policy)
+        blocks = dict(blocks_of(model))
         for prefix, block in blocks.items():
             if groups.each > 1:
                 cut(block, both["tensor"])
@@ -68,12 +87,6 @@ class Sharded(nn.Module):
                 module.set_gradient_divide_factor(groups.each if module is self else 1.0)
                 module.set_force_sum_reduction_for_comms(True)
                 module.set_reduce_scatter_unused_params(True)
-
-    def _blocks(self) -> Iterator[tuple[str, nn.Module]]:
-        """The decoder's blocks by name; where one reads and one writes, those that read come first."""
-        for name in ("encoder_blocks", "blocks"):
-            for i, block in enumerate(getattr(self.model.decoder, name, ())):
-                yield f"decoder.{name}.{i}.", block
 
     def _meet(self, module: nn.Module, prefix: str) -> None:
         """Take note of what has been gathered."""
@@ -103,6 +116,11 @@ class Sharded(nn.Module):
         for p in gathered.values():
             value = value + p.flatten()[:0].sum()
         return terms | {name: (value, count)}
+
+    def part(self) -> None:
+        """Leave on each process its part only of what a pass without gradients has gathered."""
+        assert isinstance(self, FSDPModule)
+        self.reshard()
 
 
 def _leaves(total: Tensor, anchor: Tensor | None) -> Iterator[Tensor]:

@@ -67,6 +67,6 @@ class Signals:
 
 
 def leave_to_parent() -> None:
-    """For helper processes: a signal to the whole group is the trainer's to answer, which then ends them."""
+    """For processes that end by themselves or are ended: what is sent to the whole group is not theirs to answer."""
     for number in Signals.ASKED:
         signal.signal(number, signal.SIG_IGN)

@@ -6,25 +6,26 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..core.errors import CapacityError, CheckpointError, ConfigError, SightlineError
 from ..data.batch import Batch
 from ..data.processor import Processor
 from ..model import VLM
+from ..zoo.numbers import short
 from . import checkpoints, distributed, sharding
+from .budget import Budget, budget_of, give_back, recompute, room
 from .dropping import leave_out
 from .features import GIGABYTE, FeatureStore, repeats
 from .guard import Guard
 from .loader import Batches, Share, batches, of_pictures
-from .objectives import Objective
+from .objectives import Objective, Term
 from .optim import Optimizers, only_rows
 from .recipe import Recipe, Stage, freeze, layered, learning_rates
 from .records import Metrics, PassedOver, tell
@@ -59,19 +60,6 @@ class NonFinite(SightlineError):
     """The loss or its gradients were not numbers, several times in a row, or weights are none."""
 
     exit_code = 65
-
-
-STACKS = ("blocks", "gated", "encoder_blocks")  # names that parts of models have for their lists of blocks
-
-
-def recompute(model: VLM) -> None:
-    """Let every block of the encoder and of what reads and writes keep its input only, and be computed again.
-
-    An encoder of codes has no blocks that gradients reach.
-    """
-    stacks = (getattr(part, name, ()) for part in (model.encoder, model.decoder) for name in STACKS)
-    for block in (block for stack in stacks for block in stack):
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 
 def tokens_of(batch: Batch) -> int:
@@ -134,6 +122,7 @@ class Trainer:
             self.parameters, layered(rates, stage.layer_decay) | dict.fromkeys(own, top), stage
         )
         self.step, self.refused, self.unsaved, self.checked = 0, 0, 0, False
+        self.fitted = 0  # bytes of the largest batch that there was room for
         self.data: Batches | None = None  # where the samples of a step can be had again
         self.design = design(model, objective)
 
@@ -255,21 +244,49 @@ class Trainer:
     def gradients(self, micro: list[Batch], counts: dict[str, int]) -> dict[str, Tensor]:
         """Give the parameters the gradients of a step, of all processes; return its terms.
 
-        Where memory does not suffice, the same samples are computed in smaller parts, from then on.
+        Where memory does not suffice, or will not, the same samples are computed in smaller parts, from then on.
         """
         while True:
-            try:
-                found = self.accumulated(micro, counts)
-                break
-            except (MemoryError, RuntimeError) as error:
-                if not short_of_memory(error):
-                    raise
-            micro = self.smaller()
+            short_of, begun = self.foreseen(micro), False
+            if not short_of:
+                try:
+                    found = self.accumulated(micro, counts)
+                    break
+                except (MemoryError, RuntimeError) as error:
+                    if not short_of_memory(error):
+                        raise
+                short_of, begun = "are too many for the memory", True
+            micro = self.smaller(short_of, begun)
         got = {name for name, p in self.parameters.items() if p.grad is not None}
         present = got if self.sharded is None else self.sharded.present
         distributed.share_gradients(self.parameters, present, self.groups)
         values = self.groups.summed(torch.stack(list(found.values())))
         return dict(zip(found, values, strict=True))
+
+    @cached_property
+    def budget(self) -> Budget:
+        """What batches take."""
+        return budget_of(self.recipe, self.stage, self.groups.each)
+
+    def foreseen(self, micro: list[Batch]) -> str:
+        """What is wrong with a step that memory will not suffice for, before any of it is computed.
+
+        Processes with a model in shards cannot begin a pass again, so all know of one that has no room.
+        """
+        needed, told = max(map(self.budget.of, micro)), ""
+        if needed > self.fitted:
+            own = [sharding.local(p).numel() for p in self.parameters.values()]
+            lasting = (4 if self.step else 12) * sum(own)  # gradients, and moments that are not there yet
+            if (free := room(self.model.device)) < needed + lasting:
+                give_back()
+                free = room(self.model.device)
+            if free < needed + lasting:
+                told = f"would take {short(needed + lasting, 'B')} of memory, {short(max(free, 0), 'B')} are free"
+            else:
+                self.fitted = needed
+        if self.sharded is None or not distributed.most(int(bool(told))):
+            return told
+        return told or "are too many for the memory of another process"
 
     def accumulated(self, micro: list[Batch], counts: dict[str, int]) -> dict[str, Tensor]:
         """The gradients of this process's part of a step alone, and its share of each term."""
@@ -282,17 +299,22 @@ class Trainer:
                 terms[name] = terms[name] + value if name in terms else value
         return terms
 
-    def smaller(self) -> list[Batch]:
-        """The samples of this step again, half as many at a time; CapacityError where they cannot be cut."""
+    def smaller(self, short_of: str, begun: bool) -> list[Batch]:
+        """The samples of this step again, half as many at a time; CapacityError where they cannot be cut.
+
+        short_of: what is wrong with as many as now; begun: whether a pass with them was begun.
+        """
         self.optimizers.zero()
         data, together = self.data, (COMPARES | PREPARES) & set(self.stage.terms)
         now = 0 if data is None else data.share.largest(self.stage)
-        if data is None or now == 1 or together or self.sharded is not None:
-            reason = f"{min(together)!r} needs them together" if together else "they cannot be cut further"
-            told = f"{now or self.stage.batch} samples at a time are too many for the memory, and {reason}"
+        apart = begun and self.sharded is not None
+        if data is None or now == 1 or together or apart:
+            reason = "a pass in shards cannot be begun again" if apart else "they cannot be cut further"
+            reason = f"{min(together)!r} needs them together" if together else reason
+            told = f"{now or self.stage.batch} samples at a time {short_of}, and {reason}"
             raise CapacityError(f"stage {self.stage.name!r}: {told}; set batch lower and accumulate higher")
         self.data = data.shared(replace(data.share, pieces=2 * data.share.pieces))
-        tell(f"{now} samples at a time are too many for the memory; {self.data.share.largest(self.stage)} from now on")
+        tell(f"{now} samples at a time {short_of}; {self.data.share.largest(self.stage)} from now on")
         with closing(self.batches(workers=0)) as source:
             return [batch.to(self.model.device) for batch in islice(source, self.data.share.per_step(self.stage))]
 
@@ -304,12 +326,17 @@ class Trainer:
     def backward(self, batch: Batch, counts: dict[str, int]) -> dict[str, Tensor]:
         """Add a micro-batch's gradients; return its share of each term."""
         with self.autocast():
-            found = self.objective(self.model, batch) if self.sharded is None else self.sharded(batch)
+            found = self.terms(batch)
         terms = {name: total.float() / max(counts[name], 1) for name, (total, _) in found.items()}
         total = torch.stack(list(terms.values())).sum()
         if total.requires_grad:  # text alone does not reach a projector
             total.backward()
         return {name: value.detach() for name, value in terms.items()}
+
+    def terms(self, batch: Batch) -> dict[str, Term]:
+        """The terms of a batch's loss; of a model in shards all processes ask for them together."""
+        found: dict[str, Term] = self.objective(self.model, batch) if self.sharded is None else self.sharded(batch)
+        return found
 
     def autocast(self) -> torch.autocast:
         """The precision that the stage computes in."""
@@ -394,7 +421,9 @@ class Trainer:
     def look(self, guard: Guard, metrics: Metrics) -> None:
         """Write down whether the model looks at its pictures; warn, once, when it does not."""
         with self.autocast():
-            found = guard.look(self.model, self.objective)
+            found = guard.look(self.model, self.terms)
+        if self.sharded is not None:
+            self.sharded.part()  # which gradients do otherwise
         if found is None:
             return
         metrics.write({"stage": self.stage.name, "step": self.step, "guard": found.to_dict()})
