@@ -1,7 +1,7 @@
 """A whole run: the stages of a recipe one after the other in one folder, from the weights of the stage before."""
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ..model import VLM
 from ..worlds.scene_questions import questions
 from ..worlds.scenes import COLORS, SHAPES, SIZES, TEXTURES, scene
 from ..zoo.families import ROWS, habits_of
+from ..zoo.hollow import hollow
 from ..zoo.own import ProcessorConfig
 from . import checkpoints, distributed
 from .adapters import adapt
@@ -29,7 +30,7 @@ from .contrast import CLIP, Matching
 from .distill import DINO
 from .features import FeatureStore
 from .judging import Judge, is_judge, load_judge, with_head
-from .loader import Share
+from .loader import Share, length_of
 from .located import Located
 from .objectives import Dense, NextToken, Objective, SigLIP, Total
 from .policy import GRPO, PPO
@@ -260,6 +261,17 @@ def check_rewards(recipe: Recipe, number: int, given: Mapping[str, Rewards]) -> 
             raise ConfigError(f"stage {stage.name!r}: {name!r} is not {ways}{nearest(name, known)}")
 
 
+def check_patterns(recipe: Recipe, numbers: Iterable[int]) -> None:
+    """ConfigError for a pattern of one of these stages that names nothing of the model, before any of them begins."""
+    with hollow():
+        model = VLM(recipe.model)
+        for number in numbers:
+            learn = recipe.stages[number].learn
+            adapt(model, learn)
+            learning_rates(model, learn)
+            merge(model)
+
+
 def run(
     recipe: Recipe,
     folder: Path,
@@ -285,11 +297,15 @@ def run(
     for number in chosen:
         told = besides if besides and begins(recipe, folder, number) else ""
         check_files(recipe.stages[number], recipe.sources, told)
+        processor_config(recipe, recipe.stages[number])
+        for name in recipe.stages[number].data:
+            length_of(name, recipe.sources[name])  # which opens its file
         check_rewards(recipe, number, rewards or {})
         check_tensor_parallel(recipe.model, recipe.stages[number], tensor_parallel, distributed.size(), shard)
         Share(groups.rank, groups.size).check(recipe.stages[number])
         if shard:
             check_shards(recipe.stages[number])
+    check_patterns(recipe, chosen)
     if shard and (evaluate is not None or not distributed.started()):
         raise ConfigError("shards are of several processes, which torchrun starts, and cannot be evaluated on the way")
     with ExitStack() as held:
