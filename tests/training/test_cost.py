@@ -1,7 +1,10 @@
 """What a sample costs: tokens, operations, kept numbers: by hand on a model of one block, or as a real pass has it."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
+import PIL.Image
 import pytest
 import torch
 
@@ -14,7 +17,7 @@ from sightline.training.adapters import Learning, Lora, adapt
 from sightline.training.cost import Cost, Tape, Usual, cost, matmul_rate, usual
 from sightline.training.recipe import Recipe, freeze, learning_rates
 from sightline.training.run import processor_of
-from sightline.training.sources import FilesSource
+from sightline.training.sources import FilesSource, opened
 from sightline.zoo import own
 from sightline.zoo.hollow import hollow
 from sightline.zoo.names import locate
@@ -138,6 +141,21 @@ def test_a_usual_sample_is_about_as_long_as_it_is(name: str) -> None:
 
 def test_files_that_are_not_here_are_a_guess() -> None:
     assert usual(FilesSource(kind="conversations", format="llava", text=40)) == Usual(1, 40, guess=True)
+
+
+def test_rows_that_cannot_be_used_are_not_usual(tmp_path: Path) -> None:
+    def row(image: str) -> dict[str, object]:
+        turns = [{"from": "human", "value": "<image>\nwhich?"}, {"from": "gpt", "value": "red"}]
+        return {"image": image, "conversations": turns}
+
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "red.png")
+    path = tmp_path / "rows.json"
+    source = FilesSource(kind="conversations", format="llava", path=str(path))
+    path.write_text(json.dumps([row("red.png"), row("none.png"), row("red.png")]))
+    assert usual(source) == Usual(1, 7)
+    path.write_text(json.dumps([row("none.png")]))
+    opened.cache_clear()
+    assert usual(source).guess
 
 
 def test_the_rate_is_that_of_a_product() -> None:

@@ -7,6 +7,7 @@ gradients, and autograd itself says which products have one and what it keeps fo
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..core.errors import CapacityError, DataError, InputError
 from ..core.layout import Medium, causal_layout
 from ..core.patches import Patches
 from ..core.sequence import Conversation, Region, Text, images_of
@@ -159,12 +161,17 @@ def cost(model: VLM, sample: Usual, reads: bool = True) -> Cost:
 
 
 def usual(source: Source) -> Usual:
-    """A usual sample of a source: the mean of some, or what it says itself while it names no file."""
+    """A usual sample of a source: the mean of some that can be used, or what it says itself while it names no file."""
     if isinstance(source, FilesSource) and not source.path:
         return Usual(1, source.text, guess=True)
     first = source.grown if isinstance(source, ScenesSource) else 0
     count = min(LOOKED_AT, source.length or LOOKED_AT)
-    samples = [source(0, 0, first + k) for k in range(count)]
+    samples = []
+    for k in range(count):
+        with suppress(DataError, InputError, CapacityError):  # a run passes over what cannot be used
+            samples.append(source(0, 0, first + k))
+    if not (count := len(samples)):
+        return Usual(1, source.text if isinstance(source, FilesSource) else 0, guess=True)
     pictures = sum(len(images_of(_talk(s))) or int(s.image is not None) for s in samples)
     return Usual(round(pictures / count), round(sum(map(_length, samples)) / count))
 
