@@ -129,6 +129,8 @@ def test_a_signal_finishes_the_step_saves_and_exits(
     )
     assert signal.getsignal(number) is before
     assert [path.name for path in checkpoints.listed(folder / "checkpoints" / "language")] == ["step-0000003"]
+    next(run(chosen, folder, workers=0))
+    assert capsys.readouterr().err == "stage 'language' goes on from step 3\n"
 
 
 def test_a_damaged_last_checkpoint_costs_steps_not_the_run(
@@ -276,6 +278,12 @@ def test_a_frozen_parameter_with_a_gradient_is_told(
 
 
 # -------------------------------------------------------------------------------------------------------- wrong folders
+
+
+def test_a_recipe_without_stages_is_told(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no stages, expected one at least"):
+        next(run(replace(recipe, stages=()), tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_later_stage_waits_for_the_one_before(recipe: Recipe, folder: Path) -> None:

@@ -158,8 +158,6 @@ class Recipe:
     def __post_init__(self) -> None:
         if not is_name(self.name):
             raise ConfigError(f"a recipe is called {self.name!r}, expected a name that a folder can have")
-        if not self.stages:
-            raise ConfigError(f"recipe {self.name!r} has no stages, expected one at least")
         if self.taken != ("*",) and isinstance(self.start, Parts):
             raise ConfigError(f"recipe {self.name!r} starts from parts, of which `taken` chooses nothing; leave it out")
         for number, stage in enumerate(self.stages):

@@ -292,6 +292,8 @@ def run(
     side by side, compute each block of the decoder together.
     """
     chosen = range(len(recipe.stages)) if stage is None else [recipe.stage(stage)]
+    if not chosen:
+        raise ConfigError(f"recipe {recipe.name!r} has no stages, expected one at least")
     groups = distributed.Groups(tensor_parallel)
     besides = still_to_give(recipe)
     for number in chosen:
@@ -333,7 +335,8 @@ def run(
                     judge.to(device)
             objective = objective_of(current, recipe, tokenizer, model, judges)
             trainer = Trainer(recipe, current, model, objective.to(device), folder, shard, store, tensor_parallel)
-            trainer.resume()
+            if trainer.resume():
+                tell(f"stage {current.name!r} goes on from step {trainer.step:,}")
             yield from trainer.run(processor_of(recipe, tokenizer, model, current), workers, evaluate)
             if distributed.first():
                 write_report(folder, recipe.name)
