@@ -382,6 +382,28 @@ def test_a_recipe_file_of_one_s_own(tmp_path: Path) -> None:
     assert "gone.yaml" in refused(run("train", tmp_path / "gone.yaml"))
 
 
+def test_a_run_that_was_asked_to_stop_says_so_in_its_exit_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sightline.training.run.run", lambda *given, **more: sys.exit(143))
+    assert run("train", "tiny", "--folder", tmp_path).code == 143
+
+
+def test_a_mistake_in_a_later_stage_is_told_before_the_first_begins(tmp_path: Path) -> None:
+    """A pattern, a template, a file: nothing is written, and the run can begin once it is right."""
+    folder = tmp_path / "run"
+    rows = "{kind: conversations, format: llava, path: none.json}"
+    stage = "{name: NAME, learn: {'decoder.*': 0.1}, data: {pairs: 1}, steps: 1}"
+    path = tmp_path / "two.yaml"
+    for wrong, told in (
+        (stage.replace("decoder", "decodr"), "pattern 'decodr.*' matches no parameter; did you mean 'decoder.*'?"),
+        (stage.replace("steps", "template: lava, steps"), "unknown template 'lava'; did you mean 'llava-v1'?"),
+        (stage.replace("pairs", "rows"), "none.json: no such file or directory"),
+    ):
+        stages = ", ".join((stage.replace("NAME", "first"), wrong.replace("NAME", "second")))
+        path.write_text(f"base: tiny\nstages: [{stages}]\nsources: {{pairs: {{kind: plain}}, rows: {rows}}}")
+        assert refused(run("train", path, "--folder", folder)) == told
+        assert not folder.exists()
+
+
 def test_a_name_with_line_breaks_is_still_one_line(model: tuple[str, ...]) -> None:
     assert refused(run("ask", "a\nb\x1b[0m.png", "how many?", *model)) == "a?b?[0m.png: no such file"
 

@@ -139,7 +139,7 @@ def test_what_is_held_beside_the_policy_is_told() -> None:
     lines = list(plan(straight, "ppo", rate=lambda precision: 1e12))
     assert f"             reward model reward: {short(4 * own, 'B')} of it, beside what it shares" in lines
     lines = list(plan(recipe("llava-rlhf-7b"), "ppo", rate=lambda precision: 1e12))
-    assert "             reward model runs/llava-rlhf-13b: still to be trained" in lines
+    assert "             reward model runs/llava-rlhf-13b: still to be trained, no such folder yet" in lines
 
 
 def test_what_is_done_without_gradients_counts_as_work() -> None:

@@ -30,7 +30,10 @@ class Verbs(TyperGroup):
         try:
             code = super().main(*args, **{**more, "standalone_mode": False})
             sys.stdout.flush()
-        except (BrokenPipeError, SystemExit):  # nobody reads on, as after `| head`, at which the parser exits: no error
+        except (BrokenPipeError, SystemExit) as error:
+            if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+                raise  # a run that was asked to stop
+            # nobody reads on, as after `| head`, at which the parser exits: no error
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
         except SightlineError as error:
@@ -51,7 +54,7 @@ class Verbs(TyperGroup):
 def fail(message: str, code: int = 2) -> NoReturn:
     """One line on stderr, whatever the message holds, and the end."""
     which = f" of process {os.environ['RANK']}" if os.environ.get("RANK", "0") != "0" else ""
-    print(f"error{which}: {' '.join(clean(message).split())}", file=sys.stderr)
+    sys.stderr.write(f"error{which}: {' '.join(clean(message).split())}\n")  # at once: other processes write as well
     sys.exit(code)
 
 
@@ -227,7 +230,7 @@ def convert(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="The name of a recipe, or a YAML or JSON file.")],
+    recipe: Annotated[str, typer.Argument(help="tiny, sightline-mini, a published model's, or a YAML or JSON file.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="stages.1.steps=20")] = None,
     stage: Annotated[str | None, typer.Option(help="Only this stage.")] = None,
     folder: Annotated[Path | None, typer.Option(help="Where the run lies; runs/RECIPE without it.")] = None,
@@ -263,6 +266,7 @@ def train(
             progress(step.step, chosen.stages[chosen.stage(step.stage)].steps, pace.note(step))
     if first:
         print(export(chosen, where, where / "model"))
+        _tell(f"{where}: report.html, metrics.jsonl")
 
 
 @app.command()

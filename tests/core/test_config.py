@@ -46,6 +46,7 @@ class Run:
     stages: tuple[Phase, ...] = ()
     seed: int = 0
     note: str | None = None
+    take: str | int = ""
 
 
 RUN = Run(fusion=Mlp(width=4), stages=(Phase("align", rates={"fusion.*": 1e-3}), Phase("instruct", steps=7)))
@@ -88,6 +89,15 @@ def test_override_reads_values_as_yaml_and_leaves_the_original() -> None:
         ({}, "key 'fusion' is missing from Run"),
         ({"fusion": {"kind": "mlp", "width": 3}, "seed": "many"}, "seed = 'many'"),
         ({"fusion": "mlp"}, "fusion = 'mlp': expected keys and values"),
+        ({"fusion": {"kind": "mlp", "width": 3}, "stages": {}}, "stages = {}: expected a list"),
+        ({"fusion": {"kind": "mlp", "width": 3}, "stages": "x" * 200}, "xxx…: expected a list"),
+        (
+            {"fusion": {"kind": "mlp", "width": 3}, "stages": [{"name": "a", "rates": [1]}]},
+            "stages.0.rates = [1]: expected keys and values",
+        ),
+        ({"fusion": {"kind": "mlp", "width": 3}, "take": [1]}, "take = [1]: input should be a valid"),
+        ({"fusion": {"kind": "mlp", "width": "x"}}, "run.yaml: fusion.width = 'x': "),
+        ({"fusion": {"kind": "mlp"}}, "key 'fusion.width' is missing from Run"),
     ],
 )
 def test_wrong_data_is_one_clear_line(data: dict[str, object], said: str) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -258,3 +259,8 @@ def test_the_default_model_is_asked_for_without_a_name(monkeypatch: pytest.Monke
 def test_an_image_value_is_not_opened_again(picture: PIL.Image.Image) -> None:
     image = open_image(picture)
     assert conversation(image, "x")[0].parts[0] is image
+
+
+def test_the_model_of_a_run_is_called_as_the_run_is(tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "mine" / "model")
+    assert sightline.load(tmp_path / "mine" / "model").name == "mine"

@@ -138,6 +138,34 @@ def launch() -> Callable[..., list[int]]:
     return start
 
 
+@pytest.fixture
+def pretended() -> Callable[..., None]:
+    """pretended(work, rank, count): do `work` as one of so many processes of which there are no others.
+
+    In a fork: torch remembers meshes and who is where in them, and would take a later one of that size for the same.
+    """
+
+    def start(work: Callable[[], None], rank: int, count: int) -> None:
+        import torch
+        from torch.testing._internal.distributed.fake_pg import FakeStore
+
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                torch.distributed.init_process_group("fake", rank=rank, world_size=count, store=FakeStore())
+                work()
+                code = 0
+            except BaseException:
+                traceback.print_exc(file=sys.stderr)
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    return start
+
+
 def one_of_them(work: Callable[[], None]) -> None:
     """Do some work as a process of its own and end; nothing of the test runner may run twice."""
     from sightline.training import distributed

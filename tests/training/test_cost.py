@@ -24,7 +24,7 @@ from sightline.training.recipe import Recipe, freeze, learning_rates
 from sightline.training.representation import Representation
 from sightline.training.run import processor_of
 from sightline.training.settings import RepresentationConfig
-from sightline.training.sources import FilesSource
+from sightline.training.sources import FilesSource, opened
 from sightline.zoo import own
 from sightline.zoo.hollow import hollow
 from sightline.zoo.names import locate
@@ -201,6 +201,21 @@ def test_samples_that_cannot_be_used_are_not_usual(tmp_path: Path, good: int, fo
     rows = [{"conversations": talk}] * good + [{"image": "none.png", "conversations": talk}] * 9
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     assert usual(FilesSource(kind="conversations", format="llava", path=str(tmp_path / "rows.json"))) == found
+
+
+def test_rows_that_cannot_be_used_are_not_usual(tmp_path: Path) -> None:
+    def row(image: str) -> dict[str, object]:
+        turns = [{"from": "human", "value": "<image>\nwhich?"}, {"from": "gpt", "value": "red"}]
+        return {"image": image, "conversations": turns}
+
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "red.png")
+    path = tmp_path / "rows.json"
+    source = FilesSource(kind="conversations", format="llava", path=str(path))
+    path.write_text(json.dumps([row("red.png"), row("none.png"), row("red.png")]))
+    assert usual(source) == Usual(1, 7)
+    path.write_text(json.dumps([row("none.png")]))
+    opened.cache_clear()
+    assert usual(source).guess
 
 
 def test_the_rate_is_that_of_a_product() -> None:

@@ -32,6 +32,7 @@ from sightline.training.trainer import Trainer
 Fresh = Callable[[str], Path]
 Alone = Callable[..., Recipe]
 Launch = Callable[..., list[int]]
+Pretended = Callable[..., None]
 EVERYTHING = {"encoder.*": 1e-3, "fusion.*": 1e-2, "decoder.*": 1e-3}
 MIXED = {"text": 1.0, "questions": 1.0}  # in turn, so that of two processes one has pictures and the other none
 
@@ -345,13 +346,14 @@ def test_a_pass_in_shards_that_lacks_memory_ends_with_a_line(
     assert "error: rank 1 of 2 is gone, rank 0 waited for it in " in told
 
 
-def test_a_reference_is_in_shards_as_well(recipe: Recipe, tokenizer: Tokenizer, alone: Alone) -> None:
+def test_a_reference_is_in_shards_as_well(
+    recipe: Recipe, tokenizer: Tokenizer, alone: Alone, pretended: Pretended
+) -> None:
     from torch.distributed.tensor import DTensor
-    from torch.testing._internal.distributed.fake_pg import FakeStore
 
     chosen = alone(recipe, "instruct", data={"pairs": 1.0}, objective={"dpo": 1.0}, batch=4)
-    torch.distributed.init_process_group("fake", rank=1, world_size=4, store=FakeStore())
-    try:
+
+    def work() -> None:
         model = initial_model(chosen)
         objective = objective_of(chosen.stages[0], chosen, tokenizer, model)
         Trainer(chosen, chosen.stages[0], model, objective, Path("nowhere"), shard=True)
@@ -359,8 +361,8 @@ def test_a_reference_is_in_shards_as_well(recipe: Recipe, tokenizer: Tokenizer, 
         for name, p in scorer.named_parameters():
             assert isinstance(p, DTensor) and p.to_local().numel() <= -(-p.shape[0] // 4) * p[0].numel(), name
         assert not [name for name in objective.state_dict() if "reference" in name]
-    finally:
-        torch.distributed.destroy_process_group()
+
+    pretended(work, 1, 4)
 
 
 def test_in_bf16_shards_stay_near_the_whole(recipe: Recipe, fresh: Fresh, alone: Alone, launch: Launch) -> None:
@@ -517,17 +519,15 @@ def test_a_folder_in_use_ends_all_with_one_line(
 
 @pytest.mark.parametrize("rank", [0, 1, 1023])
 def test_a_thousand_processes_on_a_backend_that_only_pretends(
-    recipe: Recipe, tokenizer: Tokenizer, alone: Alone, rank: int
+    recipe: Recipe, tokenizer: Tokenizer, alone: Alone, rank: int, pretended: Pretended
 ) -> None:
     """A step in shards as one of 1,024 processes sees it: its sample, and its rows of every weight."""
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
     chosen = alone(recipe, "instruct", batch=256, accumulate=8, learn=EVERYTHING)
     stage = chosen.stages[0]
     every = [(k, low, high) for r in range(1024) for k in range(8) for low, high in Share(r, 1024).cuts(stage, k)]
     assert sorted(every) == [(k, low, low + 2) for k in range(8) for low in range(0, 256, 2)]
-    torch.distributed.init_process_group("fake", rank=rank, world_size=1024, store=FakeStore())
-    try:
+
+    def work() -> None:
         share = Share(rank, 1024)
         share.check(stage)
         parts = {k: share.cuts(stage, k) for k in range(8) if share.cuts(stage, k)}
@@ -546,8 +546,8 @@ def test_a_thousand_processes_on_a_backend_that_only_pretends(
         assert made.step == 1
         for name, parameter in made.parameters.items():
             assert parameter.grad is None or parameter.grad.shape == parameter.shape, name
-    finally:
-        torch.distributed.destroy_process_group()
+
+    pretended(work, rank, 1024)
 
 
 # ------------------------------------------------------------------------------------------------------------- torchrun

@@ -8,7 +8,7 @@ import pytest
 from sightline.core.config import override
 from sightline.core.errors import ConfigError
 from sightline.model import VLM
-from sightline.recipes import sightline_mini
+from sightline.recipes import sightline_mini, tiny
 from sightline.training.adapters import Lora
 from sightline.training.cost import Cost, Usual, cost, machine_memory, usual
 from sightline.training.plan import STATE, lasting, plan
@@ -29,6 +29,13 @@ def test_every_stage_is_told_with_what_it_learns() -> None:
     assert f"  learns     {short(fusion)} of {short(total)} parameters ({fusion / total:.1%})" in align
     assert any(short(4 * total + STATE * fusion, "B") in line for line in align)
     assert "instruct" not in align
+
+
+def test_what_it_begins_from_is_told() -> None:
+    assert "  begins     encoder.* from sightline-mini" in list(plan(tiny()))
+    assert "  begins     all from sightline-mini" in list(
+        plan(replace(sightline_mini(), start="sightline-mini"), "align")
+    )
 
 
 def test_what_matches_nothing_is_told() -> None:
@@ -64,7 +71,8 @@ def test_tokens_work_memory_and_time_are_those_of_the_samples(recipe: Recipe, al
 
 def test_adapters_are_told_and_only_they_have_a_state(recipe: Recipe, alone: Callable[..., Recipe]) -> None:
     chosen = alone(recipe, "language", learn={"decoder.*": Lora(2, dora=True)})
-    lines = list(plan(replace(chosen, stages=chosen.stages * 2), rate=lambda precision: 1e6))
+    again = replace(chosen.stages[0], name="again")
+    lines = list(plan(replace(chosen, stages=(*chosen.stages, again)), rate=lambda precision: 1e6))
     total = sum(p.numel() for p in VLM(recipe.model).parameters())
     # four maps of 24 x 24, three of 24 x 48; a magnitude for each output
     own = 2 * (4 * 48 + 3 * 72) + (4 * 24 + 48 + 48 + 24)
@@ -83,7 +91,8 @@ def test_the_machine_is_measured_once_for_each_precision(recipe: Recipe) -> None
 @pytest.mark.parametrize(
     ("seconds", "told"),
     [
-        (0.4, "0 seconds"),
+        (0.4, "under a second"),
+        (1.4, "1 second"),
         (100, "100 seconds"),
         (120, "2 minutes"),
         (7200, "2 hours"),

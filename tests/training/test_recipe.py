@@ -29,6 +29,10 @@ def stage(**changes: object) -> Stage:
 @pytest.mark.parametrize(
     "changes, told",
     [
+        ({"name": "a/b"}, "a stage is called 'a/b', expected a name that a folder can have"),
+        ({"name": ""}, "a stage is called ''"),
+        ({"data": {}}, "stage 's' reads {}, expected sources with weights above 0"),
+        ({"data": {"text": -1.0}}, "expected sources with weights above 0"),
         ({"learn": {}}, "stage 's' learns nothing"),
         ({"learn": {"*": math.nan}}, "stage 's' learns '\\*' at nan, expected from 0 to 1000"),
         ({"learn": {"*": -1.0}}, "at -1, expected"),
@@ -50,6 +54,31 @@ def stage(**changes: object) -> Stage:
 def test_a_stage_that_could_not_learn_is_told(changes: dict[str, object], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         stage(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"betas": (0.9, 1.0)},
+        {"betas": (-0.1, 0.9)},
+        {"decay": 2.0},
+        {"floor": -1.0},
+        {"clip": 0.0},
+        {"weight_decay": -1},
+    ],
+)
+def test_a_number_that_an_optimiser_cannot_have_is_told(recipe: Recipe, changes: dict[str, object]) -> None:
+    plain = to_dict(recipe)
+    plain["stages"][0] |= changes
+    with pytest.raises(ConfigError, match=rf"^stages\.0\.{next(iter(changes))}.* = .*: input should be "):
+        from_dict(Recipe, plain)
+
+
+def test_a_recipe_has_stages_of_different_names(recipe: Recipe) -> None:
+    with pytest.raises(ConfigError, match="has two stages 's', expected a name for each"):
+        replace(recipe, stages=(stage(), stage()))
+    with pytest.raises(ConfigError, match=r"a recipe is called '\.\./x'"):
+        replace(recipe, name="../x")
 
 
 def test_a_stage_may_begin_from_an_earlier_one_than_the_one_before(recipe: Recipe) -> None:
@@ -84,8 +113,9 @@ def test_a_later_pattern_wins(model: VLM) -> None:
     [
         ("fusion.layer.0.weight", "did you mean 'fusion.layers.0.weight'"),
         ("decoder.blocks.0.attention.q.wieght", "did you mean 'decoder.blocks.0.attention.q.weight'"),
-        ("fussion.*", "did you mean 'fusion.*'"),
-        ("zzz", "known: "),
+        ("fussion.*", "did you mean 'fusion.*'?"),
+        ("fusoin.*", "did you mean 'fusion.*'?"),
+        ("zzz", "; known: decoder.*, encoder.*, fusion.*"),
     ],
 )
 def test_a_pattern_that_matches_nothing_is_told_with_the_nearest(model: VLM, pattern: str, hint: str) -> None:
@@ -234,7 +264,7 @@ def test_an_optimizer_goes_on_from_its_tensors(kind: str) -> None:
 
 def test_an_objective_with_settings_survives_yaml(recipe: Recipe, tmp_path: Path) -> None:
     prefer = stage(objective=DPOConfig(beta=0.3), data={"pairs": 1.0})
-    weighed = stage(objective={"dpo": 1.0}, data={"pairs": 1.0})
+    weighed = stage(name="weighed", objective={"dpo": 1.0}, data={"pairs": 1.0})
     chosen = replace(recipe, stages=(prefer, weighed))
     save_yaml(chosen, tmp_path / "run.yaml")
     text = (tmp_path / "run.yaml").read_text()

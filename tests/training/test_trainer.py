@@ -117,7 +117,7 @@ def test_a_worker_makes_the_same_batches(recipe: Recipe, fresh: Fresh, alone: Al
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_finishes_the_step_saves_and_exits(
-    recipe: Recipe, folder: Path, alone: Alone, number: int, code: int
+    recipe: Recipe, folder: Path, alone: Alone, number: int, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chosen = alone(recipe, "language", save_every=100)
     before = signal.getsignal(number)
@@ -125,8 +125,14 @@ def test_a_signal_finishes_the_step_saves_and_exits(
     with pytest.raises(SystemExit) as left:
         list(steps)
     assert left.value.code == code
+    name = signal.Signals(number).name
+    assert capsys.readouterr().err == (
+        f"stopped by {name} after step 3 of stage 'language', saved in {folder}; the same command goes on\n"
+    )
     assert signal.getsignal(number) is before
     assert [path.name for path in checkpoints.listed(folder / "checkpoints" / "language")] == ["step-0000003"]
+    next(run(chosen, folder, workers=0))
+    assert capsys.readouterr().err == "stage 'language' goes on from step 3\n"
 
 
 def test_a_damaged_last_checkpoint_costs_steps_not_the_run(
@@ -326,6 +332,12 @@ def test_a_frozen_parameter_with_a_gradient_is_told(
 # -------------------------------------------------------------------------------------------------------- wrong folders
 
 
+def test_a_recipe_without_stages_is_told(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no stages, expected one at least"):
+        next(run(replace(recipe, stages=()), tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_later_stage_waits_for_the_one_before(recipe: Recipe, folder: Path) -> None:
     with pytest.raises(CheckpointError, match="stage 'encoder' is not finished; train it before 'language'"):
         list(run(recipe, folder, "language", workers=0))
@@ -334,7 +346,10 @@ def test_a_later_stage_waits_for_the_one_before(recipe: Recipe, folder: Path) ->
 def test_a_run_goes_on_only_as_it_began(recipe: Recipe, folder: Path, alone: Alone) -> None:
     chosen = alone(recipe, "language")
     next(iter(run(chosen, folder, workers=0)))
-    list(run(override(chosen, ["stages.0.steps=4"]), folder, workers=0))  # nothing was saved yet: may change
+    (folder / "tokenizer" / "kept").touch()
+    next(iter(run(override(chosen, ["stages.0.steps=4", "max_length=400"]), folder, workers=0)))
+    list(run(override(chosen, ["stages.0.steps=4"]), folder, workers=0))  # nothing was saved yet: all may change
+    assert (folder / "tokenizer" / "kept").exists()  # which hangs on neither
     list(run(override(chosen, ["stages.0.steps=4", "stages.0.save_every=3"]), folder, workers=0))
     for change in ["stages.0.steps=8", "seed=1", "model.decoder.depth=2", "sources.text.turns=2"]:
         with pytest.raises(ConfigError, match="a run goes on only as it began"):

@@ -78,6 +78,9 @@ def test_the_folder_is_good_to_begin_with(folder: Path) -> None:
 def test_no_checkpoint(folder: Path) -> None:
     (folder / "config.json").unlink()
     assert refused(folder) == f"{folder}: no config.json, expected a folder with a published checkpoint"
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").touch()  # a run's folder in the place of its model's
+    assert refused(folder).endswith(f"; there is one in {folder / 'model'}")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ names the key, what was found and, for an unknown name, the nearest known one.
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, cast, dataclass_transform, get_args, get_origin, get_type_hints
@@ -17,6 +17,12 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from .errors import ConfigError
+
+EXPECTED = {
+    "dataclass_type": "expected keys and values",
+    "dict_type": "expected keys and values",
+    "tuple_type": "expected a list",
+}
 
 T = TypeVar("T")
 _C = TypeVar("_C", bound=type)
@@ -29,12 +35,13 @@ def config(cls: _C) -> _C:
     return cast(_C, made)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The ending of a message about an unknown name: the nearest known one, or all when none is near."""
+def nearest(name: str, known: Iterable[str], listed: Iterable[str] = ()) -> str:
+    """The ending of a message about an unknown name: the nearest known one, or all, or `listed`, when none is near."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]!r}?"
+    names = sorted(listed) or names
     return f"; known: {', '.join(names[:12])}{', …' if len(names) > 12 else ''}" if names else ""
 
 
@@ -56,7 +63,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
     try:
         return TypeAdapter(cls).validate_python(dict(data))
     except ValidationError as error:
-        raise ConfigError(prefix + explain(error)) from None
+        raise ConfigError(prefix + explain(error, data)) from None
 
 
 def _check_names(kind: Any, data: Any, path: tuple[str, ...], prefix: str) -> None:
@@ -100,20 +107,37 @@ def _member(kind: Any, data: Any, path: tuple[str, ...], prefix: str) -> Any:
     return kinds[chosen]
 
 
-def explain(error: ValidationError) -> str:
-    """The first value that is wrong, where it stands and what was expected, in one line."""
+def explain(error: ValidationError, data: Any = None) -> str:
+    """The first value that is wrong, where it stands in the data and what was expected, in one line."""
     found = error.errors()
     # a union reports every member: leave out those that the data's own `kind` rules out
     unfit = ("literal_error", "unexpected_keyword_argument")
     others = [e["loc"][:-1] for e in found if e["type"] in unfit and e["loc"][-1] == "kind"]
     first = next((e for e in found if not any(e["loc"][: len(o)] == o for o in others)), found[0])
-    # of a union's members pydantic tells the class, which is no key
-    name = ".".join(str(part) for part in first["loc"] if not str(part)[:1].isupper())
+    name = ".".join(map(str, first["loc"]) if data is None else _keys(first["loc"], data))
     if first["type"] in ("missing", "missing_argument"):
         return f"key {name!r} is missing from {error.title}"
-    # of a class in the message nobody who writes a file knows
-    wrong = "expected keys and values" if first["type"] == "dataclass_type" else first["msg"].lower()
-    return f"{name or error.title} = {first['input']!r}: {wrong}"
+    # of a class, a tuple or a dictionary in the message nobody who writes a file knows
+    wrong = EXPECTED.get(first["type"], first["msg"].lower())
+    return f"{name or error.title} = {_shown(first['input'])}: {wrong}"
+
+
+def _keys(place: tuple[int | str, ...], data: Any) -> Iterator[str]:
+    """The keys of a place in some data, without what pydantic puts between them: which member of a union it means."""
+    for number, part in enumerate(place, 1):
+        if isinstance(data, Mapping) and (part in data or number == len(place)):
+            data = data.get(part)
+        elif isinstance(data, (list, tuple)) and isinstance(part, int):
+            data = data[part] if part < len(data) else None
+        else:
+            continue
+        yield str(part)
+
+
+def _shown(value: Any) -> str:
+    """A value that is wrong, so far as it fits into a line."""
+    told = repr(value)
+    return told if len(told) <= 80 else f"{told[:80]}…"
 
 
 def override(value: T, settings: Iterable[str]) -> T:

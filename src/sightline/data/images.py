@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import PIL.Image
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -116,7 +117,7 @@ class OneView:
 class Square(OneView):
     """Stretch to a square, whatever the picture's proportions (SigLIP, PaliGemma, this project's own)."""
 
-    size: int
+    size: PositiveInt
     scaling: Scaling = field(default_factory=Scaling)
     kind: Literal["square"] = "square"
 
@@ -134,8 +135,8 @@ class CenterCrop(OneView):
     between two pixels: at the one before, as there, or at the even one, as torchvision and so OpenCLIP have it.
     """
 
-    shortest: int
-    crop: int
+    shortest: PositiveInt
+    crop: PositiveInt
     scaling: Scaling = field(default_factory=lambda: Scaling(CLIP_MEAN, CLIP_STD))
     kind: Literal["center-crop"] = "center-crop"
     rounding: Literal["down", "even"] = "down"
@@ -166,7 +167,7 @@ class PadSquare(OneView):
     fill: another colour to pad with, red, green and blue from 0 to 255.
     """
 
-    size: int
+    size: PositiveInt
     scaling: Scaling = field(default_factory=lambda: Scaling(CLIP_MEAN, CLIP_STD))
     kind: Literal["pad-square"] = "pad-square"
     fill: tuple[int, int, int] | None = None

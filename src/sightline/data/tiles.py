@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import PIL.Image
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from ..core import geometry
@@ -40,7 +40,7 @@ class Tiles:
     3.3). Each view is an item of its own; places are counted in shares of the whole picture.
     """
 
-    size: int
+    size: PositiveInt
     min_tiles: int = 1
     max_tiles: int = 12
     thumbnail: bool = True
@@ -98,7 +98,7 @@ class AnyResolution:
     (haotian-liu/LLaVA, llava/mm_utils.py).
     """
 
-    size: int
+    size: PositiveInt
     grids: tuple[tuple[int, int], ...] = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
     scaling: Scaling = field(default_factory=lambda: Scaling(CLIP_MEAN, CLIP_STD))
     kind: Literal["any-resolution"] = "any-resolution"
@@ -129,9 +129,9 @@ class Fitted:
     into squares of `size`, each of which is fitted alone; none: the picture is not cut.
     """
 
-    size: int
+    size: PositiveInt
     patch: int
-    min_size: int = 336
+    min_size: PositiveInt = 336
     grids: tuple[tuple[int, int], ...] = ()
     unit: int = 490
     scaling: Scaling = field(default_factory=Scaling)
@@ -190,7 +190,7 @@ class Canvas:
     not enlarged beyond the side of a square, unless `enlarged`, which takes the canvas that lets it be largest.
     """
 
-    size: int
+    size: PositiveInt
     max_tiles: int = 16
     enlarged: bool = False
     cut: bool = True

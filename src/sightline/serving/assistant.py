@@ -30,7 +30,10 @@ class Assistant(Talker):
 
     def __init__(self, published: Published, processor: Processor | None, name: str = "") -> None:
         self.published, self.processor = published, processor
-        self.name = name or published.folder.name
+        folder = published.folder
+        if folder.name == "model":  # every run's is called so, and answers say whose they are
+            folder = folder.absolute().parent
+        self.name = name or folder.name
         self._engine: Engine | None = None
 
     @property

@@ -6,7 +6,7 @@ is then one of the sum of their ranks, and one that was made there is taken apar
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,12 @@ class Lora:
 Learning = Mapping[str, float | Lora]
 
 
+def nearest_pattern(pattern: str, names: Iterable[str]) -> str:
+    """The ending of a message about a pattern that matches no parameter: the nearest one, or the parts of the model."""
+    parts = {f"{name.partition('.')[0]}.*" for name in names}
+    return nearest(pattern, {*names, *parts}, parts)
+
+
 def adapt(model: nn.Module, learn: Learning) -> None:
     """Put an adapter beside every linear map that a `Lora` of these patterns names, in place.
 
@@ -84,7 +90,9 @@ def adapt(model: nn.Module, learn: Learning) -> None:
             continue
         found = [w for w in free if fnmatchcase(w, pattern) and (w == pattern or w.split(".")[-2] not in HEADS)]
         if not found:
-            raise ConfigError(f"pattern {pattern!r} leaves no linear map for an adapter{nearest(pattern, maps)}")
+            raise ConfigError(
+                f"pattern {pattern!r} leaves no linear map for an adapter{nearest_pattern(pattern, maps)}"
+            )
         chosen |= dict.fromkeys((maps[weight] for weight in found), how)
     there = adapted(model)
     for name, lora in chosen.items():

@@ -139,7 +139,7 @@ def _stage(
         yield f"  sample     {each.visual:,} tokens of pictures, about {each.text:,} of text{guess}{whose}"
     whole = f"{short(count)} samples and {short(count * tokens)} tokens in all"
     yield f"  steps      {stage.steps:,} of {per_step:,} samples, {whole}"
-    yield f"  with       {stage.optimizer}, {stage.precision}, {stage.warmup:,} steps of warm-up{_apart(stage)}"
+    yield f"  with       {stage.optimizer}, {stage.precision}, {_steps(stage.warmup)} of warm-up{_apart(stage)}"
     frozen = sees and not any(name.startswith("encoder.") for name in rates)
     if frozen and stage.feature_store and not without_files(stage, recipe.sources):
         yield f"  features   of the frozen encoder are {_features(stage, recipe)}"
@@ -165,7 +165,9 @@ def _stage(
 
 def _begins(recipe: Recipe, key: str, name: str, absent: Mapping[str, str]) -> str:
     """Where a part comes from, or how it is still to be given."""
-    part, way = ("all", key) if isinstance(recipe.start, str) else (key, f"start.{key}")
+    part, way = (key, f"start.{key}")
+    if isinstance(recipe.start, str):
+        part, way = ("all" if recipe.taken == ("*",) else ", ".join(recipe.taken)), key
     if way not in absent:
         return f"  begins     {part} from {name}"
     return f"  begins     {way}=FOLDER is still to be given: {name}"
@@ -180,6 +182,10 @@ def _apart(stage: Stage) -> str:
     if stage.trainable_tokens:
         more += f", of words only {' '.join(stage.trainable_tokens)}"
     return more
+
+
+def _steps(count: int) -> str:
+    return f"{count:,} step{'s' if count != 1 else ''}"
 
 
 def _passes(stage: Stage) -> tuple[int, int]:
@@ -215,7 +221,11 @@ def _held_beside(
         if name in REWARDS:
             continue
         found = _judge_size(recipe, stage, name, rates)
-        told = "still to be trained" if found is None else f"{short(4 * found, 'B')} of it, beside what it shares"
+        told = (
+            "still to be trained, no such folder yet"
+            if found is None
+            else f"{short(4 * found, 'B')} of it, beside what it shares"
+        )
         yield f"             reward model {name}: {told}"
     if (taught := taught_by(recipe, stage, model)) is not None:
         yield f"             {short(_lasting(taught), 'B')} of what the objective learns for itself"
@@ -289,7 +299,8 @@ def lasting(seconds: float) -> str:
     for name, length in SPANS.items():
         if seconds >= 2 * length:
             return f"{seconds / length:,.0f} {name}"
-    return f"{seconds:.0f} seconds"
+    whole = round(seconds)
+    return "under a second" if whole == 0 else f"{whole} second{'s' if whole != 1 else ''}"
 
 
 def _weighted(weights: Mapping[str, float]) -> str:

@@ -15,13 +15,14 @@ from ..core.errors import ConfigError
 from ..data.tiles import Pipeline
 from ..layers.adapted import OWN, adapted
 from ..model import VLMConfig
-from .adapters import Learning, Lora
+from .adapters import Learning, Lora, nearest_pattern
 from .preferences import PairsSource
 from .settings import DEFAULTS, FROM_PAIRS, READS, SAMPLED, ObjectiveConfig, check_names
 from .sources import FilesSource, ScenesSource
 
 BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")
 Share = Annotated[float, Field(ge=0, le=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 Source = ScenesSource | FilesSource | PairsSource  # told apart by `kind`
 
 
@@ -66,12 +67,12 @@ class Stage:
     warmup: NonNegativeInt = 50
     schedule: Literal["linear", "cosine", "rsqrt"] = "linear"  # how the rate falls
     timescale: PositiveInt = 10_000  # of rsqrt: it has fallen to 1 / sqrt(2) so many steps after the warm-up
-    decay: float = 0.5  # share of the stage, at its end, over which it falls; 0 keeps it constant
-    floor: float = 0.03  # what it falls to, as a share
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.98)  # of AdamW
+    decay: Share = 0.5  # share of the stage, at its end, over which it falls; 0 keeps it constant
+    floor: Share = 0.03  # what it falls to, as a share
+    weight_decay: NonNegativeFloat = 0.01
+    betas: tuple[Momentum, Momentum] = (0.9, 0.98)  # of AdamW
     eps: PositiveFloat = 1e-8  # of AdamW
-    clip: float = 1.0
+    clip: PositiveFloat = 1.0
     precision: Literal["bf16", "fp32"] = "bf16"
     accumulate: PositiveInt = 1  # micro-batches a step
     save_every: PositiveInt = 250
@@ -91,6 +92,10 @@ class Stage:
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     def __post_init__(self) -> None:
+        if not is_name(self.name):
+            raise ConfigError(f"a stage is called {self.name!r}, expected a name that a folder can have")
+        if not self.data or not all(0 < weight < math.inf for weight in self.data.values()):
+            raise ConfigError(f"stage {self.name!r} reads {self.data}, expected sources with weights above 0")
         if not self.learn:
             raise ConfigError(f"stage {self.name!r} learns nothing, expected patterns with their learning rates")
         for pattern, how in self.learn.items():
@@ -191,18 +196,22 @@ class Recipe:
     stages: tuple[Stage, ...]
     template: str = "sightline"
     codec: str | None = "location-tokens"
-    vocabulary: int = 1024
-    max_length: int = 768
+    vocabulary: PositiveInt = 1024
+    max_length: PositiveInt = 768
     seed: int = 0
     start: str | Parts = ""
     taken: tuple[str, ...] = ("*",)
     added_tokens: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not is_name(self.name):
+            raise ConfigError(f"a recipe is called {self.name!r}, expected a name that a folder can have")
         if self.taken != ("*",) and isinstance(self.start, Parts):
             raise ConfigError(f"recipe {self.name!r} starts from parts, of which `taken` chooses nothing; leave it out")
         for number, stage in enumerate(self.stages):
             earlier = [each.name for each in self.stages[:number]]
+            if stage.name in earlier:
+                raise ConfigError(f"recipe {self.name!r} has two stages {stage.name!r}, expected a name for each")
             if stage.after and stage.after not in earlier:
                 near = nearest(stage.after, earlier)
                 raise ConfigError(f"stage {stage.name!r} comes after {stage.after!r}, expected an earlier one{near}")
@@ -219,6 +228,11 @@ class Recipe:
         after = self.stages[number].after
         before = self.stage(after) if after else number - 1
         return (*(self.path(before) if before >= 0 else ()), number)
+
+
+def is_name(name: str) -> bool:
+    """Whether a folder can be called so, alone."""
+    return name not in ("", ".", "..") and not set(name) & set("/\\\0")
 
 
 def check_sources(stage: Stage, sources: Mapping[str, Source]) -> str:
@@ -284,8 +298,7 @@ def learning_rates(model: nn.Module, learn: Learning) -> dict[str, float]:
     for pattern, how in learn.items():
         matched = [name for name in names if fnmatchcase(beside.get(name, name), pattern)]
         if not matched:
-            whole = {f"{name.split('.')[0]}.*" for name in names}
-            raise ConfigError(f"pattern {pattern!r} matches no parameter{nearest(pattern, {*names, *whole})}")
+            raise ConfigError(f"pattern {pattern!r} matches no parameter{nearest_pattern(pattern, names)}")
         low = isinstance(how, Lora)
         rate = how.rate if isinstance(how, Lora) else how
         rates |= dict.fromkeys((name for name in matched if (name in beside) == low), rate)

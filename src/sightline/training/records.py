@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +20,7 @@ from . import checkpoints, distributed
 from .recipe import Recipe
 from .report import Board
 
+WORDS = ("start", "template", "added_tokens", "vocabulary", "sources")  # what a run's tokenizer hangs on
 FREE = ("save_every", "feature_store")  # what may change in a stage that has begun: it does not change what is learned
 
 
@@ -107,11 +109,16 @@ def _finite(value: Any) -> Any:
 def prepare(recipe: Recipe, folder: Path) -> None:
     """Write a run's recipe and surroundings; a folder whose run began with other settings is refused.
 
-    Stages that have not begun may be changed between two starts, and so may the rhythm of saving.
+    Stages that have not begun may be changed between two starts, and so may the rhythm of saving; everything while
+    none has begun.
     """
     path = folder / "run.yaml"
-    if path.exists():
-        begun = [stage.name for stage in recipe.stages if checkpoints.listed(folder / "checkpoints" / stage.name)]
+    begun = [stage.name for stage in recipe.stages if checkpoints.listed(folder / "checkpoints" / stage.name)]
+    if path.exists() and not any(checkpoints.listed(each) for each in (folder / "checkpoints").glob("*")):
+        before = load_yaml(Recipe, path)
+        if any(getattr(before, name) != getattr(recipe, name) for name in WORDS):
+            shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+    elif path.exists():
         before = dict(_leaves(_settled(load_yaml(Recipe, path), begun)))
         now = dict(_leaves(_settled(recipe, begun)))
         for key in before | now:

@@ -30,7 +30,7 @@ from .contrast import CLIP, Matching
 from .distill import DINO
 from .features import FeatureStore
 from .judging import Judge, is_judge, load_judge, with_head
-from .loader import Share, check_seen
+from .loader import Share, check_seen, length_of
 from .located import Located
 from .objectives import Dense, NextToken, Objective, SigLIP, Total
 from .optim import tables_of
@@ -293,11 +293,16 @@ def run(
     side by side, compute each block of the decoder together.
     """
     chosen = range(len(recipe.stages)) if stage is None else [recipe.stage(stage)]
+    if not chosen:
+        raise ConfigError(f"recipe {recipe.name!r} has no stages, expected one at least")
     groups = distributed.Groups(tensor_parallel)
     besides = still_to_give(recipe)
     for number in chosen:
         told = besides if besides and begins(recipe, folder, number) else ""
         check_files(recipe.stages[number], recipe.sources, told)
+        processor_config(recipe, recipe.stages[number])
+        for name in recipe.stages[number].data:
+            length_of(name, recipe.sources[name])  # which opens its file
         check_rewards(recipe, number, rewards or {})
         check_learned(recipe, number)
         check_tensor_parallel(recipe.model, recipe.stages[number], tensor_parallel, distributed.size(), shard)
@@ -333,7 +338,8 @@ def run(
             rows = [tokenizer.control(name) for name in current.trainable_tokens]
             ways = shard, store, tensor_parallel, rows
             trainer = Trainer(recipe, current, model, objective.to(device), folder, *ways)
-            trainer.resume()
+            if trainer.resume():
+                tell(f"stage {current.name!r} goes on from step {trainer.step:,}")
             yield from trainer.run(processor_of(recipe, tokenizer, model, current), workers, evaluate)
             if distributed.first():
                 try:

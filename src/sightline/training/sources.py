@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from ..core.config import config, nearest
 from ..core.errors import ConfigError, DataError
@@ -110,11 +110,11 @@ class ScenesSource:
     """
 
     kind: Literal["pictures", "captions", "questions", "plain", "text"]
-    turns: int = 12
+    turns: PositiveInt = 12
     start: int = 0  # the first seed; ranges of different sources must not meet
     first: int = MOST
-    grown: int = 0
-    patch: int = 16
+    grown: NonNegativeInt = 0
+    patch: PositiveInt = 16
     asks: tuple[str, ...] = PLAIN_KINDS
     distinct: bool = False
     multi_turn: bool = False

@@ -25,6 +25,7 @@ from ..zoo.hollow import hollow
 from ..zoo.names import locate
 from ..zoo.own import is_own, load_model
 from ..zoo.published import load_published
+from .adapters import nearest_pattern
 from .recipe import Parts, Recipe
 
 PARTS = ("encoder", "fusion", "decoder")
@@ -135,9 +136,11 @@ def _load_whole(recipe: Recipe, model: VLM, folder: Path) -> None:
     for pattern in recipe.taken:
         chosen = fnmatch.filter(own, pattern)
         strange = [name for name in chosen if name not in weights or weights[name].shape != own[name].shape]
-        if strange or not chosen:
-            what = f"{strange[0]!r} in it" if strange else f"a parameter that {pattern!r} names"
-            raise ConfigError(f"{folder}: there is no {what} as recipe {recipe.name!r} has it")
+        if not chosen:
+            near = nearest_pattern(pattern, own)
+            raise ConfigError(f"recipe {recipe.name!r} takes {pattern!r}, which matches no parameter{near}")
+        if strange:
+            raise ConfigError(f"{folder}: there is no {strange[0]!r} in it as recipe {recipe.name!r} has it")
         model.load_state_dict({name: weights[name] for name in chosen}, strict=False)
 
 

@@ -1,5 +1,6 @@
 """The training loop: an iterator of steps that can be killed at any instant and goes on bit for bit."""
 
+import signal
 import sys
 import time
 from collections import Counter
@@ -397,10 +398,13 @@ class Trainer:
                 yield step
                 caught = distributed.most(signals.caught)
                 if self.step == self.stage.steps or caught or self.step % self.stage.save_every == 0:
-                    self.save()
+                    saved = self.save()
                     if evaluate is not None and not caught:
                         distributed.led(lambda: metrics.write(self.scores(evaluate)))
                 if caught:
+                    how = f"saved in {self.folder}; the same command goes on" if saved else "not saved"
+                    name = signal.Signals(caught).name
+                    tell(f"stopped by {name} after step {self.step} of stage {self.stage.name!r}, {how}")
                     sys.exit(128 + caught)
                 if data is not self.data:  # memory did not suffice for what has been made ahead
                     source.close()

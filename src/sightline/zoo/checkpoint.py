@@ -36,7 +36,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path.parent}: no {path.name}, expected a folder with a published checkpoint") from None
+        inside = path.parent / "model"  # of a run
+        near = f"; there is one in {inside}" if (inside / path.name).is_file() else ""
+        raise CheckpointError(
+            f"{path.parent}: no {path.name}, expected a folder with a published checkpoint{near}"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error})".splitlines()[0]) from None
     if not isinstance(found, dict):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from ..core.config import config, from_dict, nearest, to_dict
@@ -48,13 +49,16 @@ class ProcessorConfig:
     template: str = "sightline"
     codec: str | None = "location-tokens"
     image_token: str = "<image>"
-    max_length: int = 768
+    max_length: PositiveInt = 768
+
+    def __post_init__(self) -> None:
+        named = (("template", self.template, {**TEMPLATES, **ROWS}), ("codec", self.codec, CODECS))
+        for what, name, known in named:
+            if name is not None and name not in known:
+                raise ConfigError(f"unknown {what} {name!r}{nearest(name, known)}")
 
     def build(self, tokenizer: Tokenizer, model: VLM) -> Processor:
-        """The processor of this model; ConfigError tells the nearest name of an unknown template or codec."""
-        for name, known in ((self.template, {**TEMPLATES, **ROWS}), (self.codec, CODECS)):
-            if name is not None and name not in known:
-                raise ConfigError(f"processor.json: unknown name {name!r}{nearest(name, known)}")
+        """The processor of this model."""
         if self.template in TEMPLATES:
             habits = Habits(TEMPLATES[self.template], self.image_token)
         else:
