@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sightline.core.errors import ConfigError
-from sightline.core.layout import causal_layout, visible
+from sightline.core.layout import Layout, causal_layout, visible
 from sightline.layers import native
-from sightline.layers.attention import Attention, QKNorm, explicit_attention
+from sightline.layers.attention import Attention, QKNorm, attend, explicit_attention
 from sightline.layers.packed import pack
 from sightline.layers.rotary import rotary_table, rotate
 from sightline.layers.scores import Places, Scores, alibi_slopes
@@ -307,3 +307,20 @@ def test_a_norm_across_heads_is_before_they_are_cut() -> None:
 def test_settings_that_make_no_sense_are_refused(make: object) -> None:
     with pytest.raises(ConfigError):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_attention_in_runs_is_attention_that_sees_its_own_run_alone(dtype: torch.dtype, softcap: float | None) -> None:
+    document = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, -1], [0, 1, 1, 1, 1, 1, 2, 2, 2]])
+    runs = Layout(document, *[torch.zeros_like(document)] * 5).runs()
+    assert runs == ((0, 0, 3), (0, 3, 7), (0, 7, 8), (0, 8, 9), (1, 0, 1), (1, 1, 6), (1, 6, 9))
+    mask = ((document[:, :, None] == document[:, None]) & torch.ones(9, 9, dtype=torch.bool).tril())[:, None]
+    x = [torch.randn(2, heads, 9, 16).to(dtype).requires_grad_() for heads in (6, 2, 2)]
+    found = attend(*x, mask, False, softcap=softcap, runs=runs)
+    wanted = attend(*x, mask, False, softcap=softcap)
+    bound = {"atol": 2e-2, "rtol": 2e-2} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(found, wanted, **bound)
+    toward = torch.randn(wanted.shape).to(dtype)
+    for a, b in zip(torch.autograd.grad(found, x, toward), torch.autograd.grad(wanted, x, toward), strict=True):
+        torch.testing.assert_close(a, b, **({"atol": 6e-2, "rtol": 3e-2} if bound else {}))

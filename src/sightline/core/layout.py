@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -60,6 +61,15 @@ class Layout:
     def span(self, start: int, stop: int) -> "Layout":
         """The layout of tokens start to stop of every row."""
         return replace(self, **{name: getattr(self, name)[:, start:stop] for name in COLUMNS})
+
+    def runs(self) -> tuple[tuple[int, int, int], ...]:
+        """Row, start and stop of every run of tokens of one document, padding among them, in order."""
+        edges = self.document[:, 1:] != self.document[:, :-1]
+        found = []
+        for row, each in enumerate(edges.tolist()):
+            cuts = [0, *(i + 1 for i, edge in enumerate(each) if edge), self.length]
+            found += [(row, start, stop) for start, stop in pairwise(cuts)]
+        return tuple(found)
 
     def then(self, other: "Layout") -> "Layout":
         """This layout followed by another of the same batch."""

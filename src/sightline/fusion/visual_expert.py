@@ -105,7 +105,8 @@ class ExpertBlock(SelfBlock):
             stored = cache.append(k, v)
             if stored[0].shape[2] > k.shape[2]:  # else all of them are here already, in the precision they came in
                 k, v = stored
-        seen = chosen(attend(q.to(k.dtype), k, v, c.mask, c.causal).to(x.dtype).transpose(1, 2).flatten(2), c.rows)
+        seen = attend(q.to(k.dtype), k, v, c.mask, c.causal, runs=c.runs).to(x.dtype)
+        seen = chosen(seen.transpose(1, 2).flatten(2), c.rows)
         if c.rows is not None:
             split = split_by(c.layout.medium.flatten()[c.rows])
         x = chosen(x, c.rows)

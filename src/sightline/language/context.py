@@ -51,6 +51,7 @@ class Context:
     blind: [batch, queries, 1], True for a token that looks at nothing of the memory.
     rows: in the last block, the tokens [n] that are asked for, counted through the batch.
     places: the layouts of queries and keys, where positions have a say in attention's scores.
+    runs: row, start and stop of every document of packed rows, where attention to each by itself is less work.
     """
 
     layout: Layout
@@ -62,6 +63,7 @@ class Context:
     blind: Tensor | None = None
     rows: Tensor | None = None
     places: Places | None = None
+    runs: tuple[tuple[int, int, int], ...] | None = None
 
     @cached_property
     def split(self) -> Split:

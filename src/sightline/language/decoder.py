@@ -38,6 +38,8 @@ from .cache import Cache, LayerCache
 from .context import Context
 from .stepper import Stepper
 
+MOSTLY_APART = 0.6  # share of all pairs of tokens up to which documents attend by themselves
+
 
 @config
 class DecoderConfig:
@@ -165,9 +167,9 @@ class SelfBlock(nn.Module):
         seen = (self.norm1(x), c.mask, c.causal, rotary, cache, c.rows, c.places)
         x = chosen(x, c.rows)
         if self.bare:
-            x = self.attention(*seen, onto=x)
+            x = self.attention(*seen, onto=x, runs=c.runs)
             return self.feedforward(self.norm2(x), onto=x)
-        x = x + self.after1(self.attention(*seen))
+        x = x + self.after1(self.attention(*seen, runs=c.runs))
         return x + self.after2(self.feedforward(self.norm2(x)))
 
 
@@ -293,7 +295,9 @@ class Decoder(nn.Module):
             looks = (looks | blind)[:, None]  # a softmax over nothing is not a number
         causal = keys.causal and (layout.length == keys.length or layout.length == 1)
         mask = None if causal else visible(layout, keys)[:, None]
-        return Context(layout, mask, causal and layout.length > 1, rotary, memory, looks, blind, places=places)
+        runs = None if causal or keys is not layout else apart(layout)
+        causal = causal and layout.length > 1
+        return Context(layout, mask, causal, rotary, memory, looks, blind, places=places, runs=runs)
 
     def rotary(self, layout: Layout, keys: Layout, dtype: torch.dtype, first: int | None) -> tuple[Tensor, Tensor]:
         """Cosines and sines [batch, 1, length, rotary_dim] of the tokens of `layout`."""
@@ -332,6 +336,15 @@ class Decoder(nn.Module):
                 context = replace(context, rows=rows)
             x = block(x, context, cache.layers[i] if cache else None)
         return self.norm(x)
+
+
+def apart(layout: Layout) -> tuple[tuple[int, int, int], ...] | None:
+    """The documents of rows, where it pays on a CPU that each attends to itself alone; None elsewhere."""
+    if layout.document.device.type != "cpu":
+        return None
+    runs = layout.runs()
+    squares = sum((stop - start) ** 2 for _, start, stop in runs)
+    return runs if squares < MOSTLY_APART * layout.batch * layout.length**2 else None
 
 
 def plain_blocks(cfg: DecoderConfig) -> list[nn.Module]:

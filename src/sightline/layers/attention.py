@@ -1,5 +1,6 @@
 """Multi-head attention with grouped keys, optional rotary positions and a cache that the caller owns."""
 
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -14,6 +15,8 @@ from .norms import HeadNorm, LayerAcrossHeads, RMSNorm, UnitNorm
 from .packed import PackedLinear, added
 from .rotary import rotate
 from .scores import HIDDEN, Places, Scores
+
+Run = tuple[int, int, int]  # its row, where it starts and where it stops
 
 
 class KeyValueStore(Protocol):
@@ -109,12 +112,13 @@ class Attention(nn.Module):
         rows: Tensor | None = None,
         places: Places | None = None,
         onto: Tensor | None = None,
+        runs: Sequence[Run] | None = None,
     ) -> Tensor:
         """x [batch, length, width]; mask broadcasts to [batch, heads, queries, keys], True where a key is seen.
 
         A mask of numbers is added to the scores instead. rows: the tokens [n] that are asked for, counted through the
         batch; then [n, width]. places: needed where positions have a say in the scores. onto: what the result is added
-        to, of its shape.
+        to, of its shape. runs: as `attend` takes them.
         """
         whole = rotary is None or rotary[0].shape[-1] == self.head_dim
         if self.kernels and self.qkv is not None and mask is None and (cache is None or causal) and whole:
@@ -140,7 +144,7 @@ class Attention(nn.Module):
             stored = cache.append(k, v)
             if stored[0].shape[2] > k.shape[2]:  # else all of them are here already, in the precision they came in
                 k, v = stored
-        out = attend(q.to(k.dtype), k, v, mask, causal, self.scores.scale, self.scores.softcap).to(x.dtype)
+        out = attend(q.to(k.dtype), k, v, mask, causal, self.scores.scale, self.scores.softcap, runs).to(x.dtype)
         return added(self.o, self.norm(chosen(out.transpose(1, 2).flatten(2), rows)), onto)
 
 
@@ -157,11 +161,15 @@ def attend(
     causal: bool,
     scale: float | None = None,
     softcap: float | None = None,
+    runs: Sequence[Run] | None = None,
 ) -> Tensor:
     """Softmax attention [batch, heads, queries, dim] by whichever way is fastest here.
 
-    mask: what is seen, or numbers that are added to the scores; scale: None for 1 / sqrt(dim).
+    mask: what is seen, or numbers that are added to the scores; scale: None for 1 / sqrt(dim). runs: all tokens of all
+    rows in runs, in order, of which the mask shows none to another; each then costs no more than it would alone.
     """
+    if runs is not None and mask is not None:
+        return attend_in_runs(q, k, v, mask, runs, scale, softcap)
     grouped = q.shape[1] != k.shape[1]
     if mask is not None and mask.is_floating_point():
         mask = mask.to(q.dtype)
@@ -175,6 +183,19 @@ def attend(
             mask = mask.unflatten(1, (k.shape[1], -1)).squeeze(3)
         return F.scaled_dot_product_attention(folded, k, v, attn_mask=mask, scale=scale).flatten(1, 2)[:, :, None]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped)
+
+
+def attend_in_runs(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, runs: Sequence[Run], scale: float | None, softcap: float | None
+) -> Tensor:
+    """Attention of each run to itself; the mask has a row for each of the batch."""
+    lengths = [stop - start for _, start, stop in runs]
+    parts = zip(*(x.transpose(0, 1).flatten(1, 2).split(lengths, dim=1) for x in (q, k, v)), strict=True)
+    out = []
+    for (row, start, stop), part in zip(runs, parts, strict=True):
+        own = mask[row : row + 1, :, start:stop, start:stop]
+        out.append(attend(*(x[None] for x in part), own, False, scale, softcap)[0])
+    return torch.cat(out, dim=1).unflatten(1, (q.shape[0], -1)).transpose(0, 1)
 
 
 LONGEST = 1024  # beyond this many keys the scores of explicit attention cost more memory than they save time
@@ -204,7 +225,10 @@ def explicit_attention(
     elif mask is not None:
         hidden = torch.zeros_like(mask, dtype=torch.bfloat16).masked_fill_(~mask, torch.finfo(torch.bfloat16).min)
     # heads that share keys are so many more queries of one head: no key is copied, and their gradients are one sum
-    hidden = hidden.expand(batch, heads, queries, keys).reshape(batch * shared, -1, keys)
+    if hidden.dim() < 3 or hidden.shape[:2] == (1, 1):  # the same for all: not written for each
+        hidden = hidden.expand(1, heads // shared, queries, keys).reshape(1, -1, keys)
+    else:
+        hidden = hidden.expand(batch, heads, queries, keys).reshape(batch * shared, -1, keys)
     q, k, v = (x.to(torch.bfloat16).reshape(batch * shared, -1, x.shape[-1]) for x in (q, k, v))
     scores = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=dim**-0.5 if scale is None else scale)
     return torch.bmm(torch.softmax(scores, dim=-1, dtype=torch.bfloat16), v).reshape(batch, heads, queries, -1)
