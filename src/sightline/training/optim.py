@@ -42,6 +42,7 @@ class Optimizers:
         groups: dict[tuple[float, float, object, int], list[str]] = {}
         for name in names:
             decays = self.parameters[name].dim() > 1 and not any(table in name for table in TABLES)
+            decays = decays and not (stage.trainable_tokens and tables_of([name]))  # rows that do not learn stay
             mesh = getattr(self.parameters[name], "device_mesh", None)  # shards are reckoned with those of their kind
             decay = stage.decay_of(name) if decays else 0.0
             groups.setdefault((rates[name] * factor, decay, mesh, stage.warmup_of(name)), []).append(name)
