@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from ..core.config import load_yaml
@@ -14,6 +15,7 @@ from ..model import VLM
 from ..zoo.hollow import hollow
 from ..zoo.numbers import short
 from ..zoo.own import read_card
+from . import distributed
 from .adapters import Lora, adapt
 from .cost import BYTES, Cost, Usual, cost, machine_memory, matmul_rate, taught_by, usual
 from .features import repeats
@@ -285,11 +287,12 @@ def costs_of(recipe: Recipe, stage: Stage, model: VLM, samples: Mapping[str, Usu
     """What a sample of each source costs; sources whose samples are alike are measured once."""
     known: dict[tuple[Usual, bool], Cost] = {}
     found = {}
+    ways = torch.device(distributed.device()).type, stage.precision
     taught = taught_by(recipe, stage, model)
     for name, sample in samples.items():
         key = sample, recipe.sources[name].gives != "pictures"
         if key not in known:
-            known[key] = cost(model, *key, taught)
+            known[key] = cost(model, *key, taught, *ways)
         found[name] = known[key]
     return found
 

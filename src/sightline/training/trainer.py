@@ -267,7 +267,7 @@ class Trainer:
     @cached_property
     def budget(self) -> Budget:
         """What batches take."""
-        return budget_of(self.recipe, self.stage, self.groups.each)
+        return budget_of(self.recipe, self.stage, self.groups.each, self.model.device.type)
 
     def foreseen(self, micro: list[Batch]) -> str:
         """What is wrong with a step that memory will not suffice for, before any of it is computed.
