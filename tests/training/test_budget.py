@@ -56,7 +56,7 @@ def test_a_batch_takes_at_least_that_and_not_twice_as_much(
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         trainer.objective(trainer.model, batch)
     real = sum(x.untyped_storage().nbytes() for x in kept.values())
-    told = trainer.budget.of(batch)
+    told = trainer.memory.budget.of(batch)
     print(f"{data}: {told:,} of {real:,} bytes")
     assert real / 2 < told <= 1.02 * real
 
@@ -88,7 +88,7 @@ def test_scores_that_attention_keeps_on_a_cpu_in_bf16_are_foreseen(
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), trainer.autocast():
         trainer.objective(trainer.model, batch)
-    found, fused = trainer.budget, budget_of(chosen, stage, device="cuda")
+    found, fused = trainer.memory.budget, budget_of(chosen, stage, device="cuda")
     without = replace(found, token_pair=0.0, text_pair=0.0, patch_pair=0.0, alone_pair=0.0)
     assert found.of(batch) - without.of(batch) == pytest.approx(sum(x.nbytes for x in kept.values()), abs=8)
     assert bool(kept) != stage.recompute

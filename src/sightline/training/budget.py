@@ -7,7 +7,7 @@ import ctypes
 import math
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from ..data.batch import IGNORE, Batch
 from ..layers.attention import LONGEST
 from ..model import VLM
 from ..zoo.hollow import hollow
+from ..zoo.numbers import short
 from .adapters import adapt
 from .cost import BYTES, Usual, cost, kept, taught_by
 from .objectives import AT_ONCE
@@ -103,8 +104,8 @@ def budget_of(recipe: Recipe, stage: Stage, together: int = 1, device: str = "cp
         return kept(model, Usual(pictures, times * TEXT), device, stage.precision)
 
     (seen, few), (longer, more), (_, most) = (measured(1, times) for times in (1, 2, 3))
-    (short, _), (said, pairs) = measured(0, 1), measured(0, 2)
-    token, text = (longer - seen) / TEXT, (said - short) / TEXT
+    (brief, _), (said, pairs) = measured(0, 1), measured(0, 2)
+    token, text = (longer - seen) / TEXT, (said - brief) / TEXT
     alone = cost(model, Usual(1, 0), False, taught_by(recipe, stage, model), device, stage.precision)
     token_pair = looked = 0.0
     if visual + 3 * TEXT <= LONGEST:  # else rows with pictures are too long for scores to be kept
@@ -134,6 +135,32 @@ def room(device: torch.device) -> float:
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return float(torch.cuda.mem_get_info(device)[0] + unused)
     return min(_limits(), default=math.inf)
+
+
+class Memory:
+    """What batches take of a device, and whether it has as much.
+
+    fitted: bytes of the largest batch that there was room for; of smaller ones it is not asked again.
+    """
+
+    def __init__(self, budget: Budget, device: torch.device) -> None:
+        self.budget, self.device, self.fitted = budget, device, 0
+
+    def lacks(self, micro: Sequence[Batch], beside: int) -> str:
+        """What is wrong with batches, one at a time, that there is no room for; nothing where there is.
+
+        beside: bytes that will be asked for with them.
+        """
+        needed = max(map(self.budget.of, micro))
+        if needed <= self.fitted:
+            return ""
+        if (free := room(self.device)) < needed + beside:
+            give_back()
+            free = room(self.device)
+        if free < needed + beside:
+            return f"would take {short(needed + beside, 'B')} of memory, {short(max(free, 0), 'B')} are free"
+        self.fitted = needed
+        return ""
 
 
 def give_back() -> None:

@@ -17,6 +17,7 @@ from ..zoo.numbers import short
 from ..zoo.own import read_card
 from . import distributed
 from .adapters import Lora, adapt
+from .budget import recompute
 from .cost import BYTES, Cost, Usual, cost, machine_memory, matmul_rate, taught_by, usual
 from .features import repeats
 from .judging import is_judge
@@ -110,8 +111,8 @@ def _stage(
     samples = {name: usual(recipe.sources[name], recipe.pixels) for name in stage.data}
     costs = costs_of(recipe, stage, model, samples)
     mine, own_costs = model, costs
-    if processes.tensor > 1:
-        mine = _divided(recipe, stage, processes.tensor)
+    if processes.tensor > 1 or stage.recompute:
+        mine = _own(recipe, stage, processes.tensor)
         own_costs = costs_of(recipe, stage, mine, samples)
     held, gathered = processes.memory(mine, stage)
     with hollow():
@@ -266,12 +267,14 @@ def _judge_size(recipe: Recipe, stage: Stage, name: str, rates: Mapping[str, flo
     return own
 
 
-def _divided(recipe: Recipe, stage: Stage, count: int) -> VLM:
-    """What one of so many processes computes of a stage's model, without content."""
+def _own(recipe: Recipe, stage: Stage, count: int) -> VLM:
+    """What one of so many processes computes of a stage's model, in the way that it does, without content."""
     with hollow():
-        model = VLM(divided(recipe.model, count))
+        model = VLM(divided(recipe.model, count) if count > 1 else recipe.model)
         adapt(model, stage.learn)
     freeze(model, learning_rates(model, stage.learn))
+    if stage.recompute:
+        recompute(model)
     return model
 
 
