@@ -70,6 +70,13 @@ def test_explicit_attention_is_torch_s_forward_and_backward(heads: int, kv_heads
         torch.testing.assert_close(a.grad.float(), b.grad, atol=6e-2, rtol=3e-2)
 
 
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_explicit_attention_of_no_rows_is_none(kv_heads: int) -> None:
+    q = torch.randn(0, 4, 3, 8, dtype=torch.bfloat16)
+    k = v = torch.randn(0, kv_heads, 5, 8, dtype=torch.bfloat16)
+    assert explicit_attention(q, k, v, None, False).shape == (0, 4, 3, 8)
+
+
 def test_a_query_that_sees_nothing_makes_no_gradient_infinite() -> None:
     """Padding sees nothing; its rows must stay numbers, or they would spoil every weight they touch."""
     q, k, v = (torch.randn(1, 2, 4, 8).bfloat16().requires_grad_() for _ in range(3))

@@ -107,6 +107,14 @@ def test_hooks_hear_of_a_map_after_an_activation() -> None:
     assert len(heard) == 2
 
 
+def test_a_map_with_a_hook_for_gradients_alone_is_called_too() -> None:
+    linear, heard = nn.Linear(8, 4), []
+    linear.register_full_backward_hook(lambda *_: heard.append(1))
+    after(torch.relu, torch.randn(3, 8, requires_grad=True), linear).sum().backward()
+    sum(x.sum() for x in together(torch.randn(3, 8, requires_grad=True), [linear, nn.Linear(8, 4)])).backward()
+    assert heard == [1, 1]
+
+
 def test_gradients_under_checkpoints_and_by_finite_differences() -> None:
     linear, x = nn.Linear(5, 3).double(), torch.randn(4, 5, dtype=torch.double, requires_grad=True)
     whole = lambda x: after(squared, x, linear)  # noqa: E731

@@ -4,11 +4,15 @@ import os
 import resource
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from sightline.core.layout import causal_layout
+from sightline.core.patches import Patches
+from sightline.data.batch import Batch
 from sightline.language.tokenizer import Tokenizer
 from sightline.training.adapters import Lora, adapt
 from sightline.training.budget import Budget, budget_of, room
@@ -49,23 +53,65 @@ def test_a_batch_takes_at_least_that_and_not_twice_as_much(
             kept[x.untyped_storage().data_ptr()] = x
         return x
 
-    inputs: list[torch.Tensor] = []
-    for block in model.decoder.blocks:
-        block.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))  # which recomputed blocks keep
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         trainer.objective(trainer.model, batch)
     real = sum(x.untyped_storage().nbytes() for x in kept.values())
-    told = trainer.budget.of(batch)
+    told = trainer.memory.budget.of(batch)
     print(f"{data}: {told:,} of {real:,} bytes")
-    if stage.recompute:
-        real += sum(x.nbytes for x in inputs)
     assert real / 2 < told <= 1.02 * real
+
+
+@pytest.mark.parametrize(
+    ("data", "changes"),
+    [
+        ("text", {"learn": {"decoder.*": 1e-3}}),
+        ("questions", {"learn": EVERYTHING}),
+        ("pictures", {"learn": {"encoder.*": 1e-3}, "objective": {"dense": 1.0}}),
+        ("questions", {"learn": {"fusion.*": 1e-3}, "recompute": True}),
+    ],
+)
+def test_scores_that_attention_keeps_on_a_cpu_in_bf16_are_foreseen(
+    recipe: Recipe, tokenizer: Tokenizer, tmp_path: Path, alone: Alone, data: str, changes: dict[str, object]
+) -> None:
+    chosen = alone(recipe, "instruct", data={data: 1.0}, batch=6, precision="bf16", **changes)
+    stage, model = chosen.stages[0], initial_model(chosen)
+    trainer = Trainer(chosen, stage, model, objective_of(stage, chosen, tokenizer, model), tmp_path)
+    batch = Batches(stage, 0, 0, chosen.sources, processor_of(chosen, tokenizer, model))[0]
+    square = {batch.ids.shape[1]} if batch.ids.numel() else {recipe.model.image.grid**2}
+    square |= {recipe.model.image.grid**2} if any("encoder" in pattern for pattern in stage.learn) else set()
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        if x.dim() == 3 and x.shape[1] == x.shape[2] and x.shape[1] in square:
+            kept[x.untyped_storage().data_ptr()] = x
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), trainer.autocast():
+        trainer.objective(trainer.model, batch)
+    found, fused = trainer.memory.budget, budget_of(chosen, stage, device="cuda")
+    without = replace(found, token_pair=0.0, text_pair=0.0, patch_pair=0.0, alone_pair=0.0)
+    assert found.of(batch) - without.of(batch) == pytest.approx(sum(x.nbytes for x in kept.values()), abs=8)
+    assert bool(kept) != stage.recompute
+    assert fused.token_pair == fused.text_pair == fused.patch_pair == fused.alone_pair == 0
+
+
+def test_scores_of_rows_too_long_for_them_are_not_counted() -> None:
+    found = Budget(text=1.0, text_pair=1.0, alone_pair=1.0, usual=4)
+    ids = torch.zeros(2, 1024, dtype=torch.int64)
+    none = torch.zeros(0, dtype=torch.int64)
+    assert found.of(Batch(ids, causal_layout(2, 1024), none)) == 2 * 1024 * 1025
+    ids = torch.zeros(2, 1025, dtype=torch.int64)
+    assert found.of(Batch(ids, causal_layout(2, 1025), none)) == 2 * 1025
+    patches = Patches(torch.zeros(2 + 8 + 1056, 1), ((1, 1, 2), (1, 2, 4), (1, 33, 32)))
+    assert found.of(Batch(ids[:, :0], causal_layout(2, 0), none, patches)) == 2 * 2 + 8 * 4
 
 
 def test_nothing_is_foreseen_of_no_tokens_and_more_of_more(recipe: Recipe, alone: Alone) -> None:
     found = budget_of(alone(recipe, "align"), alone(recipe, "align").stages[0])
     assert found.text == 0 < found.token  # text alone does not reach a projector
     assert Budget() == Budget(0, 0, 0, 0, 0)
+    again = alone(recipe, "align", recompute=True)
+    assert budget_of(again, again.stages[0]).text == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of processes are told by Linux")

@@ -20,7 +20,7 @@ from sightline.core.config import save_yaml
 from sightline.core.errors import CapacityError, ConfigError
 from sightline.fusion.qformer import QFormerConfig
 from sightline.language.tokenizer import Tokenizer
-from sightline.training import checkpoints, distributed, trainer
+from sightline.training import budget, checkpoints, distributed
 from sightline.training.adapters import Lora
 from sightline.training.budget import Budget
 from sightline.training.loader import Batches, Share
@@ -315,7 +315,7 @@ def test_where_one_will_lack_memory_all_cut_their_samples(
     chosen, one, two = alone(recipe, "instruct", data=MIXED, batch=8, steps=3), fresh("one"), fresh("two")
     list(run(chosen, one, workers=0))
     monkeypatch.setattr(Budget, "of", lambda self, batch: len(batch.ids) << 40)
-    monkeypatch.setattr(trainer, "room", lambda device: 2.5 * 2**40 if distributed.rank() == short else 1e18)
+    monkeypatch.setattr(budget, "room", lambda device: 2.5 * 2**40 if distributed.rank() == short else 1e18)
     trained(chosen, two, launch, shard=True)
     assert_alike(chosen, two, one, 1e-5)
     told = [line for line in capfd.readouterr().err.splitlines() if "from now on" in line]

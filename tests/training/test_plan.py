@@ -69,6 +69,21 @@ def test_tokens_work_memory_and_time_are_those_of_the_samples(recipe: Recipe, al
     assert f"  time       {lasting(36 * work / 1e6)} at this machine's 1.00 MFLOP a second" in lines
 
 
+def test_blocks_that_are_computed_again_keep_less_for_the_same_work(
+    recipe: Recipe, alone: Callable[..., Recipe]
+) -> None:
+    lines = {
+        again: list(plan(alone(recipe, "instruct", recompute=again), rate=lambda precision: 1e6))
+        for again in (False, True)
+    }
+    changed = [(a, b) for a, b in zip(lines[False], lines[True], strict=True) if a != b]
+    ((kept, less),) = changed
+    assert kept.endswith("of activations, 2 samples at a time")
+    number, unit = less.split()[:2]
+    whole, _ = kept.split()[:2]
+    assert kept.split()[1] == unit and float(number) < 0.7 * float(whole)
+
+
 def test_adapters_are_told_and_only_they_have_a_state(recipe: Recipe, alone: Callable[..., Recipe]) -> None:
     chosen = alone(recipe, "language", learn={"decoder.*": Lora(2, dora=True)})
     again = replace(chosen.stages[0], name="again")

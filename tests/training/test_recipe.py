@@ -169,6 +169,17 @@ def test_a_pattern_may_decay_otherwise(model: VLM) -> None:
         stage(learn={"fusion.*": 1e-3}, weight_decays={"fusion": 0.0})
 
 
+def test_a_table_of_which_some_rows_learn_decays_nowhere(recipe: Recipe) -> None:
+    """Decay moves rows that have no gradients as well."""
+    untied = VLM(replace(recipe.model, decoder=replace(recipe.model.decoder, tied=False)))
+    for tokens, wanted in (((), 0.1), (("<eos>",), 0.0)):
+        plan = stage(learn={"decoder.*": 1e-3}, weight_decay=0.1, trainable_tokens=tokens)
+        parameters = {name: p for name, p in untied.named_parameters() if name.startswith("decoder.")}
+        found = groups(Optimizers(parameters, learning_rates(untied, plan.learn), plan))
+        assert found["decoder.head.weight"] == (1e-3, wanted)
+        assert found["decoder.blocks.0.attention.q.weight"] == (1e-3, 0.1)
+
+
 def test_adam_has_the_stage_s_settings(model: VLM) -> None:
     (only,) = Optimizers(dict(model.named_parameters()), learning_rates(model, {"*": 1.0}), stage(eps=1e-6)).optimizers
     assert only.defaults["eps"] == 1e-6 and only.defaults["betas"] == (0.9, 0.98)

@@ -21,7 +21,7 @@ from torch import Tensor
 from sightline.core.errors import CapacityError, ConfigError
 from sightline.data.batch import Batch
 from sightline.language.tokenizer import Tokenizer
-from sightline.training import checkpoints, saving, trainer
+from sightline.training import budget, checkpoints, saving
 from sightline.training.budget import Budget, budget_of
 from sightline.training.loader import Batches
 from sightline.training.recipe import Recipe, learning_rates
@@ -282,13 +282,13 @@ def test_what_will_not_fit_is_cut_before_any_of_it_is_computed(
     measured, lasting = budget_of(chosen, chosen.stages[0]), 12 * learned(chosen)
     lengths: list[int] = []
     monkeypatch.setattr(Budget, "of", lambda self, batch: int(measured.text * max(1, len(batch.ids))))
-    monkeypatch.setattr(trainer, "room", lambda device: lengths.append(1) or lasting + 2.5 * measured.text)
+    monkeypatch.setattr(budget, "room", lambda device: lengths.append(1) or lasting + 2.5 * measured.text)
     assert losses(chosen, fresh("narrow")) == pytest.approx(whole, rel=1e-5)
     assert set(tried) == {2} and len(lengths) == 2 * 2 + 1  # what has fitted once is not asked about again
     told = [line for line in capsys.readouterr().err.splitlines() if "from now on" in line]
     assert [line.split(" would")[0] for line in told] == ["8 samples at a time", "4 samples at a time"]
     assert all(re.search(r"would take [\d.]+ \w?B of memory, [\d.]+ \w?B are free; [42] from", line) for line in told)
-    monkeypatch.setattr(trainer, "room", lambda device: 0)
+    monkeypatch.setattr(budget, "room", lambda device: 0)
     with pytest.raises(CapacityError, match=r"1 samples at a time would take .* 0 B are free, and they cannot be cut"):
         losses(chosen, fresh("none"))
 

@@ -96,6 +96,13 @@ class Batch:
         return replace(self, **{name: part.to(device) for name, part in parts.items() if hasattr(part, "to")})
 
 
+def tokens_of(batch: Batch) -> int:
+    """Tokens of a batch without its padding; of pictures alone, their patches."""
+    if not batch.ids.numel():
+        return 0 if batch.patches is None else len(batch.patches.values)
+    return int((batch.layout.document >= 0).sum())
+
+
 COLUMNS = ("block", "position", "medium", "item", "branch", "labels")
 _FILL = {"document": -1, **dict.fromkeys(COLUMNS, 0), "labels": IGNORE}
 

@@ -202,9 +202,14 @@ LONGEST = 1024  # beyond this many keys the scores of explicit attention cost mo
 
 
 def explicit_is_faster(q: Tensor, k: Tensor) -> bool:
-    """Whether explicit attention beats torch's fused kernel: in bfloat16 on a CPU it does."""
+    """Whether explicit attention beats torch's fused kernel for these queries and keys."""
     precision = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q.dtype
-    return q.device.type == "cpu" and precision == torch.bfloat16 and k.shape[2] <= LONGEST
+    return is_explicit(q.device.type, precision, k.shape[2])
+
+
+def is_explicit(device: str, precision: torch.dtype, keys: int) -> bool:
+    """Whether attention is explicit, which keeps its scores for the gradients: in bfloat16 on a CPU."""
+    return device == "cpu" and precision == torch.bfloat16 and keys <= LONGEST
 
 
 def explicit_attention(
@@ -217,6 +222,7 @@ def explicit_attention(
     """
     batch, heads, queries, dim = q.shape
     shared, keys = k.shape[1:3]
+    rows = heads // shared * queries
     if causal:
         mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril()
     hidden = torch.zeros((), dtype=torch.bfloat16, device=q.device)
@@ -226,12 +232,13 @@ def explicit_attention(
         hidden = torch.zeros_like(mask, dtype=torch.bfloat16).masked_fill_(~mask, torch.finfo(torch.bfloat16).min)
     # heads that share keys are so many more queries of one head: no key is copied, and their gradients are one sum
     if hidden.dim() < 3 or hidden.shape[:2] == (1, 1):  # the same for all: not written for each
-        hidden = hidden.expand(1, heads // shared, queries, keys).reshape(1, -1, keys)
+        hidden = hidden.expand(1, heads // shared, queries, keys).reshape(1, rows, keys)
     else:
-        hidden = hidden.expand(batch, heads, queries, keys).reshape(batch * shared, -1, keys)
-    q, k, v = (x.to(torch.bfloat16).reshape(batch * shared, -1, x.shape[-1]) for x in (q, k, v))
+        hidden = hidden.expand(batch, heads, queries, keys).reshape(batch * shared, rows, keys)
+    q = q.to(torch.bfloat16).reshape(batch * shared, rows, dim)
+    k, v = (x.to(torch.bfloat16).flatten(0, 1) for x in (k, v))
     scores = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=dim**-0.5 if scale is None else scale)
-    return torch.bmm(torch.softmax(scores, dim=-1, dtype=torch.bfloat16), v).reshape(batch, heads, queries, -1)
+    return torch.bmm(torch.softmax(scores, dim=-1, dtype=torch.bfloat16), v).reshape(batch, heads, queries, v.shape[-1])
 
 
 def capped_attention(

@@ -35,7 +35,8 @@ def joined(x: Tensor, maps: Sequence[nn.Module]) -> Tensor | None:
 
 def _bare(module: nn.Module) -> bool:
     """Whether a module is a linear map and nothing more, which need not be called to do what it does."""
-    return type(module) is nn.Linear and not module._forward_pre_hooks and not module._forward_hooks
+    hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    return type(module) is nn.Linear and not any(getattr(module, name) for name in hooks)
 
 
 def after(act: Callable[[Tensor], Tensor], x: Tensor, linear: nn.Module) -> Tensor:
@@ -71,9 +72,8 @@ class _After(torch.autograd.Function):
         rows = grad.flatten(0, -2)
         to_weight = rows.t() @ made.detach().flatten(0, -2)
         to_bias = rows.sum(0) if ctx.needs_input_grad[3] else None
-        made.backward(grad @ weight)
-        assert x.grad is not None
-        return None, x.grad, to_weight, to_bias
+        (to_x,) = torch.autograd.grad(made, x, grad @ weight)
+        return None, to_x, to_weight, to_bias
 
 
 def working_precision(x: Tensor) -> Tensor:

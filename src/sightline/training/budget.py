@@ -7,7 +7,7 @@ import ctypes
 import math
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -16,9 +16,12 @@ from pathlib import Path
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from ..core.patches import Grid
 from ..data.batch import IGNORE, Batch
+from ..layers.attention import LONGEST
 from ..model import VLM
 from ..zoo.hollow import hollow
+from ..zoo.numbers import short
 from .adapters import adapt
 from .cost import BYTES, Usual, cost, kept, taught_by
 from .objectives import AT_ONCE
@@ -46,6 +49,8 @@ class Budget:
     token: of each token of its rows, padding among them, where it has pictures; text: where it has none. patch: of
     each patch of its pictures, beside the tokens that they become. alone: of each patch where nothing else is read.
     score: of each learned token, as long as all of these are kept at once.
+    token_pair, text_pair, patch_pair, alone_pair: of each two of them that attend to each other, where scores are kept.
+    usual: the patches of a picture that these were measured with.
     """
 
     token: float = 0.0
@@ -53,21 +58,36 @@ class Budget:
     patch: float = 0.0
     alone: float = 0.0
     score: float = 0.0
+    token_pair: float = 0.0
+    text_pair: float = 0.0
+    patch_pair: float = 0.0
+    alone_pair: float = 0.0
+    usual: int = 0
 
     def of(self, batch: Batch) -> int:
         """What a batch takes."""
         tokens, patches = batch.ids.numel(), 0 if batch.patches is None else len(batch.patches.values)
+        seen = sum(map(self._pairs, () if batch.patches is None else batch.patches.grids))
         if not tokens:
-            return int(self.alone * patches)
-        found = (self.token if patches else self.text) * tokens + self.patch * patches
+            return int(self.alone * patches + self.alone_pair * seen)
+        each, pair = (self.token, self.token_pair) if patches else (self.text, self.text_pair)
+        length = batch.ids.shape[1]
+        found = each * tokens + self.patch * patches + self.patch_pair * seen
+        found += pair * tokens * length if length <= LONGEST else 0
         learned = 0 if batch.labels is None else int((batch.labels != IGNORE).sum())
         return int(found + min(self.score * learned, 4 * AT_ONCE)) if found else 0
 
+    def _pairs(self, grid: Grid) -> int:
+        """Pairs of patches of a picture that attend to each other; a patch of a large one has no more than usual."""
+        times, patches = grid[0], grid[1] * grid[2]
+        return times * patches * min(patches, self.usual) if patches <= LONGEST else 0
 
-def budget_of(recipe: Recipe, stage: Stage, together: int = 1) -> Budget:
+
+def budget_of(recipe: Recipe, stage: Stage, together: int = 1, device: str = "cpu") -> Budget:
     """What a stage takes on a process that computes blocks with others, `together` of them, measured without content.
 
-    Of an encoder-decoder nothing is foreseen.
+    device: the kind it computes on, which decides whether scores of attention are kept. Of an encoder-decoder nothing
+    is foreseen.
     """
     if recipe.model.beside:
         return Budget()
@@ -75,19 +95,35 @@ def budget_of(recipe: Recipe, stage: Stage, together: int = 1) -> Budget:
         model = VLM(divided(recipe.model, together) if together > 1 else recipe.model)
         adapt(model, stage.learn)
     freeze(model, learning_rates(model, stage.learn))
-    inputs = 0
     if stage.recompute:
         recompute(model)
-        inputs = len(model.decoder.blocks) * recipe.model.decoder.width
     size, patches = BYTES[stage.precision], model.config.image.grid**2
     visual = model.num_tokens((1, model.config.image.grid, model.config.image.grid))
-    seen, longer = kept(model, Usual(1, TEXT)), kept(model, Usual(1, 2 * TEXT))
-    token = (longer - seen) / TEXT
-    beside = max(0.0, seen - token * (visual + TEXT)) / patches
-    text = (kept(model, Usual(0, 2 * TEXT)) - kept(model, Usual(0, TEXT))) / TEXT
-    alone = cost(model, Usual(1, 0), reads=False, taught=taught_by(recipe, stage, model)).kept / patches
-    score = 4 * recipe.model.decoder.vocab_size
-    return Budget(size * (token + inputs), size * (text + inputs), size * beside, size * alone, score)
+
+    def measured(pictures: int, times: int) -> tuple[int, int]:
+        return kept(model, Usual(pictures, times * TEXT), device, stage.precision)
+
+    (seen, few), (longer, more), (_, most) = (measured(1, times) for times in (1, 2, 3))
+    (brief, _), (said, pairs) = measured(0, 1), measured(0, 2)
+    token, text = (longer - seen) / TEXT, (said - brief) / TEXT
+    alone = cost(model, Usual(1, 0), False, taught_by(recipe, stage, model), device, stage.precision)
+    token_pair = looked = 0.0
+    if visual + 3 * TEXT <= LONGEST:  # else rows with pictures are too long for scores to be kept
+        token_pair = (most - 2 * more + few) / (2 * TEXT**2)
+        crossed = more - few - token_pair * TEXT * (2 * visual + 3 * TEXT)  # of text with what is beside it
+        looked = max(0.0, few - crossed - token_pair * (visual + TEXT) ** 2)
+    return Budget(
+        token=size * token,
+        text=size * text,
+        patch=size * max(0.0, seen - token * (visual + TEXT)) / patches,
+        alone=size * (alone.kept - alone.scores) / patches,
+        score=4 * recipe.model.decoder.vocab_size,
+        token_pair=size * token_pair,
+        text_pair=size * pairs / (2 * TEXT) ** 2,
+        patch_pair=size * looked / patches**2,
+        alone_pair=size * alone.scores / patches**2,
+        usual=patches,
+    )
 
 
 # -------------------------------------------------------------------------------------------------- what there is left
@@ -99,6 +135,32 @@ def room(device: torch.device) -> float:
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return float(torch.cuda.mem_get_info(device)[0] + unused)
     return min(_limits(), default=math.inf)
+
+
+class Memory:
+    """What batches take of a device, and whether it has as much.
+
+    fitted: bytes of the largest batch that there was room for; of smaller ones it is not asked again.
+    """
+
+    def __init__(self, budget: Budget, device: torch.device) -> None:
+        self.budget, self.device, self.fitted = budget, device, 0
+
+    def lacks(self, micro: Sequence[Batch], beside: int) -> str:
+        """What is wrong with batches, one at a time, that there is no room for; nothing where there is.
+
+        beside: bytes that will be asked for with them.
+        """
+        needed = max(map(self.budget.of, micro))
+        if needed <= self.fitted:
+            return ""
+        if (free := room(self.device)) < needed + beside:
+            give_back()
+            free = room(self.device)
+        if free < needed + beside:
+            return f"would take {short(needed + beside, 'B')} of memory, {short(max(free, 0), 'B')} are free"
+        self.fitted = needed
+        return ""
 
 
 def give_back() -> None:

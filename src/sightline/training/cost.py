@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import PIL.Image
@@ -21,6 +22,7 @@ from ..core.patches import Patches
 from ..core.sequence import Conversation, Region, Text, images_of
 from ..data.batch import Batch
 from ..data.tiles import Pipeline
+from ..layers.attention import is_explicit
 from ..model import VLM
 from ..zoo.hollow import Operations, hollow
 from . import distributed
@@ -50,8 +52,9 @@ class Cost:
     """What one sample costs.
 
     visual: tokens of pictures. forward, backward: multiplications and additions, counted apart. kept: numbers that stay
-    until the gradients are made. copied, joined: weights of products with gradients that are kept in another precision,
-    and those of them that are joined into one product; however many samples there are.
+    until the gradients are made; scores: those of them that are scores of attention. copied, joined: weights of
+    products with gradients that are kept in another precision, and those of them that are joined into one product;
+    however many samples there are.
     """
 
     visual: int = 0
@@ -59,6 +62,7 @@ class Cost:
     forward: int = 0
     backward: int = 0
     kept: int = 0
+    scores: int = 0
     copied: int = 0
     joined: int = 0
 
@@ -80,15 +84,18 @@ class Tape(Operations):
     """Counts the operations of a forward pass, and of the backward pass that would follow, while it is on.
 
     A product of two operands has as many operations again for each of them that asks for gradients, attention twice as
-    many. kept: numbers that autograd keeps, weights apart.
+    many. kept: numbers that autograd keeps, weights apart; scores: those of them that are scores of attention, where
+    the pass would be one on `device` in `precision` that keeps these.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, device: str = "meta", precision: str = "fp32") -> None:
         super().__init__()
-        self.backward = self.kept = self.copied = self.joined = 0
+        self.explicit = partial(is_explicit, device, torch.bfloat16 if precision == "bf16" else torch.float32)
+        self.backward = self.kept = self.scores = self.copied = self.joined = 0
         self.weights = {_place(p): p.numel() for p in model.parameters()}
         self.cat: dict[int, Tensor] = {}
         self.storages: dict[int, Tensor] = {}  # held, so that none of their numbers is given twice
+        self.tables: dict[int, Tensor] = {}  # of scores
 
     def __enter__(self) -> "Tape":
         self.hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda x: x)
@@ -104,10 +111,10 @@ class Tape(Operations):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         before = self.count
-        if func is F.scaled_dot_product_attention:  # in parts without content, of which no kernel keeps the scores
+        if func is F.scaled_dot_product_attention:  # in parts without content, of which no kernel keeps what it would
             with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
                 out = super().__torch_function__(func, types, args, kwargs)
-            out = _Fused.apply(*args[:3], out) if out.requires_grad else out  # type: ignore[no-untyped-call]
+            out = self._attended(*args[:3], out) if out.requires_grad else out
         else:
             out = super().__torch_function__(func, types, args, kwargs)
         if func is torch.cat and all(_place(part) in self.weights for part in args[0]):
@@ -124,20 +131,30 @@ class Tape(Operations):
             self.joined += args[1].numel() if _place(args[1]) in self.cat else 0
         return out
 
+    def _attended(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> Tensor:
+        """What attention gives, keeping what it does where the pass would be."""
+        beside: tuple[Tensor, ...] = out, out[..., 0].clone()  # of a fused kernel: a sum for each row of scores
+        if self.explicit(k.shape[-2]):
+            table = torch.empty(*q.shape[:-1], k.shape[-2], dtype=q.dtype, device="meta")
+            self.tables[_place(table)], beside = table, (table,)
+        given: Tensor = _Attended.apply(out, q, k, v, *beside)  # type: ignore[no-untyped-call]
+        return given
+
     def _keep(self, x: Tensor) -> Tensor:
         place = _place(x)
         if place not in self.weights and place not in self.cat and place not in self.storages and x.is_floating_point():
             self.storages[place] = x
             self.kept += x.untyped_storage().nbytes() // x.element_size()
+            self.scores += x.numel() if place in self.tables else 0
         return x
 
 
-class _Fused(torch.autograd.Function):
-    """Keeps what kernels of attention keep: what they read and give, and a sum for each row of scores."""
+class _Attended(torch.autograd.Function):
+    """What attention gives, and what it keeps for its gradients."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> Tensor:
-        ctx.save_for_backward(q, k, v, out, out[..., 0].clone())
+    def forward(ctx: Any, out: Tensor, *kept: Tensor) -> Tensor:
+        ctx.save_for_backward(*kept)
         return out
 
 
@@ -146,14 +163,22 @@ def _place(x: Tensor) -> int:
     return int(x.untyped_storage()._cdata)
 
 
-def cost(model: VLM, sample: Usual, reads: bool = True, taught: Representation | None = None) -> Cost:
+def cost(
+    model: VLM,
+    sample: Usual,
+    reads: bool = True,
+    taught: Representation | None = None,
+    device: str = "meta",
+    precision: str = "fp32",
+) -> Cost:
     """What such a sample costs a model without content whose learned parameters ask for gradients.
 
     reads: whether the decoder is part of it; else the encoder is, and the fusion where it learns, as often as what it
-    is taught by has it read the picture and its words.
+    is taught by has it read the picture and its words. device, precision: where and in what it would be computed, on
+    which hangs what attention keeps.
     """
-    grid, count = model.config.image.grid, sample.pictures
-    with torch.device("meta"), Tape(nn.ModuleList((model, *([taught] if taught else [])))) as tape:
+    grid, count, parts = model.config.image.grid, sample.pictures, (model, *([taught] if taught else []))
+    with torch.device("meta"), Tape(nn.ModuleList(parts), device, precision) as tape:
         if reads:
             prompt = _prompt(model, sample)
             visual = len(prompt.slots)
@@ -169,15 +194,19 @@ def cost(model: VLM, sample: Usual, reads: bool = True, taught: Representation |
                     model.see(pictures, _instruction(model, sample))
                 else:
                     model.encoder(pictures)
-    return Cost(visual, sample.text, tape.count, tape.backward, tape.kept, tape.copied, tape.joined)
+    return Cost(visual, sample.text, tape.count, tape.backward, tape.kept, tape.scores, tape.copied, tape.joined)
 
 
-def kept(model: VLM, sample: Usual) -> int:
-    """Numbers that stay of such a sample, of which one token is learned, until the gradients are made."""
-    with torch.device("meta"), Tape(model) as tape:
+def kept(model: VLM, sample: Usual, device: str, precision: str) -> tuple[int, int]:
+    """Numbers that stay of such a sample, of which one token is learned, until the gradients are made.
+
+    Those that are scores of attention, which grow with the square of its length, come second.
+    """
+    with torch.device("meta"), Tape(model, device, precision) as tape:
         prompt = _prompt(model, sample)
-        model(prompt, rows=torch.arange(1) + prompt.ids.shape[1] - 1)
-    return tape.kept
+        out = model(prompt, rows=torch.arange(1) + prompt.ids.shape[1] - 1)
+    # what blocks that are computed again note down is let go of where there are no gradients
+    return (tape.kept - tape.scores, tape.scores) if out.requires_grad else (0, 0)
 
 
 def _pictures(model: VLM, count: int) -> Patches:

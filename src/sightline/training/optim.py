@@ -1,13 +1,16 @@
-"""Optimisers with one rate per parameter, and their state as named tensors."""
+"""Optimisers with one rate per parameter, their state as named tensors, and whether gradients are those of a stage."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from ..core.errors import ConfigError, SightlineError
 from ..layers.adapted import OWN
 from . import sharding
-from .recipe import Stage
+from .loader import of_pictures
+from .recipe import Stage, learning_rates
+from .records import tell
 
 TABLES = ("embedding", "positions", "registers")  # matrices whose rows are looked up or added, never multiplied
 
@@ -42,6 +45,7 @@ class Optimizers:
         groups: dict[tuple[float, float, object, int], list[str]] = {}
         for name in names:
             decays = self.parameters[name].dim() > 1 and not any(table in name for table in TABLES)
+            decays = decays and not (stage.trainable_tokens and tables_of([name]))  # rows that do not learn stay
             mesh = getattr(self.parameters[name], "device_mesh", None)  # shards are reckoned with those of their kind
             decay = stage.decay_of(name) if decays else 0.0
             groups.setdefault((rates[name] * factor, decay, mesh, stage.warmup_of(name)), []).append(name)
@@ -95,6 +99,25 @@ class Optimizers:
             for name in names:
                 if name in state:
                     optimizer.state[self.parameters[name]] = state[name]
+
+
+def check_gradients(model: nn.Module, parameters: Mapping[str, nn.Parameter], stage: Stage, sees: bool) -> None:
+    """Hold a stage to its word with real gradients: every pattern it learns got some, what it froze did not.
+
+    sees: whether there were pictures; else what reads them need not have any.
+    """
+    silent = {name for name, p in parameters.items() if p.grad is None}
+    for pattern, how in stage.learn.items():
+        names = [name for name in learning_rates(model, {pattern: how}) if name in parameters]
+        if not sees and of_pictures(names):
+            continue
+        if all(name in silent for name in names):
+            raise ConfigError(f"stage {stage.name!r} learns {pattern!r}, but its data and objective never reach it")
+    moved = [name for name, p in model.named_parameters() if name not in parameters and p.grad is not None]
+    if moved:
+        raise SightlineError(f"stage {stage.name!r}: frozen parameter {moved[0]!r} got a gradient")
+    if silent and sees:
+        tell(f"stage {stage.name!r}: {len(silent)} parameters got no gradient, such as {min(silent)}")
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from ..core.config import load_yaml
@@ -14,7 +15,9 @@ from ..model import VLM
 from ..zoo.hollow import hollow
 from ..zoo.numbers import short
 from ..zoo.own import read_card
+from . import distributed
 from .adapters import Lora, adapt
+from .budget import recompute
 from .cost import BYTES, Cost, Usual, cost, machine_memory, matmul_rate, taught_by, usual
 from .features import repeats
 from .judging import is_judge
@@ -108,8 +111,8 @@ def _stage(
     samples = {name: usual(recipe.sources[name], recipe.pixels) for name in stage.data}
     costs = costs_of(recipe, stage, model, samples)
     mine, own_costs = model, costs
-    if processes.tensor > 1:
-        mine = _divided(recipe, stage, processes.tensor)
+    if processes.tensor > 1 or stage.recompute:
+        mine = _own(recipe, stage, processes.tensor)
         own_costs = costs_of(recipe, stage, mine, samples)
     held, gathered = processes.memory(mine, stage)
     with hollow():
@@ -264,12 +267,14 @@ def _judge_size(recipe: Recipe, stage: Stage, name: str, rates: Mapping[str, flo
     return own
 
 
-def _divided(recipe: Recipe, stage: Stage, count: int) -> VLM:
-    """What one of so many processes computes of a stage's model, without content."""
+def _own(recipe: Recipe, stage: Stage, count: int) -> VLM:
+    """What one of so many processes computes of a stage's model, in the way that it does, without content."""
     with hollow():
-        model = VLM(divided(recipe.model, count))
+        model = VLM(divided(recipe.model, count) if count > 1 else recipe.model)
         adapt(model, stage.learn)
     freeze(model, learning_rates(model, stage.learn))
+    if stage.recompute:
+        recompute(model)
     return model
 
 
@@ -285,11 +290,12 @@ def costs_of(recipe: Recipe, stage: Stage, model: VLM, samples: Mapping[str, Usu
     """What a sample of each source costs; sources whose samples are alike are measured once."""
     known: dict[tuple[Usual, bool], Cost] = {}
     found = {}
+    ways = torch.device(distributed.device()).type, stage.precision
     taught = taught_by(recipe, stage, model)
     for name, sample in samples.items():
         key = sample, recipe.sources[name].gives != "pictures"
         if key not in known:
-            known[key] = cost(model, *key, taught)
+            known[key] = cost(model, *key, taught, *ways)
         found[name] = known[key]
     return found
 

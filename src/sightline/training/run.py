@@ -1,7 +1,7 @@
 """A whole run: the stages of a recipe one after the other in one folder, from the weights of the stage before."""
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -273,6 +273,31 @@ def check_learned(recipe: Recipe, number: int) -> None:
     check_seen(stage, recipe.sources, model)
 
 
+def check(
+    recipe: Recipe,
+    folder: Path,
+    chosen: Iterable[int],
+    rewards: Mapping[str, Rewards],
+    shard: bool,
+    tensor_parallel: int,
+) -> None:
+    """ConfigError for what any of the chosen stages cannot have, before the first begins and anything is written."""
+    groups = distributed.Groups(tensor_parallel)
+    besides = still_to_give(recipe)
+    for number in chosen:
+        told = besides if besides and begins(recipe, folder, number) else ""
+        check_files(recipe.stages[number], recipe.sources, told)
+        processor_config(recipe, recipe.stages[number])
+        for name in recipe.stages[number].data:
+            length_of(name, recipe.sources[name])  # which opens its file
+        check_rewards(recipe, number, rewards)
+        check_learned(recipe, number)
+        check_tensor_parallel(recipe.model, recipe.stages[number], tensor_parallel, distributed.size(), shard)
+        Share(groups.rank, groups.size).check(recipe.stages[number])
+        if shard:
+            check_shards(recipe.stages[number])
+
+
 def run(
     recipe: Recipe,
     folder: Path,
@@ -295,20 +320,7 @@ def run(
     chosen = range(len(recipe.stages)) if stage is None else [recipe.stage(stage)]
     if not chosen:
         raise ConfigError(f"recipe {recipe.name!r} has no stages, expected one at least")
-    groups = distributed.Groups(tensor_parallel)
-    besides = still_to_give(recipe)
-    for number in chosen:
-        told = besides if besides and begins(recipe, folder, number) else ""
-        check_files(recipe.stages[number], recipe.sources, told)
-        processor_config(recipe, recipe.stages[number])
-        for name in recipe.stages[number].data:
-            length_of(name, recipe.sources[name])  # which opens its file
-        check_rewards(recipe, number, rewards or {})
-        check_learned(recipe, number)
-        check_tensor_parallel(recipe.model, recipe.stages[number], tensor_parallel, distributed.size(), shard)
-        Share(groups.rank, groups.size).check(recipe.stages[number])
-        if shard:
-            check_shards(recipe.stages[number])
+    check(recipe, folder, chosen, rewards or {}, shard, tensor_parallel)
     if shard and (evaluate is not None or not distributed.started()):
         raise ConfigError("shards are of several processes, which torchrun starts, and cannot be evaluated on the way")
     with ExitStack() as held:

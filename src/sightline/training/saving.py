@@ -20,6 +20,12 @@ class Unsaved(SightlineError):
     exit_code = 75
 
 
+class NonFinite(SightlineError):
+    """The loss or its gradients were not numbers, several times in a row, or weights are none."""
+
+    exit_code = 65
+
+
 def design(model: nn.Module, objective: nn.Module) -> str:
     """What tells the weights of one model and objective from those of others: a digest of all names and shapes."""
     everything = (*model.state_dict().items(), *objective.state_dict().items())

@@ -167,6 +167,11 @@ def counts(x: Tensor) -> bool:
     return not any(copies) and int(mesh.mesh.min()) == 0
 
 
+def written(content: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What of some tensors this process writes: its part, and of what several have one of them."""
+    return {name: local(x) for name, x in content.items() if counts(x)}
+
+
 def like(x: Tensor, parameter: Tensor) -> Tensor:
     """This process's part as one of what is in shards as the parameter is; x itself if that is not, or a number."""
     if not isinstance(parameter, DTensor) or x.dim() == 0:

@@ -15,22 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import CapacityError, CheckpointError, ConfigError, SightlineError
-from ..data.batch import Batch
+from ..core.errors import CapacityError, CheckpointError, ConfigError
+from ..data.batch import Batch, tokens_of
 from ..data.processor import Processor
 from ..model import VLM
-from ..zoo.numbers import short
 from . import checkpoints, distributed, sharding
-from .budget import Budget, budget_of, give_back, recompute, room
+from .budget import Memory, budget_of, recompute
 from .dropping import leave_out
 from .features import GIGABYTE, FeatureStore, repeats
 from .guard import Guard
-from .loader import Batches, Share, batches, of_pictures
+from .loader import Batches, Share, batches
 from .objectives import Objective, Term
-from .optim import Optimizers, only_rows
+from .optim import Optimizers, check_gradients, only_rows
 from .recipe import Recipe, Stage, freeze, layered, learning_rates
 from .records import Metrics, PassedOver, tell
-from .saving import Unsaved, bytes_of, check_room, design, not_numbers
+from .saving import NonFinite, Unsaved, bytes_of, check_room, design, not_numbers
 from .settings import COMPARES, GATHERED, PREPARES
 from .signals import Signals
 from .workers import short_of_memory
@@ -55,19 +54,6 @@ class Step:
     waited: float = 0.0
     applied: bool = True
     notes: dict[str, float] = field(default_factory=dict)
-
-
-class NonFinite(SightlineError):
-    """The loss or its gradients were not numbers, several times in a row, or weights are none."""
-
-    exit_code = 65
-
-
-def tokens_of(batch: Batch) -> int:
-    """Tokens of a batch without its padding; of pictures alone, their patches."""
-    if not batch.ids.numel():
-        return 0 if batch.patches is None else len(batch.patches.values)
-    return int((batch.layout.document >= 0).sum())
 
 
 class Trainer:
@@ -123,7 +109,6 @@ class Trainer:
             self.parameters, layered(rates, stage.layer_decay) | dict.fromkeys(own, top), stage
         )
         self.step, self.refused, self.unsaved, self.checked = 0, 0, 0, False
-        self.fitted = 0  # bytes of the largest batch that there was room for
         self.data: Batches | None = None  # where the samples of a step can be had again
         self.design = design(model, objective)
 
@@ -174,7 +159,9 @@ class Trainer:
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizers.tensors(),
         }
-        tensors = {group: self.written(content) for group, content in everything.items()}
+        tensors = everything
+        if self.sharded is not None:
+            tensors = {group: sharding.written(content) for group, content in everything.items()}
         cut = {name: box for content in everything.values() for name, x in content.items() if (box := sharding.box(x))}
         boxes = None if self.sharded is None else cut
         mine = {"step": self.step, "refused": self.refused, "stage": self.stage.name, "recipe": self.recipe.name}
@@ -193,12 +180,6 @@ class Trainer:
             return False
         self.unsaved = 0
         return True
-
-    def written(self, content: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What of some tensors this process writes: its part, and of what several have one of them."""
-        if self.sharded is None:
-            return content
-        return {name: sharding.local(x) for name, x in content.items() if sharding.counts(x)}
 
     # ------------------------------------------------------------------------------------------------------ one step
 
@@ -222,8 +203,9 @@ class Trainer:
         """
         terms = self.gradients(micro, self.counts(micro))
         loss = torch.stack(list(terms.values())).sum()
-        if not self.checked:
-            self.check_gradients(any(batch.patches is not None for batch in micro))
+        if not self.checked:  # where no process had pictures, what reads them is checked in the next step
+            self.checked = bool(distributed.most(int(any(batch.patches is not None for batch in micro))))
+            check_gradients(self.model, self.parameters, self.stage, self.checked)
         if self.rows:
             only_rows(self.parameters, self.rows)
         norm = sharding.clip(list(self.parameters.values()), self.stage.clip)
@@ -265,26 +247,19 @@ class Trainer:
         return dict(zip(found, values, strict=True))
 
     @cached_property
-    def budget(self) -> Budget:
-        """What batches take."""
-        return budget_of(self.recipe, self.stage, self.groups.each)
+    def memory(self) -> Memory:
+        """What batches take, and what there is."""
+        device = self.model.device
+        return Memory(budget_of(self.recipe, self.stage, self.groups.each, device.type), device)
 
     def foreseen(self, micro: list[Batch]) -> str:
         """What is wrong with a step that memory will not suffice for, before any of it is computed.
 
         Processes with a model in shards cannot begin a pass again, so all know of one that has no room.
         """
-        needed, told = max(map(self.budget.of, micro)), ""
-        if needed > self.fitted:
-            own = [sharding.local(p).numel() for p in self.parameters.values()]
-            lasting = (4 if self.step else 12) * sum(own)  # gradients, and moments that are not there yet
-            if (free := room(self.model.device)) < needed + lasting:
-                give_back()
-                free = room(self.model.device)
-            if free < needed + lasting:
-                told = f"would take {short(needed + lasting, 'B')} of memory, {short(max(free, 0), 'B')} are free"
-            else:
-                self.fitted = needed
+        own = sum(sharding.local(p).numel() for p in self.parameters.values())
+        # gradients, and moments that are not there yet
+        told = self.memory.lacks(micro, (4 if self.step else 12) * own)
         if self.sharded is None or not distributed.most(int(bool(told))):
             return told
         return told or "are too many for the memory of another process"
@@ -342,25 +317,6 @@ class Trainer:
     def autocast(self) -> torch.autocast:
         """The precision that the stage computes in."""
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.stage.precision == "bf16")
-
-    def check_gradients(self, sees: bool) -> None:
-        """Hold the stage to its word with real gradients: every pattern it learns got some, what it froze did not.
-
-        sees: whether this process had pictures; where no process had, what reads them is checked in the next step.
-        """
-        self.checked, stage = bool(distributed.most(int(sees))), self.stage.name
-        silent = {name for name, p in self.parameters.items() if p.grad is None}
-        for pattern, how in self.stage.learn.items():
-            names = [name for name in learning_rates(self.model, {pattern: how}) if name in self.parameters]
-            if not self.checked and of_pictures(names):
-                continue
-            if all(name in silent for name in names):
-                raise ConfigError(f"stage {stage!r} learns {pattern!r}, but its data and objective never reach it")
-        moved = [n for n, p in self.model.named_parameters() if n not in self.parameters and p.grad is not None]
-        if moved:
-            raise SightlineError(f"stage {stage!r}: frozen parameter {moved[0]!r} got a gradient")
-        if silent and self.checked:
-            tell(f"stage {stage!r}: {len(silent)} parameters got no gradient, such as {min(silent)}")
 
     # ---------------------------------------------------------------------------------------------------------- loop
 
