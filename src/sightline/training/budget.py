@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core.patches import Grid
 from ..data.batch import IGNORE, Batch
+from ..language.decoder import apart
 from ..layers.attention import LONGEST
 from ..model import VLM
 from ..zoo.hollow import hollow
@@ -71,9 +72,11 @@ class Budget:
         if not tokens:
             return int(self.alone * patches + self.alone_pair * seen)
         each, pair = (self.token, self.token_pair) if patches else (self.text, self.text_pair)
-        length = batch.ids.shape[1]
+        sides = [batch.ids.shape[1]] * len(batch.ids)
+        if (runs := apart(batch.layout)) is not None:
+            sides = [stop - start for _, start, stop in runs]
         found = each * tokens + self.patch * patches + self.patch_pair * seen
-        found += pair * tokens * length if length <= LONGEST else 0
+        found += pair * sum(side**2 for side in sides if side <= LONGEST)
         learned = 0 if batch.labels is None else int((batch.labels != IGNORE).sum())
         return int(found + min(self.score * learned, 4 * AT_ONCE)) if found else 0
 
