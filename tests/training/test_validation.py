@@ -109,6 +109,15 @@ def test_it_is_the_objective_on_those_samples(
     assert row["eval"] == {"loss": pytest.approx(float(total) / count), "terms": {term: row["eval"]["loss"]}}
 
 
+@pytest.mark.parametrize("name", ["packed, dropout", "matching"])
+def test_it_hangs_on_the_weights_alone(recipe: Recipe, folder: Path, alone: Alone, name: str) -> None:
+    """While nothing moves every look is the same, whatever the chance of its step."""
+    chosen = stage_of(recipe, alone, name)
+    still = dict.fromkeys(chosen.stages[0].learn, 0.0)
+    list(run(replace(chosen, stages=(replace(chosen.stages[0], learn=still, eval_every=1),)), folder, workers=0))
+    assert len(looks(folder)) == 4 and len({str(row["eval"]) for row in looks(folder)}) == 1
+
+
 def test_modes_and_chance_are_as_they_were(recipe: Recipe, tokenizer: Tokenizer, folder: Path, alone: Alone) -> None:
     chosen = stage_of(recipe, alone, "packed, dropout")
     stage, model = chosen.stages[0], initial_model(chosen)
