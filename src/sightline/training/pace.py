@@ -21,7 +21,7 @@ def operations(recipe: Recipe, stage: Stage) -> float:
 
 
 class Pace:
-    """The note of each step: its loss, the last one on `eval_data`, tokens a second, and the share of the fastest matmul.
+    """The note of each step: its loss, the last one on `eval_data`, tokens a second, and the share of the machine used.
 
     The share counts what the model's design costs a sample; where features are read from the disk less is computed.
     """
