@@ -8,8 +8,8 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -53,7 +53,7 @@ class FeatureStore:
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
         self.hits = self.computed = 0
-        self.full = False
+        self.full = self.closed = False
         self.used, self.unseen = sum(size for _, size, _ in self._entries()), 0
 
     def serve(self, encoder: nn.Module, preprocessing: Any) -> None:
@@ -66,6 +66,15 @@ class FeatureStore:
             mark.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             mark.update(_bytes(value))
         encoder.forward = partial(self._seen, encoder.forward, mark.digest())  # type: ignore[method-assign]
+
+    @contextmanager
+    def only_read(self) -> Iterator[None]:
+        """Within this context nothing is kept, so that what is found here later does not hang on what was asked."""
+        self.closed = True
+        try:
+            yield
+        finally:
+            self.closed = False
 
     @torch.no_grad()
     def _seen(self, encode: Callable[[Patches], Patches], mark: bytes, patches: Patches) -> Patches:
@@ -108,6 +117,8 @@ class FeatureStore:
 
     def write(self, key: str, values: Tensor, grid: Grid) -> None:
         """Keep the features of one picture; a full disk costs the entry and never the run."""
+        if self.closed:
+            return
         path, temporary = self._path(key), self._path(key).with_suffix(f".{os.getpid()}.tmp")
         values = values.detach().cpu().contiguous()
         about = {"grid": json.dumps(grid), "crc32": str(zlib.crc32(_bytes(values)))}

@@ -7,7 +7,7 @@ from .adapters import adapt
 from .cost import matmul_rate, usual
 from .plan import costs_of
 from .recipe import Recipe, Stage, freeze, learning_rates
-from .trainer import Step
+from .trainer import EVAL, Step
 
 
 def operations(recipe: Recipe, stage: Stage) -> float:
@@ -21,13 +21,14 @@ def operations(recipe: Recipe, stage: Stage) -> float:
 
 
 class Pace:
-    """The note of each step: loss, tokens a second, and the share of the fastest product of matrices.
+    """The note of each step: its loss, the last one on `eval_data`, tokens a second, and the share of the machine used.
 
     The share counts what the model's design costs a sample; where features are read from the disk less is computed.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        self.evaluated: dict[str, float] = {}  # the last loss on `eval_data` of each stage
         self.known: dict[str, tuple[float, float]] = {}  # operations of a sample and of this machine in a second
 
     def share(self, step: Step) -> float:
@@ -41,4 +42,7 @@ class Pace:
     def note(self, step: Step) -> str:
         """What a bar says beside its own count and time left."""
         speed = short(round(step.tokens_per_second))
-        return f"{step.stage}, loss {step.loss:.3f}, {speed} tokens/s, {self.share(step):.0%} of peak"
+        if EVAL in step.notes:
+            self.evaluated[step.stage] = step.notes[EVAL]
+        last = f", eval {self.evaluated[step.stage]:.3f}" if step.stage in self.evaluated else ""
+        return f"{step.stage}, loss {step.loss:.3f}{last}, {speed} tokens/s, {self.share(step):.0%} of peak"

@@ -146,6 +146,9 @@ def _stage(
     frozen = sees and not any(name.startswith("encoder.") for name in rates)
     if frozen and stage.feature_store and not without_files(stage, recipe.sources):
         yield f"  features   of the frozen encoder are {_features(stage, recipe)}"
+    if stage.eval_data:
+        when = f"every {_steps(stage.eval_every)} and at the end" if stage.eval_every else "at the end"
+        yield f"  evaluated  on {_weighted(stage.eval_data)}, {stage.eval_samples:,} samples at most, {when}"
     yield f"  saved      every {stage.save_every} steps"
     world, groups = processes.world, processes.groups
     own = Share(0, groups).largest(stage)

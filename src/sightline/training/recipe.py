@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import field, replace
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
@@ -17,7 +17,7 @@ from ..layers.adapted import OWN, adapted
 from ..model import VLMConfig
 from .adapters import Learning, Lora, nearest_pattern
 from .preferences import PairsSource
-from .settings import DEFAULTS, FROM_PAIRS, READS, SAMPLED, ObjectiveConfig, check_names
+from .settings import COMPARES, DEFAULTS, FROM_PAIRS, PREPARES, READS, SAMPLED, ObjectiveConfig, check_names
 from .sources import FilesSource, ScenesSource
 
 BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")
@@ -52,6 +52,7 @@ class Stage:
     fusion that learn. drop_path: how many pictures a branch of the encoder's last block leaves out (arXiv:1603.09382);
     of those before, fewer in even steps, and none of the first.
     after: the earlier stage whose weights it begins from; the one before it where nothing is said.
+    eval_data: weights of sources on which its loss is measured and from which it does not learn; none: it is not.
     """
 
     name: str
@@ -82,6 +83,9 @@ class Stage:
     max_bad: Share = 0.01  # how many samples may be passed over, of the first 1,000 or of all
     feature_store: NonNegativeFloat = 8.0  # gigabytes of a frozen encoder's features, where samples repeat; 0: none
     guard_every: NonNegativeInt = 0  # steps between two looks at whether pictures are used; 0: never
+    eval_data: dict[str, float] = field(default_factory=dict)
+    eval_every: NonNegativeInt = 0  # steps between two looks at the loss on `eval_data`; 0: at the stage's end only
+    eval_samples: PositiveInt = 64  # of all of `eval_data`, the same ones at each look
     template: str | None = None
     warmups: dict[str, NonNegativeInt] = field(default_factory=dict)
     weight_decays: dict[str, NonNegativeFloat] = field(default_factory=dict)
@@ -108,6 +112,7 @@ class Stage:
                     near = nearest(pattern, self.learn)
                     raise ConfigError(f"stage {self.name!r} {does} {pattern!r}, which is not learned{near}")
         self._check_loss_weights()
+        self._check_eval()
         if not self.objective:
             raise ConfigError(f"stage {self.name!r} has no objective, expected terms of a loss with their weights")
         for name, weight in self.objective.items() if isinstance(self.objective, dict) else ():
@@ -124,6 +129,26 @@ class Stage:
         if self.packing or self.guard_every:
             other_than = "packing" if self.packing else "guard_every"
             raise ConfigError(f"stage {self.name!r}: loss_weights need rows of one source each, without {other_than}")
+
+    def _check_eval(self) -> None:
+        if not self.eval_data:
+            if self.eval_every:
+                raise ConfigError(f"stage {self.name!r}: eval_every measures nothing without eval_data")
+            return
+        told = f"stage {self.name!r}: eval_data"
+        if not all(0 < weight < math.inf for weight in self.eval_data.values()):
+            raise ConfigError(f"{told} is {self.eval_data}, expected sources with weights above 0")
+        for name in PREPARES & set(self.terms):
+            raise ConfigError(f"{told} needs a loss on data, of which objective {name!r} has none")
+        for name in COMPARES & set(self.terms) if self.eval_samples < self.batch else ():
+            raise ConfigError(f"{told}: {name!r} compares {self.batch} samples, set eval_samples to so many at least")
+        for name in {*self.eval_data} - {*self.loss_weights} if self.loss_weights else ():
+            raise ConfigError(f"{told}: source {name!r} has no term of the loss, as loss_weights are of those of data")
+
+    @property
+    def validated(self) -> "Stage":
+        """The stage as if it learned from what its loss is measured on."""
+        return replace(self, data=self.eval_data, eval_data={}, eval_every=0, guard_every=0, loss_weights={})
 
     @property
     def terms(self) -> dict[str, float]:
@@ -262,12 +287,17 @@ def check_sources(stage: Stage, sources: Mapping[str, Source]) -> str:
     for name in {"kto", "itm", "qformer"} & set(stage.terms):
         if stage.batch < 2:
             raise ConfigError(f"stage {stage.name!r}: {name!r} compares samples of a batch, expected one of at least 2")
+    if stage.eval_data:
+        try:
+            check_sources(stage.validated, sources)
+        except ConfigError as error:
+            raise ConfigError(f"eval_data: {error}") from None
     return wanted.pop()
 
 
 def without_files(stage: Stage, sources: Mapping[str, Source]) -> dict[str, FilesSource]:
     """The sources of a stage that are read from files and name none yet."""
-    found = {name: sources[name] for name in stage.data}
+    found = {name: sources[name] for name in {**stage.data, **stage.eval_data}}
     return {name: each for name, each in found.items() if isinstance(each, FilesSource) and not each.path}
 
 

@@ -18,10 +18,11 @@ from ..core.errors import ConfigError, DataError
 from ..data.batch import Batch
 from . import checkpoints, distributed
 from .recipe import Recipe
-from .report import Board
+from .report import Board, rows_of
 
 WORDS = ("start", "template", "added_tokens", "vocabulary", "sources")  # what a run's tokenizer hangs on
-FREE = ("save_every", "feature_store")  # what may change in a stage that has begun: it does not change what is learned
+# what may change in a stage that has begun: it does not change what is learned
+FREE = ("save_every", "feature_store", "eval_data", "eval_every", "eval_samples")
 
 
 def tell(line: str) -> None:
@@ -40,8 +41,10 @@ class Metrics:
     def __init__(self, folder: Path) -> None:
         self.path, self.board = folder / "metrics.jsonl", Board(folder)
         self.full = False
+        self.looks: list[dict[str, Any]] = []
         if distributed.first():
             self._end_last_line()
+            self.looks = [row for row in rows_of(self.path) if "eval" in row]
 
     def _end_last_line(self) -> None:
         """A kill may have cut the last line short; the next must not be glued to it."""
@@ -65,6 +68,11 @@ class Metrics:
             if not self.full:
                 tell(f"{self.path}: {error.strerror}; training goes on without its metrics")
             self.full = True
+
+    def write_once(self, row: Mapping[str, Any]) -> None:
+        """Add one line about `eval`, unless a run that was killed has left the same."""
+        if _finite(row) not in self.looks:
+            self.write(row)
 
 
 class PassedOver:

@@ -109,6 +109,8 @@ def _stage(rows: list[dict[str, Any]]) -> Iterator[str]:
     lines = {"loss": _series(rows, "loss")}
     if len(terms) > 1:
         lines |= {name: _series(rows, "terms", name) for name in sorted(terms)}
+    if evaluated := _series(rows, "eval", "loss"):
+        lines["on eval_data"] = evaluated
     yield curves("loss", lines)
     refused = sum(row.get("applied") is False for row in rows)
     if refused:

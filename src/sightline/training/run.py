@@ -288,7 +288,7 @@ def check(
         told = besides if besides and begins(recipe, folder, number) else ""
         check_files(recipe.stages[number], recipe.sources, told)
         processor_config(recipe, recipe.stages[number])
-        for name in recipe.stages[number].data:
+        for name in {**recipe.stages[number].data, **recipe.stages[number].eval_data}:
             length_of(name, recipe.sources[name])  # which opens its file
         check_rewards(recipe, number, rewards)
         check_learned(recipe, number)

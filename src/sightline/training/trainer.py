@@ -5,7 +5,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -32,7 +32,10 @@ from .records import Metrics, PassedOver, tell
 from .saving import NonFinite, Unsaved, bytes_of, check_room, design, not_numbers
 from .settings import COMPARES, GATHERED, PREPARES
 from .signals import Signals
+from .validation import Validation, evaluating, mean_terms
 from .workers import short_of_memory
+
+EVAL = "eval loss"  # the note of a step after which the loss on `eval_data` was measured
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,10 @@ class Trainer:
         self.folder, self.saved = folder, folder / "checkpoints" / stage.name
         self.number, self.groups = recipe.stage(stage.name), distributed.Groups(tensor_parallel)
         self.share = Share(self.groups.rank, self.groups.size)
+        self.peers = distributed.Peers()
         if GATHERED & set(stage.terms):
-            objective.among(distributed.peers(self.groups, self.share.lanes(stage)))
+            self.peers = distributed.peers(self.groups, self.share.lanes(stage))
+            objective.among(self.peers)
         rates = learning_rates(model, stage.learn)
         freeze(model, rates)
         self.store, self.warned = store, False
@@ -324,8 +329,11 @@ class Trainer:
         self, processor: Processor, workers: int = 1, evaluate: Callable[[VLM], dict[str, float]] | None = None
     ) -> Iterator[Step]:
         """Steps until the stage is done; a TERM, INT or USR1 finishes the step, saves and ends the process."""
-        self.data = Batches(self.stage, self.number, self.recipe.seed, self.recipe.sources, processor, self.share)
+        given = self.stage, self.number, self.recipe.seed, self.recipe.sources, processor
+        validation = Validation(*given) if self.stage.eval_data else None
+        self.data = Batches(*given, self.share)  # last: its files stay open for processes that load
         metrics, passed = Metrics(self.folder), PassedOver(self.folder, self.stage.max_bad)
+        unseen = PassedOver(self.folder, self.stage.max_bad)  # those on which the loss is measured are counted apart
         if self.step < self.stage.steps:
             size = bytes_of((self.model, self.objective), self.parameters.values())
             distributed.led(lambda: check_room(self.saved, size))
@@ -349,6 +357,9 @@ class Trainer:
                 metrics.write(asdict(step))
                 if guard is not None and self.step % self.stage.guard_every == 0:
                     self.look(guard, metrics)
+                if validation is not None and self.evaluates:
+                    loss = self.validate(validation, metrics, unseen)
+                    step = replace(step, notes=step.notes | {EVAL: loss})
                 if not step.applied:
                     self.refuse(step, micro)
                 yield step
@@ -394,6 +405,37 @@ class Trainer:
                 f"held samples is {found.real:.4f} with them, {found.blank:.4f} with blank ones, {found.shuffled:.4f} "
                 "with those of others: the model does not look, or its questions need no picture"
             )
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the loss on `eval_data` is measured after this step."""
+        every = self.stage.eval_every
+        return self.step == self.stage.steps or (every > 0 and self.step % every == 0)
+
+    def validate(self, validation: Validation, metrics: Metrics, passed: PassedOver) -> float:
+        """Write down the loss on `eval_data` and return it; training goes on as if nothing had been.
+
+        Every process reads all batches, so that those with parts of a model gather it as often as one another.
+        """
+        assert self.data is not None
+
+        def batches() -> Iterator[Batch]:
+            for batch in validation.batches(self.data.share.largest(self.stage)):
+                passed.count([batch] if distributed.first() else [])
+                yield batch.to(self.model.device)
+
+        self.objective.prepare(self.model, [], f"{self.recipe.seed} {self.number} eval")  # the same chance each time
+        self.objective.among(distributed.Peers())
+        kept = nullcontext() if self.store is None else self.store.only_read()
+        with evaluating((self.model, self.objective)), kept, self.autocast():
+            terms = mean_terms(batches(), self.terms)
+        self.objective.among(self.peers)
+        if self.sharded is not None:
+            self.sharded.part()
+        loss = sum(terms.values())
+        row = {"stage": self.stage.name, "step": self.step, "eval": {"loss": loss, "terms": terms}}
+        metrics.write_once(row)
+        return loss
 
     def refuse(self, step: Step, micro: list[Batch]) -> None:
         """Name the samples of a step that was not applied; stop after several in a row."""
