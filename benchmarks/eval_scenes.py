@@ -1,7 +1,8 @@
-"""How well a model reads scenes of seeds that training never asked for: by kind of question, beside two controls.
+"""How well a model reads scenes of seeds that training never asked for: by kind of question, beside controls.
 
 The same questions are asked with the picture, with a blank one and with another scene's; a model that looks falls to
-the questions' prior on the last two. The claims are those of the default model's first version, trained on a CPU.
+the questions' prior on the last two. In a talk each comes after up to three others about the same picture. The claims
+are those of the default model's first version, trained on a CPU.
 
     python benchmarks/eval_scenes.py [--model FOLDER] [--count 2000] [--card]
 
@@ -127,15 +128,16 @@ backgrounds, in several drawing styles, with exact answers. No picture of anybod
 |---|---|---|---|---|
 {stages}
 
-`sightline train {recipe}` does it again, on a CPU or a GPU, and goes on where it was stopped.
+`sightline train {recipe}` does it again, on a CPU or a GPU, and goes on where it was stopped. These
+weights are the mean of those after the last two stages (`sightline.training.export.average`).
 
 ## Scores
 
-{questions:,} questions about scenes of unseen seeds, answers exact; the same questions with a blank picture and with
-another scene's stand beside them. `benchmarks/eval_scenes.py` measures it.
+{questions:,} questions about scenes of unseen seeds, answers exact; the same questions with a blank picture, with
+another scene's, and in a talk, after up to three others, stand beside them. `benchmarks/eval_scenes.py` measures it.
 
-| | picture | blank | another's |
-|---|---|---|---|
+| | picture | blank | another's | in a talk |
+|---|---|---|---|---|
 {scores}
 
 Aims that it misses: {missed}.
@@ -143,8 +145,8 @@ Aims that it misses: {missed}.
 ## Limits
 
 It knows no photographs, no text in pictures, no words outside its world, and English only. On anything but drawn scenes
-its answers are guesses in the form of answers. It answers one question at a time: a second turn of a conversation is
-something that it never learned.
+its answers are guesses in the form of answers. In a talk each question has to stand for itself: what "it" is, it does
+not know.
 """
 
 

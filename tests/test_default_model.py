@@ -52,8 +52,12 @@ def test_its_card_tells_the_scores_that_were_measured() -> None:
     measured = json.loads(results[-1].read_text())["rows"]
     card = (locate() / "README.md").read_text()
     for name in measured["real"]:
-        row = " | ".join(f"{measured[control].get(name, 0):.1%}" for control in ("real", "blank", "shuffled"))
+        row = " | ".join(f"{measured[control].get(name, 0):.1%}" for control in ("real", "blank", "shuffled", "talk"))
         assert f"| {name} | {row} |" in card
+
+
+def test_it_answers_later_questions_as_well_as_first_ones(model: Assistant) -> None:
+    assert overall(model, "talk") > 0.85
 
 
 def test_it_looks(model: Assistant) -> None:

@@ -1,5 +1,7 @@
 """A run's folder becomes a model folder that anyone can load, with the run's tokenizer and picture pipeline."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,13 +9,15 @@ import pytest
 import torch
 
 import sightline
-from sightline.core.errors import CheckpointError
+from sightline.core.config import from_dict
+from sightline.core.errors import CheckpointError, ConfigError
 from sightline.language.tokenizer import Tokenizer
 from sightline.recipes import sightline_mini
 from sightline.training import checkpoints
-from sightline.training.export import export
+from sightline.training.export import average, export
 from sightline.training.run import initial_model
 from sightline.zoo import own
+from sightline.zoo.names import locate
 
 
 @pytest.fixture
@@ -48,3 +52,25 @@ def test_a_run_without_a_checkpoint_is_told(run: Path) -> None:
     with pytest.raises(CheckpointError, match="no stage of recipe 'sightline-mini' is finished"):
         export(sightline_mini(), run, run / "model")
     assert not (run / "model").exists()
+
+
+def test_the_mean_of_models_is_the_mean_of_their_weights(tmp_path: Path, tiny_folder: Path) -> None:
+    folders, wanted = [tmp_path / name for name in "abc"], []
+    for number, folder in enumerate(folders):
+        shutil.copytree(tiny_folder, folder)
+        model, card = own.load_model(folder), own.read_card(folder)
+        with torch.no_grad():
+            for value in model.parameters():
+                value.fill_(2.0**number)  # exact in bfloat16, as is their mean of 7 / 3 to its precision
+        processor = from_dict(own.ProcessorConfig, json.loads((folder / "processor.json").read_text()))
+        own.save(model, Tokenizer.from_folder(folder), processor, folder, card.stages)
+        wanted.append(2.0**number)
+    found = own.load_model(average(folders, tmp_path / "mean"))
+    mean = torch.tensor(sum(wanted) / 3).bfloat16().float()
+    assert all(bool((value == mean).all()) for value in found.parameters())
+    assert own.read_card(tmp_path / "mean").stages == own.read_card(folders[-1]).stages
+
+
+def test_models_of_other_designs_have_no_mean(tmp_path: Path, tiny_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="not the design of"):
+        average([tiny_folder, locate()], tmp_path / "mean")

@@ -39,8 +39,11 @@ def sightline_mini() -> Recipe:
         "places": plain(start=47_000_000, asks=("locate", "relation"), distinct=True),
         "sides": plain(start=48_000_000, asks=("relation",), distinct=True),
         "numbers": plain(start=49_000_000, asks=("count",)),
+        "distances": plain(start=49_500_000, asks=("distance",), distinct=True),
         "easy": ScenesSource(kind="questions", start=50_000_000, first=3, grown=80_000),
         "questions": ScenesSource(kind="questions", start=55_000_000, first=6, grown=40_000),
+        "all": ScenesSource(kind="questions", start=62_000_000),
+        "talks": ScenesSource(kind="questions", start=63_000_000, turns=6, multi_turn=True),
     }
     taught = partial(
         Stage,
@@ -84,6 +87,9 @@ def sightline_mini() -> Recipe:
         taught("relate", data={"sides": 1.0}, steps=400, batch=16),
         taught("number", data={"numbers": 0.7, "easy": 0.3}, steps=400, batch=16),
         taught("instruct", data={"questions": 1.0}, steps=9_800, batch=8, decay=0.5),
+        taught("measure", data={"distances": 0.6, "all": 0.4}, steps=600, batch=8),
+        taught("converse", data={"all": 0.75, "talks": 0.25}, steps=2_400, batch=8, decay=1.0),
+        taught("settle", data={"distances": 0.4, "all": 0.35, "talks": 0.25}, steps=2_600, batch=8, decay=1.0),
     )
     return Recipe("sightline-mini", model, Square(128), sources, stages)
 

@@ -1,9 +1,16 @@
 """From a run's folder to a model folder that anyone can load."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
+from ..core.config import from_dict
+from ..core.errors import ConfigError
+from ..language.tokenizer import Tokenizer
 from ..layers.adapted import adapted
 from ..zoo import own
+from ..zoo.checkpoint import read_json
 from .adapters import save_adapters
 from .judging import files_of, with_head
 from .recipe import Recipe
@@ -31,3 +38,21 @@ def export(recipe: Recipe, run: Path, folder: Path) -> Path:
     learned = {stage.name: tuple(stage.learn) for stage in stages}
     own.save(model, tokenizer_of(recipe, run), processor_config(recipe, stages[-1]), folder, learned, beside=beside)
     return folder
+
+
+def average(folders: Sequence[Path], target: Path) -> Path:
+    """Write the mean of the weights of some model folders into another (model soups, arXiv:2203.05482).
+
+    All but the weights is the last one's; ConfigError where another has another design.
+    """
+    cards = [own.read_card(folder) for folder in folders]
+    for folder, card in zip(folders, cards, strict=True):
+        if card.model != cards[-1].model:
+            raise ConfigError(f"{folder}: not the design of {folders[-1]}, whose mean is asked for")
+    mean, states = own.load_model(folders[-1]), [own.load_model(folder).state_dict() for folder in folders]
+    with torch.no_grad():
+        for name, value in mean.state_dict().items():
+            value.copy_(torch.stack([state[name].double() for state in states]).mean(0))
+    processor = from_dict(own.ProcessorConfig, read_json(folders[-1] / "processor.json"), "processor.json")
+    own.save(mean, Tokenizer.from_folder(folders[-1]), processor, target, cards[-1].stages)
+    return target
