@@ -17,7 +17,8 @@ from sightline.encoders.vit import ViTConfig
 from sightline.fusion.qformer import QFormer, QFormerConfig
 from sightline.language.decoder import DecoderConfig
 from sightline.model import VLM, VLMConfig
-from sightline.training import representation
+from sightline.training import contrast, representation
+from sightline.training.contrast import Scores
 from sightline.training.representation import Representation
 from sightline.training.settings import RepresentationConfig
 from sightline.zoo.backbones import eva_clip_config
@@ -99,7 +100,7 @@ def test_scores_are_those_of_the_retrieval_model(tmp_path: Path, text: str) -> N
         logits = theirs(**given, use_image_text_matching_head=True).logits_per_image
         features = theirs.vision_model(given["pixel_values"]).last_hidden_state
         queries, _ = ours.text.told(qformer, features, read)
-        found = ours.scores(queries, ours.text.alone(qformer, read)[:, 0]) / ours.log_scale.exp()
+        found = ours.scores(queries, ours.text.alone(qformer, read)[:, 0]).pictures / ours.log_scale.exp()
         torch.testing.assert_close(found, cosines, atol=1e-5, rtol=0)
         torch.testing.assert_close(ours.matches(qformer, features, read), logits, atol=1e-5, rtol=0)
     assert (cosines - cosines.roll(1, 0)).abs().max() > 1e-3 and (logits - logits.roll(1, 0)).abs().max() > 1e-3
@@ -122,23 +123,22 @@ def test_losses_and_gradients_are_those_of_lavis(monkeypatch: pytest.MonkeyPatch
     ours = loaded(fusion, RepresentationConfig(projection=6, max_length=8), 21, tensors)
     qformer = ours.get_submodule("fusion")
     assert isinstance(qformer, QFormer)
-    taken: list[Tensor] = []
+    taken: list[Scores] = []
 
-    def likeliest(scores: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
+    def likeliest(scores: Scores, same: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
         taken.append(scores)
-        barred = scores.masked_fill(same, -1e4)
-        return barred.argmax(1), barred.argmax(0)
+        return tuple(x.masked_fill(same, -1e4).argmax(1) for x in (scores.pictures, scores.captions))  # type: ignore
 
     said: list[Tensor] = []
     matches = ours.matches
     monkeypatch.setattr(ours, "matches", lambda *given: said.append(matches(*given)) or said[-1])
-    monkeypatch.setattr(representation, "hard_negatives", likeliest)
+    monkeypatch.setattr(contrast, "hard_negatives", likeliest)
     monkeypatch.setattr(representation, "features_of", lambda model, batch: golden["features"])
     batch = Batch.__new__(Batch)
     object.__setattr__(batch, "extra", {"captions": golden["captions"]})
     terms = ours(Seen(qformer), batch)
-    torch.testing.assert_close(taken[0], golden["scores"], atol=1e-4, rtol=1e-5)
-    assert torch.equal(likeliest(taken[0], torch.eye(4).bool())[0], golden["wrong_captions"])
+    torch.testing.assert_close(taken[0].pictures, golden["scores"], atol=1e-4, rtol=1e-5)
+    assert torch.equal(likeliest(taken[0], torch.eye(4).bool(), torch.zeros(4, 2))[0], golden["wrong_captions"])
     # its rows are true pairs, captions with wrong pictures, pictures with wrong captions; the last two are turned here
     torch.testing.assert_close(said[0][[0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7]], golden["itm_logits"], atol=1e-5, rtol=0)
     for name, (total, count) in terms.items():
