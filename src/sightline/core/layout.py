@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -18,6 +17,9 @@ class Medium(IntEnum):
     IMAGE = 1
     VIDEO = 2
     AUDIO = 3
+
+
+Run = tuple[int, int, int]  # its row, where it starts and where it stops
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,13 @@ class Layout:
         """The layout of tokens start to stop of every row."""
         return replace(self, **{name: getattr(self, name)[:, start:stop] for name in COLUMNS})
 
-    def runs(self) -> tuple[tuple[int, int, int], ...]:
-        """Row, start and stop of every run of tokens of one document, padding among them, in order."""
-        edges = self.document[:, 1:] != self.document[:, :-1]
-        found = []
-        for row, each in enumerate(edges.tolist()):
-            cuts = [0, *(i + 1 for i, edge in enumerate(each) if edge), self.length]
-            found += [(row, start, stop) for start, stop in pairwise(cuts)]
-        return tuple(found)
+    def runs(self) -> tuple[Run, ...]:
+        """Every run of tokens of one document, padding among them, in order."""
+        begins = torch.ones_like(self.document, dtype=torch.bool)
+        begins[:, 1:] = self.document[:, 1:] != self.document[:, :-1]
+        starts = begins.nonzero().tolist()
+        stops = [start or self.length for _, start in starts[1:]] + [self.length] * bool(starts)
+        return tuple((row, start, stop) for (row, start), stop in zip(starts, stops, strict=True))
 
     def then(self, other: "Layout") -> "Layout":
         """This layout followed by another of the same batch."""

@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..core.layout import Layout, Medium
+from ..core.layout import Layout, Medium, Run
 from ..core.memory import Memory
 from ..layers.scores import Places
 
@@ -51,7 +51,7 @@ class Context:
     blind: [batch, queries, 1], True for a token that looks at nothing of the memory.
     rows: in the last block, the tokens [n] that are asked for, counted through the batch.
     places: the layouts of queries and keys, where positions have a say in attention's scores.
-    runs: row, start and stop of every document of packed rows, where attention to each by itself is less work.
+    runs: the documents of packed rows, where attention to each by itself is less work.
     """
 
     layout: Layout
@@ -63,7 +63,7 @@ class Context:
     blind: Tensor | None = None
     rows: Tensor | None = None
     places: Places | None = None
-    runs: tuple[tuple[int, int, int], ...] | None = None
+    runs: tuple[Run, ...] | None = None
 
     @cached_property
     def split(self) -> Split:

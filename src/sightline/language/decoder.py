@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from ..core.config import config
 from ..core.errors import ConfigError
-from ..core.layout import Layout, visible
+from ..core.layout import Layout, Run, visible
 from ..core.memory import Memory
 from ..layers.attention import Attention, QKNorm, chosen
 from ..layers.experts import Experts, ExpertsConfig
@@ -338,7 +338,7 @@ class Decoder(nn.Module):
         return self.norm(x)
 
 
-def apart(layout: Layout) -> tuple[tuple[int, int, int], ...] | None:
+def apart(layout: Layout) -> tuple[Run, ...] | None:
     """The documents of rows, where it pays on a CPU that each attends to itself alone; None elsewhere."""
     if layout.document.device.type != "cpu":
         return None

@@ -9,14 +9,13 @@ from torch.nn import functional as F
 
 from ..core.config import config
 from ..core.errors import ConfigError
+from ..core.layout import Run
 from . import native
 from .linear import together
 from .norms import HeadNorm, LayerAcrossHeads, RMSNorm, UnitNorm
 from .packed import PackedLinear, added
 from .rotary import rotate
 from .scores import HIDDEN, Places, Scores
-
-Run = tuple[int, int, int]  # its row, where it starts and where it stops
 
 
 class KeyValueStore(Protocol):
