@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ..core.config import nearest
 from ..core.errors import ConfigError
 from . import gradients
-from .linear import after, joined
+from .linear import joined
 from .packed import PackedLinear, added, can_fuse
 
 QUICK = 1.702
@@ -83,9 +83,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
         """x [..., width] to the same shape, added to `onto` where it is given."""
-        if isinstance(self.norm, nn.Identity) and not isinstance(self.down, PackedLinear):
-            out = after(self.act, self.up(x), self.down)
-            return out if onto is None else onto + out
+        if isinstance(self.norm, nn.Identity):
+            return added(self.down, self.up(x), onto, self.act)
         return added(self.down, self.norm(self.act(self.up(x))), onto)
 
 
@@ -112,8 +111,7 @@ class GatedFeedForward(nn.Module):
         both = joined(x, (self.gate, self.up))
         if both is None:
             return added(self.down, self.act(self.gate(x)) * self.up(x), onto)
-        out = after(self.gated, both, self.down)
-        return out if onto is None else onto + out
+        return added(self.down, both, onto, self.gated)
 
     def gated(self, both: Tensor) -> Tensor:
         """act(gate) * up [..., hidden] of both side by side [..., 2 * hidden]."""

@@ -4,7 +4,7 @@ At batch 1 a product is a walk over the weights, and torch's plain one reaches a
 oneDNN's blocked order reaches twice to four times as much. Packed maps are for inference only: they give no gradients.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .adapted import merge
+from .linear import after
 
 Precision = Literal["fp32", "bf16", "int8"]
 ROWS = 8  # the packed order is chosen for products of about so many rows; it serves one and hundreds as well
@@ -59,12 +60,13 @@ class PackedLinear(nn.Module):
         return self(x).split(self.sizes, dim=-1)
 
 
-def added(linear: nn.Module, x: Tensor, base: Tensor | None) -> Tensor:
-    """What a map makes of x, added to `base` where there is one."""
-    if base is None:
-        out: Tensor = linear(x)
-        return out
-    return linear.plus(x, base) if isinstance(linear, PackedLinear) else base + linear(x)
+def added(linear: nn.Module, x: Tensor, base: Tensor | None, act: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """What a map makes of x, or of act(x), added to `base` where there is one."""
+    if isinstance(linear, PackedLinear):
+        x = x if act is None else act(x)
+        return linear(x) if base is None else linear.plus(x, base)
+    out: Tensor = linear(x) if act is None else after(act, x, linear)
+    return out if base is None else base + out
 
 
 # how oneDNN's products name the activations that they apply while a result is still in registers
