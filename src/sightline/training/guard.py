@@ -4,7 +4,7 @@ A loss that falls says nothing of that: answers can be guessed from questions. S
 are read three times; a model that looks does clearly worse without its own picture.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,10 +14,10 @@ import torch
 
 from ..core.sequence import Conversation, Image, Message, Part, Video, images_of
 from ..data.batch import Batch
-from ..model import VLM
 from .loader import Batches, assemble, made_of
 from .objectives import Term
 from .sources import Sample
+from .validation import mean_terms
 
 PARTS = 8  # batches that the held samples come in, whose differences say how sure a gap is
 SURE = 2.0  # standard errors above zero
@@ -71,8 +71,7 @@ class Guard:
         # packed or not, the loss is the same
         return assemble(made, self.data.processor, self.data.form, asks=self.data.asks)
 
-    @torch.no_grad()
-    def look(self, model: VLM, terms: Callable[[Batch], dict[str, Term]]) -> Looking | None:
+    def look(self, terms: Callable[[Batch], dict[str, Term]], device: torch.device) -> Looking | None:
         """How the model does now; None where fewer than two samples can be held, so that nothing is sure.
 
         terms: the loss of a batch. Of several processes each reads all batches, so that those with parts of a model
@@ -80,21 +79,16 @@ class Guard:
         """
         if self.idle:
             return None
-        training = model.training
-        model.eval()
-        losses = {
-            name: torch.stack([_loss(terms(batch.to(model.device))) for batch in batches])
-            for name, batches in self.batches.items()
-        }
-        model.train(training)
+        losses = {name: _losses(batches, terms, device) for name, batches in self.batches.items()}
         means = {name: float(each.mean()) for name, each in losses.items()}
         sees = all(_clear(losses[name] - losses["real"]) for name in ("blank", "shuffled"))
         return Looking(means["real"], means["blank"], means["shuffled"], sees)
 
 
-def _loss(terms: Mapping[str, Term]) -> torch.Tensor:
-    """The loss of a batch, in float64."""
-    return torch.tensor(sum(float(total) / max(count, 1) for total, count in terms.values()), dtype=torch.float64)
+def _losses(batches: Sequence[Batch], terms: Callable[[Batch], dict[str, Term]], device: torch.device) -> torch.Tensor:
+    """The loss of each batch, in float64."""
+    found = [sum(mean_terms([batch.to(device)], terms).values()) for batch in batches]
+    return torch.tensor(found, dtype=torch.float64)
 
 
 def _clear(gaps: torch.Tensor) -> bool:

@@ -5,7 +5,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -389,12 +389,18 @@ class Trainer:
         if self.store is not None and frozen:
             self.store.serve(self.model.encoder, self.recipe.pixels)
 
-    def look(self, guard: Guard, metrics: Metrics) -> None:
-        """Write down whether the model looks at its pictures; warn, once, when it does not."""
-        with self.autocast():
-            found = guard.look(self.model, self.terms)
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Within this context losses are looked at and not learned from: in the stage's precision, without chance."""
+        with evaluating((self.model, self.objective)), self.autocast():
+            yield
         if self.sharded is not None:
             self.sharded.part()  # which gradients do otherwise
+
+    def look(self, guard: Guard, metrics: Metrics) -> None:
+        """Write down whether the model looks at its pictures; warn, once, when it does not."""
+        with self.looking():
+            found = guard.look(self.terms, self.model.device)
         if found is None:
             return
         metrics.write({"stage": self.stage.name, "step": self.step, "guard": found.to_dict()})
@@ -427,11 +433,9 @@ class Trainer:
         self.objective.prepare(self.model, [], f"{self.recipe.seed} {self.number} eval")  # the same chance each time
         self.objective.among(distributed.Peers())
         kept = nullcontext() if self.store is None else self.store.only_read()
-        with evaluating((self.model, self.objective)), kept, self.autocast():
+        with self.looking(), kept:
             terms = mean_terms(batches(), self.terms)
         self.objective.among(self.peers)
-        if self.sharded is not None:
-            self.sharded.part()
         loss = sum(terms.values())
         row = {"stage": self.stage.name, "step": self.step, "eval": {"loss": loss, "terms": terms}}
         metrics.write_once(row)

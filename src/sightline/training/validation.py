@@ -1,6 +1,6 @@
 """The loss of a stage on samples of other sources than those it learns from: the same ones at every look."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -50,7 +50,7 @@ class Validation:
 
 
 @torch.no_grad()
-def mean_terms(batches: Iterator[Batch], terms: Callable[[Batch], Mapping[str, Term]]) -> dict[str, float]:
+def mean_terms(batches: Iterable[Batch], terms: Callable[[Batch], Mapping[str, Term]]) -> dict[str, float]:
     """Every term of the loss over some batches, divided once by how much there was of it in all of them."""
     totals: dict[str, float] = {}
     counts: dict[str, int] = {}
