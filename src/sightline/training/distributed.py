@@ -72,35 +72,36 @@ def joined() -> Iterator[None]:
     gpus = torch.cuda.is_available()
     if gpus:
         torch.cuda.set_device(device())
+    told: set[int] = set()
     with ExitStack() as left:
         try:
             distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=TIMEOUT)
-            left.enter_context(_answering())
+            left.enter_context(_answering(told))
             yield
         except RuntimeError as error:
             if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
                 raise
-            raise Lost(_alone(error)) from None
+            raise Lost(_alone(error, told)) from None
     distributed.destroy_process_group()  # after an error nobody waits for the others: torchrun ends them
 
 
-def _alone(error: RuntimeError) -> str:
-    """Which processes this one waits for in vain, and in what."""
+def _alone(error: RuntimeError, told: set[int]) -> str:
+    """Which processes this one waits for in vain, and in what; told: as in `_answering`."""
     inside = Path(distributed.__file__).parent
     frames = [f for f in traceback.extract_tb(error.__traceback__) if inside in Path(f.filename).parents]
     calls = [f.name for f in frames if f.name != "wrapper"]
     me, count, where = os.environ["RANK"], os.environ["WORLD_SIZE"], f" in {calls[-1]}" if calls else ""
     with suppress(ValueError):
         leave_to_parent()  # torchrun ends this one as soon as it finds the other dead; the line comes first
-    gone = _gone()
+    gone = _gone(told)
     which = ", ".join(map(str, gone[:8])) + (" and others" if len(gone) > 8 else "")
     if not gone:
-        told = f"rank {me} of {count} waited too long{where}, though all others are there"
+        line = f"rank {me} of {count} waited too long{where}, though all others are there"
     elif len(gone) == 1:
-        told = f"rank {which} of {count} is gone, rank {me} waited for it{where}"
+        line = f"rank {which} of {count} is gone, rank {me} waited for it{where}"
     else:
-        told = f"ranks {which} of {count} are gone, rank {me} waited for them{where}"
-    return f"{told}; started again, the run goes on from its last checkpoint"
+        line = f"ranks {which} of {count} are gone, rank {me} waited for them{where}"
+    return f"{line}; started again, the run goes on from its last checkpoint"
 
 
 def _line() -> distributed.Store:
@@ -111,16 +112,23 @@ def _line() -> distributed.Store:
 
 
 @contextmanager
-def _answering() -> Iterator[None]:
-    """Within this context a process that is asked whether it is there says so, whatever it is busy with."""
+def _answering(told: set[int]) -> Iterator[None]:
+    """Within this context a process that is asked whether it is there says so, whatever it is busy with.
+
+    told: is given the ranks that others have found to be gone. Who waits for one of these others learns of that by its
+    leaving, when it may be too late to ask.
+    """
     left = threading.Event()
 
     def answer() -> None:
         with suppress(RuntimeError):  # who keeps the store is gone, which this process will find out
-            line = _line()
+            line, answered = _line(), False
             while not left.wait(LISTENS):
-                if line.check(["asked"]):
+                if not answered and line.check(["asked"]):
                     line.set(os.environ["RANK"], "")
+                    answered = True
+                if line.check(["gone"]):
+                    told.update(json.loads(line.get("gone")))
                     return
 
     thread = threading.Thread(target=answer, daemon=True)
@@ -132,8 +140,11 @@ def _answering() -> Iterator[None]:
         thread.join(LISTENS)
 
 
-def _gone() -> list[int]:
-    """The ranks of those that do not answer; the first one's where the store does not that it keeps."""
+def _gone(told: set[int]) -> list[int]:
+    """The ranks of those that do not answer, for the others to know as well.
+
+    Where the store does not answer either, those that others have told of, or else the first one, which keeps it.
+    """
     others = set(range(int(os.environ["WORLD_SIZE"]))) - {int(os.environ["RANK"])}
     silent: set[int] = set()
 
@@ -151,9 +162,15 @@ def _gone() -> list[int]:
 
     heard = threading.Event()
     threading.Thread(target=ask, daemon=True).start()
-    found = [] if heard.wait(HEARD) else sorted(silent) or [0]
+    if heard.wait(HEARD):
+        return []
+    if not silent:
+        return sorted(told & others) or [0]
+    found = sorted(silent)
+    with suppress(RuntimeError):
+        _line().set("gone", json.dumps(found))
     if os.environ["RANK"] == "0":
-        time.sleep(HEARD)  # it may keep the store, by which slower ones still ask
+        time.sleep(HEARD)  # it may keep the store, by which the others are told
     return found
 
 
