@@ -102,7 +102,6 @@ class Matching(Objective):
 
     def __init__(self, model: VLM, vocabulary: int, pad_id: int) -> None:
         super().__init__()
-        self.key = ""
         features, fusion = model.config.image.features, model.fusion
         self.contrast = CLIP(features, vocabulary, pad_id, CLIPConfig())
         reads = isinstance(fusion, QFormer) and fusion.words is not None
@@ -118,10 +117,6 @@ class Matching(Objective):
 
     def among(self, peers: Peers) -> None:
         self.peers = self.contrast.peers = peers
-
-    def prepare(self, model: VLM, micro: list[Batch], key: str) -> list[Batch]:
-        self.key = key
-        return micro
 
     def forward(self, model: VLM, batch: Batch) -> dict[str, Term]:
         features = features_of(model, batch)

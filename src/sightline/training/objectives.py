@@ -26,10 +26,11 @@ class Objective(nn.Module, ABC):
     """Terms of the loss; weights of its own are trained along and kept in the training state only.
 
     updates: how many times each step's batches are learned from. notes: what else a step has to tell. peers: the
-    processes that have parts of the same micro-batches, over which contrast goes.
+    processes that have parts of the same micro-batches, over which contrast goes. key: of the step in hand.
     """
 
     updates: int = 1
+    key: str = ""
     peers: Peers = Peers()
     notes: Mapping[str, float] = MappingProxyType({})
 
@@ -38,6 +39,7 @@ class Objective(nn.Module, ABC):
 
         key: says the run's seed, the stage and the step, so that whatever is drawn is drawn again after a resume.
         """
+        self.key = key
         return micro
 
     def among(self, peers: Peers) -> None:

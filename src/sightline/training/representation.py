@@ -35,7 +35,7 @@ class Representation(Objective):
         if not isinstance(fusion, QFormerConfig) or fusion.vocab_size:
             found = fusion.kind if not isinstance(fusion, QFormerConfig) else "one that reads instructions"
             raise ConfigError(f"objective 'qformer' teaches a Q-Former of queries alone, this model has {found}")
-        self.cfg, self.pad_id, self.key = cfg, pad_id, ""
+        self.cfg, self.pad_id = cfg, pad_id
         self.cls, self.dec, self.sep = range(vocabulary, vocabulary + 3)
         self.text = QFormerText(fusion, vocabulary + 3, cfg.max_length)
         self.picture_projection = nn.Linear(fusion.hidden, cfg.projection)
@@ -50,10 +50,6 @@ class Representation(Objective):
         captions = batch.extra["captions"]
         pairs, words = len(captions), int(self.lengths(captions).sum())
         return {"itc": pairs, "itm": 3 * pairs, "itg": words + pairs}
-
-    def prepare(self, model: VLM, micro: list[Batch], key: str) -> list[Batch]:
-        self.key = key
-        return micro
 
     def forward(self, model: VLM, batch: Batch) -> dict[str, Term]:
         features = features_of(model, batch)
