@@ -14,7 +14,7 @@ from ..fusion.resampler import ResamplerConfig
 from ..fusion.visual_expert import VisualExpertConfig
 from ..model import VLM, VLMConfig
 from ..training.adapters import adapt
-from ..training.cost import usual
+from ..training.cost import usual_samples
 from ..training.plan import STATE, costs_of
 from ..training.recipe import Recipe, freeze, learning_rates
 from ..zoo.hollow import hollow
@@ -138,9 +138,7 @@ def price(recipe: Recipe) -> Price:
         rates = learning_rates(model, stage.learn)
         freeze(model, rates)
         sizes = {name: p.numel() for name, p in model.named_parameters()}
-        costs = costs_of(
-            recipe, stage, model, {name: usual(recipe.sources[name], recipe.pixels) for name in stage.data}
-        )
+        costs = costs_of(recipe, stage, model, usual_samples(recipe, stage))
         shares = {name: weight / sum(stage.data.values()) for name, weight in stage.data.items()}
         per_sample = sum(shares[name] * each.operations for name, each in costs.items())
         operations += per_sample * stage.steps * stage.batch * stage.accumulate

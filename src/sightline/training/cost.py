@@ -247,28 +247,38 @@ def taught_by(recipe: Recipe, stage: Stage, model: VLM) -> Representation | None
 # ---------------------------------------------------------------------------------------------------------- samples
 
 
+def usual_samples(recipe: Recipe, stage: Stage) -> dict[str, Usual]:
+    """A usual sample of each source that a stage learns from."""
+    return {name: usual(recipe.sources[name], recipe.pixels) for name in stage.data}
+
+
 def usual(source: Source, pixels: Pipeline | None = None) -> Usual:
     """A usual sample of a source: the mean of some, or what it says itself while it has none that can be used.
 
     pixels: what makes several pictures of one, such as tiles, each of which counts.
     """
-    if isinstance(source, FilesSource) and not source.path:
-        return Usual(_views(PIL.Image.new("RGB", PICTURE), pixels), source.text, guess=True)
-    first = source.grown if isinstance(source, ScenesSource) else 0
-    samples: list[Sample] = []
-    for k in range(min(TRIED, source.length or TRIED)):
-        try:
-            samples.append(source(0, 0, first + k))
-        except Exception as error:
-            if not unusable(error) or not isinstance(source, FilesSource):
-                raise
-        if len(samples) == LOOKED_AT:
-            break
+    samples = _some(source)
     if not samples and isinstance(source, FilesSource):
         return Usual(_views(PIL.Image.new("RGB", PICTURE), pixels), source.text, guess=True)
     images = [image for s in samples for image in images_of(_talk(s)) or ([s.image] if s.image is not None else [])]
     pictures = sum(_views(image.picture, pixels) for image in images)
     return Usual(round(pictures / len(samples)), round(sum(map(_length, samples)) / len(samples)))
+
+
+def _some(source: Source) -> list[Sample]:
+    """The first samples of a source that can be used; none of files while it names none."""
+    if isinstance(source, FilesSource) and not source.path:
+        return []
+    first, found = source.grown if isinstance(source, ScenesSource) else 0, []
+    for k in range(min(TRIED, source.length or TRIED)):
+        try:
+            found.append(source(0, 0, first + k))
+        except Exception as error:
+            if not unusable(error) or not isinstance(source, FilesSource):
+                raise
+        if len(found) == LOOKED_AT:
+            break
+    return found
 
 
 def _views(picture: PIL.Image.Image, pixels: Pipeline | None) -> int:

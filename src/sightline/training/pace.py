@@ -4,7 +4,7 @@ from ..model import VLM
 from ..zoo.hollow import hollow
 from ..zoo.numbers import short
 from .adapters import adapt
-from .cost import matmul_rate, usual
+from .cost import matmul_rate, usual_samples
 from .plan import costs_of
 from .recipe import Recipe, Stage, freeze, learning_rates
 from .trainer import EVAL, Step
@@ -16,7 +16,7 @@ def operations(recipe: Recipe, stage: Stage) -> float:
         model = VLM(recipe.model)
         adapt(model, stage.learn)
     freeze(model, learning_rates(model, stage.learn))
-    costs = costs_of(recipe, stage, model, {name: usual(recipe.sources[name], recipe.pixels) for name in stage.data})
+    costs = costs_of(recipe, stage, model, usual_samples(recipe, stage))
     return sum(stage.data[name] * each.operations for name, each in costs.items()) / sum(stage.data.values())
 
 

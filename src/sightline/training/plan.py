@@ -18,7 +18,7 @@ from ..zoo.own import read_card
 from . import distributed
 from .adapters import Lora, adapt
 from .budget import recompute
-from .cost import BYTES, Cost, Usual, cost, machine_memory, matmul_rate, taught_by, usual
+from .cost import BYTES, Cost, Usual, cost, machine_memory, matmul_rate, taught_by, usual_samples
 from .features import repeats
 from .judging import is_judge
 from .loader import Share, check_seen
@@ -108,7 +108,7 @@ def _stage(
     freeze(model, rates)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     total, learned = sum(sizes.values()), sum(sizes[name] for name in rates)
-    samples = {name: usual(recipe.sources[name], recipe.pixels) for name in stage.data}
+    samples = usual_samples(recipe, stage)
     costs = costs_of(recipe, stage, model, samples)
     mine, own_costs = model, costs
     if processes.tensor > 1 or stage.recompute:

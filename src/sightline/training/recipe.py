@@ -146,6 +146,11 @@ class Stage:
             raise ConfigError(f"{told}: source {name!r} has no term of the loss, as loss_weights are of those of data")
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        """The names of all sources that it reads."""
+        return tuple({**self.data, **self.eval_data})
+
+    @property
     def validated(self) -> "Stage":
         """The stage as if it learned from what its loss is measured on."""
         return replace(self, data=self.eval_data, eval_data={}, eval_every=0, guard_every=0, loss_weights={})
@@ -297,7 +302,7 @@ def check_sources(stage: Stage, sources: Mapping[str, Source]) -> str:
 
 def without_files(stage: Stage, sources: Mapping[str, Source]) -> dict[str, FilesSource]:
     """The sources of a stage that are read from files and name none yet."""
-    found = {name: sources[name] for name in {**stage.data, **stage.eval_data}}
+    found = {name: sources[name] for name in stage.reads}
     return {name: each for name, each in found.items() if isinstance(each, FilesSource) and not each.path}
 
 

@@ -262,9 +262,8 @@ def check_rewards(recipe: Recipe, number: int, given: Mapping[str, Rewards]) -> 
             raise ConfigError(f"stage {stage.name!r}: {name!r} is not {ways}{nearest(name, known)}")
 
 
-def check_learned(recipe: Recipe, number: int) -> None:
+def check_learned(recipe: Recipe, stage: Stage) -> None:
     """ConfigError for a stage whose patterns name nothing, or nothing that its samples reach."""
-    stage = recipe.stages[number]
     with hollow():
         model = VLM(recipe.model)
         adapt(model, stage.learn)
@@ -285,17 +284,18 @@ def check(
     groups = distributed.Groups(tensor_parallel)
     besides = still_to_give(recipe)
     for number in chosen:
+        stage = recipe.stages[number]
         told = besides if besides and begins(recipe, folder, number) else ""
-        check_files(recipe.stages[number], recipe.sources, told)
-        processor_config(recipe, recipe.stages[number])
-        for name in {**recipe.stages[number].data, **recipe.stages[number].eval_data}:
+        check_files(stage, recipe.sources, told)
+        processor_config(recipe, stage)
+        for name in stage.reads:
             length_of(name, recipe.sources[name])  # which opens its file
         check_rewards(recipe, number, rewards)
-        check_learned(recipe, number)
-        check_tensor_parallel(recipe.model, recipe.stages[number], tensor_parallel, distributed.size(), shard)
-        Share(groups.rank, groups.size).check(recipe.stages[number])
+        check_learned(recipe, stage)
+        check_tensor_parallel(recipe.model, stage, tensor_parallel, distributed.size(), shard)
+        Share(groups.rank, groups.size).check(stage)
         if shard:
-            check_shards(recipe.stages[number])
+            check_shards(stage)
 
 
 def run(
@@ -346,10 +346,9 @@ def run(
                 if isinstance(judge, Judge):
                     judge.share(model, learning_rates(model, current.learn))
                     judge.to(device)
-            objective = objective_of(current, recipe, tokenizer, model, judges)
+            objective = objective_of(current, recipe, tokenizer, model, judges).to(device)
             rows = [tokenizer.control(name) for name in current.trainable_tokens]
-            ways = shard, store, tensor_parallel, rows
-            trainer = Trainer(recipe, current, model, objective.to(device), folder, *ways)
+            trainer = Trainer(recipe, current, model, objective, folder, shard, store, tensor_parallel, rows)
             if trainer.resume():
                 tell(f"stage {current.name!r} goes on from step {trainer.step:,}")
             yield from trainer.run(processor_of(recipe, tokenizer, model, current), workers, evaluate)
